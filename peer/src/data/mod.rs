@@ -1,0 +1,1 @@
+//! From samples on disk to the batch that every peer of the cohort sees.

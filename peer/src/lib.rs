@@ -1,0 +1,8 @@
+//! One network of a cohort: trained alone or in company.
+
+pub mod data;
+pub mod models;
+pub mod methods;
+pub mod optim;
+pub mod evaluate;
+pub mod kernels;

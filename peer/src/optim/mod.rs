@@ -1,0 +1,1 @@
+//! The optimiser, step for step as PyTorch's.

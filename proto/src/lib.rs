@@ -1,0 +1,3 @@
+//! What crosses the network between peers and coordinator, and what all sides must agree on.
+
+pub mod rng;
