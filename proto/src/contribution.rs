@@ -1,0 +1,261 @@
+//! What one peer says about one (step, round): tensors that were checked once, when the value was made.
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use crate::id::{Digest, PeerName, Round, RunId, Step, ViewId};
+use crate::schema::{DType, Schema, TensorSpec};
+
+/// A place in a contribution log. Ordered as the log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The step.
+    pub step: Step,
+    /// The exchange inside the step.
+    pub round: Round,
+}
+
+impl Position {
+    /// The ordinary exchange of a step.
+    pub fn of(step: Step) -> Self {
+        Self { step, round: 0 }
+    }
+}
+
+/// What a contribution belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// The run.
+    pub run: RunId,
+    /// The view that held.
+    pub view: ViewId,
+    /// Where in the log.
+    pub position: Position,
+    /// Who says it.
+    pub source: PeerName,
+    /// The batch it is about ([`crate::plan::PlannedBatch::hash`]).
+    pub batch_hash: u64,
+}
+
+/// A tensor on its way: row-major little-endian bytes of the length that its spec asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    /// Name, type and shape.
+    pub spec: TensorSpec,
+    /// The elements.
+    pub data: Bytes,
+}
+
+/// Tensors that do not make a contribution.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ContributionError {
+    /// Not the tensors that were agreed.
+    #[error("it carries {got}, but {expected} was agreed")]
+    Schema {
+        /// What came.
+        got: String,
+        /// What was agreed at join.
+        expected: String,
+    },
+    /// The data do not have the length that the shape asks for.
+    #[error("tensor {name} has {got} bytes where its shape asks for {expected}")]
+    Length {
+        /// The tensor.
+        name: String,
+        /// Bytes that came.
+        got: usize,
+        /// Bytes that its shape asks for.
+        expected: usize,
+    },
+    /// A NaN or an infinity.
+    #[error("tensor {name} has a value that is not finite (element {element})")]
+    NotFinite {
+        /// The tensor.
+        name: String,
+        /// Flat index of the first such element.
+        element: usize,
+    },
+    /// The bytes are not those that were sent.
+    #[error("its digest is {claimed}, but its bytes have {actual}: it was damaged on the way")]
+    Digest {
+        /// What the sender computed.
+        claimed: String,
+        /// What arrived.
+        actual: String,
+    },
+}
+
+/// A checked entry of a contribution log: fits its schema, finite, and with the digest of all it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contribution {
+    header: Header,
+    tensors: Vec<Tensor>,
+    digest: Digest,
+}
+
+impl Contribution {
+    /// Checks tensors against the agreed schema and seals them with their digest.
+    pub fn seal(header: Header, tensors: Vec<Tensor>, schema: &Schema) -> Result<Self, ContributionError> {
+        check_schema(&tensors, schema)?;
+        tensors.iter().try_for_each(check_tensor)?;
+        let digest = digest(&header, &tensors);
+        Ok(Self { header, tensors, digest })
+    }
+
+    /// As [`Contribution::seal`], for one that came from elsewhere with the digest that its sender computed.
+    pub fn open(
+        header: Header,
+        tensors: Vec<Tensor>,
+        claimed: Digest,
+        schema: &Schema,
+    ) -> Result<Self, ContributionError> {
+        let contribution = Self::seal(header, tensors, schema)?;
+        if contribution.digest == claimed {
+            Ok(contribution)
+        } else {
+            let actual = contribution.digest.short();
+            Err(ContributionError::Digest { claimed: claimed.short(), actual })
+        }
+    }
+
+    /// What it belongs to.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Its tensors, in the order of the schema.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// SHA-256 of header and tensors.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Bytes of tensor data.
+    pub fn byte_len(&self) -> usize {
+        self.tensors.iter().map(|tensor| tensor.data.len()).sum()
+    }
+}
+
+fn check_schema(tensors: &[Tensor], schema: &Schema) -> Result<(), ContributionError> {
+    if tensors.iter().map(|tensor| &tensor.spec).eq(schema.tensors()) {
+        return Ok(());
+    }
+    let got: Vec<String> = tensors.iter().map(|tensor| tensor.spec.to_string()).collect();
+    Err(ContributionError::Schema { got: format!("[{}]", got.join(", ")), expected: schema.to_string() })
+}
+
+fn check_tensor(tensor: &Tensor) -> Result<(), ContributionError> {
+    let name = || tensor.spec.name.clone();
+    let expected = tensor.spec.byte_len().unwrap_or(usize::MAX);
+    if tensor.data.len() != expected {
+        return Err(ContributionError::Length { name: name(), got: tensor.data.len(), expected });
+    }
+    let bad = match tensor.spec.dtype {
+        DType::F32 => tensor.data.as_chunks().0.iter().position(|&b| !f32::from_le_bytes(b).is_finite()),
+        DType::F64 => tensor.data.as_chunks().0.iter().position(|&b| !f64::from_le_bytes(b).is_finite()),
+    };
+    bad.map_or(Ok(()), |element| Err(ContributionError::NotFinite { name: name(), element }))
+}
+
+/// SHA-256 of: the text `cohort.contribution.v1`; run, view, step, round and batch hash as u64; the source's name;
+/// then per tensor its name, type (0 for f32, 1 for f64), rank and dimensions as u64, and its data. All numbers are
+/// little-endian; each name is preceded by its length as u64.
+fn digest(header: &Header, tensors: &[Tensor]) -> Digest {
+    let mut sha = Sha256::new();
+    sha.update(b"cohort.contribution.v1");
+    let Header { run, view, position, source, batch_hash } = header;
+    for number in [run.0, view.0, position.step, u64::from(position.round), *batch_hash] {
+        sha.update(number.to_le_bytes());
+    }
+    let text = |sha: &mut Sha256, text: &str| {
+        sha.update((text.len() as u64).to_le_bytes());
+        sha.update(text.as_bytes());
+    };
+    text(&mut sha, source.as_str());
+    for tensor in tensors {
+        text(&mut sha, &tensor.spec.name);
+        let dtype = match tensor.spec.dtype {
+            DType::F32 => 0u64,
+            DType::F64 => 1,
+        };
+        sha.update(dtype.to_le_bytes());
+        sha.update((tensor.spec.shape.len() as u64).to_le_bytes());
+        tensor.spec.shape.iter().for_each(|&dim| sha.update((dim as u64).to_le_bytes()));
+        sha.update(&tensor.data);
+    }
+    Digest(sha.finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        let source = PeerName::new("a").unwrap();
+        Header { run: RunId(1), view: ViewId(1), position: Position::of(3), source, batch_hash: 9 }
+    }
+
+    fn tensor(values: &[f32]) -> Tensor {
+        let data: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let spec = TensorSpec { name: "logits".into(), dtype: DType::F32, shape: vec![values.len()] };
+        Tensor { spec, data: data.into() }
+    }
+
+    fn schema(tensor: &Tensor) -> Schema {
+        Schema::new(vec![tensor.spec.clone()]).unwrap()
+    }
+
+    #[test]
+    fn sealed_then_opened() {
+        let t = tensor(&[1.0, -2.5]);
+        let sealed = Contribution::seal(header(), vec![t.clone()], &schema(&t)).unwrap();
+        let opened = Contribution::open(header(), vec![t.clone()], sealed.digest(), &schema(&t)).unwrap();
+        assert_eq!(sealed, opened);
+    }
+
+    #[test]
+    fn every_part_enters_the_digest() {
+        let t = tensor(&[1.0, -2.5]);
+        let base = digest(&header(), std::slice::from_ref(&t));
+        let mut others = vec![digest(&header(), &[tensor(&[1.0, -2.0])]), digest(&header(), &[])];
+        let mut renamed = t.clone();
+        renamed.spec.name = "logitz".into();
+        others.push(digest(&header(), &[renamed]));
+        let mut reshaped = t.clone();
+        reshaped.spec.shape = vec![2, 1];
+        others.push(digest(&header(), &[reshaped]));
+        let changes: [fn(&mut Header); 6] = [
+            |h| h.run = RunId(2),
+            |h| h.view = ViewId(2),
+            |h| h.position.step = 4,
+            |h| h.position.round = 1,
+            |h| h.source = PeerName::new("b").unwrap(),
+            |h| h.batch_hash = 8,
+        ];
+        for change in changes {
+            let mut changed = header();
+            change(&mut changed);
+            others.push(digest(&changed, std::slice::from_ref(&t)));
+        }
+        others.iter().for_each(|other| assert_ne!(*other, base));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let t = tensor(&[1.0, 2.0]);
+        let agreed = schema(&t);
+        let wrong_shape = Contribution::seal(header(), vec![tensor(&[1.0])], &agreed);
+        assert!(matches!(wrong_shape, Err(ContributionError::Schema { .. })));
+        let nan = Contribution::seal(header(), vec![tensor(&[0.0, f32::NAN])], &agreed);
+        assert_eq!(nan, Err(ContributionError::NotFinite { name: "logits".into(), element: 1 }));
+        let short = Tensor { data: t.data.slice(..7), ..t.clone() };
+        let expected = ContributionError::Length { name: "logits".into(), got: 7, expected: 8 };
+        assert_eq!(Contribution::seal(header(), vec![short], &agreed), Err(expected));
+        let other = Digest::of(b"");
+        let damaged = Contribution::open(header(), vec![t], other, &agreed);
+        assert!(matches!(damaged, Err(ContributionError::Digest { .. })));
+    }
+}

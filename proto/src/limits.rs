@@ -1,0 +1,84 @@
+//! Every maximum in one place, with the arithmetic that justifies it.
+
+use std::time::Duration;
+
+/// Version of the wire protocol. A peer of another version is refused at join.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Peers in one run. The coordinator's work per step report is O(members); a cohort is usually 2 to 16.
+pub const PEERS_MAX: usize = 1024;
+
+/// Characters of a peer or run name: it becomes a folder name and a certificate's subject.
+pub const NAME_CHARS_MAX: usize = 64;
+
+/// Characters of an address (`host:port`; a DNS name has at most 253).
+pub const ADDRESS_CHARS_MAX: usize = 300;
+
+/// Bytes of a run.toml. A thousand peers at about 100 bytes each are 100 kB.
+pub const SPEC_BYTES_MAX: usize = 1 << 20;
+
+/// Tensors in one contribution: 4 stages, each with an embedding and a matching feature, and logits, with room.
+pub const TENSORS_MAX: usize = 64;
+
+/// Dimensions of a tensor; feature maps have 4.
+pub const RANK_MAX: usize = 8;
+
+/// Bytes of tensor data in one contribution. L-MCL at batch 128 says 444 kB; ImageNet logits at batch 1024 are 4 MB;
+/// a feature map of 256x64x32x32 f32 is 64 MB.
+pub const CONTRIBUTION_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of one gRPC message of the data plane: a contribution and its names.
+pub const EXCHANGE_MESSAGE_BYTES_MAX: usize = CONTRIBUTION_BYTES_MAX + (1 << 20);
+
+/// Bytes of one gRPC message of the control plane: a status with a thousand members at about 2 kB each.
+pub const CONTROL_MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes that a peer's contribution log may hold: what accumulates between two checkpoints. A run whose contributions
+/// would exceed it is refused before training with the advice to write checkpoints more often.
+pub const LOG_BYTES_MAX: u64 = 2 << 30;
+
+/// Contributions received from one source and not yet consumed. A source that needs our own contribution for its next
+/// step cannot be further ahead than one step; one-directional edges are held back by flow control.
+pub const INBOX_PER_SOURCE: usize = 4;
+
+/// Messages queued between a process's network tasks and its deciding loop, each way.
+pub const QUEUE_DEPTH: usize = 256;
+
+/// Loss terms and timings in one report.
+pub const REPORT_ENTRIES_MAX: usize = 64;
+
+/// Characters of a reason or a sentence that travels.
+pub const SENTENCE_CHARS_MAX: usize = 1000;
+
+/// Checkpoint steps that a joining peer may offer.
+pub const CHECKPOINTS_MAX: usize = 1024;
+
+/// Steps of a run. More would overflow nothing, but no run of this many steps ends.
+pub const STEPS_MAX: u64 = 1 << 40;
+
+/// Steps that a lease may reach beyond the slowest member.
+pub const LEASE_STEPS_MAX: u64 = 64;
+
+/// Steps that a lease always reaches beyond the slowest member, so that a slow step never waits for a grant.
+pub const LEASE_STEPS_MIN: u64 = 2;
+
+/// The time that a lease is meant to cover: also how long a graceful stop takes at the most, about.
+pub const LEASE_SPAN: Duration = Duration::from_secs(2);
+
+/// Attempts to reach the coordinator, with pauses that double up to [`RETRY_PAUSE_MAX`]: about 12 seconds in all.
+pub const CONNECT_ATTEMPTS: u32 = 8;
+
+/// The first pause between two attempts.
+pub const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// The longest pause between two attempts.
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(4);
+
+/// How long one connection attempt may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Concurrent streams that one connection may open on a service of ours.
+pub const STREAMS_PER_CONNECTION: u32 = 16;
+
+/// A connection that carries nothing is probed this often, and given up when a probe stays unanswered as long.
+pub const KEEPALIVE: Duration = Duration::from_secs(10);

@@ -1,0 +1,107 @@
+//! `[[peer]]`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::SpecError;
+use super::section::{Section, unknown_word};
+use crate::id::PeerName;
+use crate::limits::PEERS_MAX;
+
+/// The architectures that a peer can build. A test of the peer keeps this list and its registry equal.
+pub const ARCHITECTURES: [&str; 15] = [
+    "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet8x4", "resnet32x4",
+    "wrn_10_1", "wrn_16_1", "wrn_16_2", "wrn_28_4", "wrn_40_1", "wrn_40_2",
+];
+
+/// `[[peer]]`: one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerSpec {
+    /// Its name, unique in the run.
+    pub name: PeerName,
+    /// Its architecture, one of [`ARCHITECTURES`].
+    pub arch: String,
+    /// Weights to start from; drawn from the seed and the name if absent.
+    pub init: Option<PathBuf>,
+    /// Where it computes, unless the process is told another device.
+    pub device: DeviceSpec,
+    /// What it does in the cohort.
+    pub role: Role,
+}
+
+/// Where a network computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceSpec {
+    /// The processor.
+    Cpu,
+    /// The NVIDIA device of this number.
+    Cuda(usize),
+    /// Apple's.
+    Metal,
+}
+
+impl std::str::FromStr for DeviceSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("cuda:").map(str::parse)) {
+            ("cpu", _) => Ok(Self::Cpu),
+            ("metal", _) => Ok(Self::Metal),
+            ("cuda", _) => Ok(Self::Cuda(0)),
+            (_, Some(Ok(number))) => Ok(Self::Cuda(number)),
+            _ => Err(format!("{text:?} is not a device; write \"cpu\", \"cuda:0\" or \"metal\"")),
+        }
+    }
+}
+
+/// What a peer does in the cohort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It trains.
+    Student,
+}
+
+impl PeerSpec {
+    pub(super) fn read(mut section: Section) -> Result<Self, SpecError> {
+        let name = section.text("name")?.ok_or_else(|| section.missing("name", "every peer has a name"))?;
+        let name = PeerName::new(name).map_err(|error| section.error("name", error.to_string()))?;
+        let arch = section.text("arch")?.ok_or_else(|| section.missing("arch", "write arch = \"resnet20\""))?;
+        if !ARCHITECTURES.contains(&arch.as_str()) {
+            return Err(section.error("arch", unknown_word(&arch, &ARCHITECTURES)));
+        }
+        let init = section.text("init")?.map(PathBuf::from);
+        let device = match section.text("device")? {
+            None => DeviceSpec::Cpu,
+            Some(text) => text.parse().map_err(|problem: String| section.error("device", problem))?,
+        };
+        let role = match section.text("role")?.as_deref() {
+            None | Some("student") => Role::Student,
+            Some("teacher") => {
+                let problem = "\"teacher\" is not supported by this version: its methods are among students";
+                return Err(section.error("role", problem));
+            }
+            Some(other) => return Err(section.error("role", unknown_word(other, &["student"]))),
+        };
+        section.finish()?;
+        Ok(Self { name, arch, init, device, role })
+    }
+}
+
+pub(super) fn check_all(peers: &[PeerSpec]) -> Result<(), SpecError> {
+    let in_run = |problem: String| SpecError::value("run.toml", "[[peer]]", problem);
+    if peers.is_empty() {
+        return Err(in_run("is missing; write one [[peer]] with name and arch for every network".into()));
+    }
+    if peers.len() > PEERS_MAX {
+        return Err(in_run(format!("stands {} times; a run has at most {PEERS_MAX} peers", peers.len())));
+    }
+    for (i, peer) in peers.iter().enumerate() {
+        if peers[..i].iter().any(|other| other.name == peer.name) {
+            return Err(in_run(format!("has two peers named {:?}; names are unique", peer.name.as_str())));
+        }
+    }
+    Ok(())
+}

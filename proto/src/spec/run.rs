@@ -1,0 +1,96 @@
+//! `[run]` and `[policy]`.
+
+use serde::{Deserialize, Serialize};
+
+use super::SpecError;
+use super::section::Section;
+use crate::id::{Step, is_name};
+use crate::limits::{CHECKPOINTS_MAX, NAME_CHARS_MAX, PEERS_MAX, STEPS_MAX};
+
+/// `[run]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunSection {
+    /// The run's name.
+    pub name: String,
+    /// What batches, augmentation and initial weights are drawn from.
+    pub seed: u64,
+    /// How long it is.
+    pub length: Length,
+    /// Steps between two checkpoints.
+    pub checkpoint_every: Step,
+    /// Checkpoints that are kept.
+    pub keep: usize,
+}
+
+/// How long a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Length {
+    /// So many passes over the data.
+    Epochs(u64),
+    /// Exactly so many steps.
+    Steps(Step),
+}
+
+impl RunSection {
+    pub(super) fn read(mut section: Section) -> Result<Self, SpecError> {
+        let name = section.text("name")?.unwrap_or_else(|| "run".to_owned());
+        if !is_name(&name) {
+            let rule = format!("{name:?} must be 1 to {NAME_CHARS_MAX} letters, digits, '-', '_' or '.'");
+            return Err(section.error("name", rule));
+        }
+        // TOML integers are signed; a seed is any of the non-negative ones.
+        let seed = section.whole("seed", 0..=i64::MAX as u64)?.unwrap_or(0);
+        let epochs = section.whole("epochs", 1..=1_000_000)?;
+        let steps = section.whole("steps", 1..=STEPS_MAX)?;
+        let length = match (steps, epochs) {
+            (Some(steps), _) => Length::Steps(steps),
+            (None, Some(epochs)) => Length::Epochs(epochs),
+            (None, None) => return Err(section.missing("epochs", "write epochs = 20, or steps = 400 for an exact number")),
+        };
+        let checkpoint_every = section.whole("checkpoint_every", 1..=STEPS_MAX)?.unwrap_or(200);
+        let keep = section.whole("keep", 1..=CHECKPOINTS_MAX as u64)?.unwrap_or(3) as usize;
+        section.finish()?;
+        Ok(Self { name, seed, length, checkpoint_every, keep })
+    }
+}
+
+/// `[policy]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicySpec {
+    /// What the others do when a peer dies.
+    pub on_failure: FailurePolicy,
+    /// A peer that is silent for longer is dead.
+    pub failure_timeout_ms: u64,
+    /// Fewer peers than this do not train.
+    pub min_peers: usize,
+}
+
+/// What the others do when a peer dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailurePolicy {
+    /// Nobody goes on without it: they save and stop, and a restart goes on from there.
+    Wait,
+}
+
+impl PolicySpec {
+    pub(super) fn read(mut section: Section, peers: usize) -> Result<Self, SpecError> {
+        let on_failure = match section.text("on_failure")?.as_deref() {
+            None | Some("wait") => FailurePolicy::Wait,
+            Some("continue") => {
+                let problem = "\"continue\" is not supported by this version: a cohort that loses a peer saves its \
+                               state and stops, and goes on when it is started again; write \"wait\"";
+                return Err(section.error("on_failure", problem));
+            }
+            Some(other) => return Err(section.error("on_failure", format!("{other:?} is not known; write \"wait\""))),
+        };
+        let failure_timeout_ms = section.whole("failure_timeout_ms", 200..=3_600_000)?.unwrap_or(10_000);
+        let min_peers = section.whole("min_peers", 1..=PEERS_MAX as u64)?.map_or(peers, |n| n as usize);
+        if min_peers > peers {
+            return Err(section.error("min_peers", format!("is {min_peers}, but the run has {peers} peers")));
+        }
+        section.finish()?;
+        Ok(Self { on_failure, failure_timeout_ms, min_peers })
+    }
+}
