@@ -14,6 +14,25 @@ pub mod limits;
 pub mod id;
 pub mod spec;
 pub mod dataset;
-pub mod rng;
-pub mod dataset;
 pub mod plan;
+pub mod rng;
+pub mod view;
+pub mod schema;
+pub mod contribution;
+pub mod control;
+pub mod convert;
+pub mod exit;
+
+/// The types and services generated from `proto/cohort/v1`. Only services and [`convert`] touch them.
+#[allow(
+    missing_docs,
+    clippy::all,
+    unreachable_pub,
+    reason = "generated code; its documentation is the schema"
+)]
+pub mod wire {
+    tonic::include_proto!("cohort.v1");
+
+    /// The compiled schema, for gRPC reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cohort.v1.bin"));
+}
