@@ -180,8 +180,11 @@ fn raw_bytes(tensor: &Tensor) -> candle_core::Result<RawTensor> {
     Ok((dtype, tensor.dims().to_vec(), bytes))
 }
 
-/// Reads the bytes of a safetensors file; the error is what is wrong with them.
-fn decode(bytes: &[u8]) -> Result<StateDict, String> {
+/// Reads the bytes of a safetensors file onto the CPU.
+///
+/// # Errors
+/// What is wrong with the bytes, in words.
+pub fn decode(bytes: &[u8]) -> Result<StateDict, String> {
     let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
     let tensors = file.iter().map(|(name, view)| {
         // A tensor without elements is no weight, and its other sides could be absurd.
