@@ -199,7 +199,10 @@ pub enum DatasetError {
         defect: IdxError,
     },
     /// A label is not a class.
-    #[error("{} has label {label} at position {index}, but {kind} has only classes 0 to {}", file.display(), kind.classes() - 1)]
+    #[error(
+        "{} has label {label} at position {index}, but {kind} has only classes 0 to {}",
+        file.display(), kind.classes() - 1
+    )]
     LabelOutOfRange {
         /// The file.
         file: PathBuf,
