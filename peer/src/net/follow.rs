@@ -56,7 +56,7 @@ pub struct Following {
 
 /// Follows until the receiver hangs up. A connection that breaks is made again from the entry after the last one
 /// received, with bounded retries; an entry that cannot be used ends the following.
-pub async fn follow(mut following: Following, deliver: mpsc::Sender<Delivery>) -> Result<(), PeerError> {
+pub async fn follow<W: From<Delivery>>(mut following: Following, deliver: mpsc::Sender<W>) -> Result<(), PeerError> {
     let places = Arc::new(Semaphore::new(INBOX_PER_SOURCE));
     let jitter = key_of(following.me.as_str()) ^ key_of(following.source.name.as_str());
     let mut backoff = Backoff::new(jitter);
@@ -83,9 +83,9 @@ enum Ended {
     Broke(String),
 }
 
-async fn follow_once(
+async fn follow_once<W: From<Delivery>>(
     following: &mut Following,
-    deliver: &mpsc::Sender<Delivery>,
+    deliver: &mpsc::Sender<W>,
     places: &Arc<Semaphore>,
 ) -> Result<Ended, PeerError> {
     let Following { source, me, run, .. } = following.clone();
@@ -125,7 +125,8 @@ async fn follow_once(
         }
         let Position { step, round } = contribution.header().position;
         following.from = Position { step, round: round.saturating_add(1) };
-        if deliver.send(Delivery { contribution: Arc::new(contribution), place }).await.is_err() {
+        let delivery = Delivery { contribution: Arc::new(contribution), place };
+        if deliver.send(delivery.into()).await.is_err() {
             return Ok(Ended::NobodyListens);
         }
     }
