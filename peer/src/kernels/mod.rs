@@ -1,7 +1,9 @@
 //! The small door to arithmetic: safe functions that choose the fast CPU kernel or candle's own by device.
 
-mod stock;
 pub mod threads;
+mod stock;
+mod ops;
+mod cpu;
 #[cfg(test)]
 mod tests;
 
@@ -58,6 +60,9 @@ pub struct Sgd {
 /// When the shapes do not fit each other or the window is larger than the padded input.
 pub fn conv2d(x: &Tensor, w: &Tensor, geometry: ConvGeometry) -> Result<Tensor> {
     check_conv(x, w, geometry)?;
+    if geometry.groups == 1 && ops::accepts(&[x, w]) {
+        return ops::conv::conv2d(x, w, geometry);
+    }
     stock::conv2d(x, w, geometry)
 }
 
@@ -82,6 +87,9 @@ pub fn batch_norm_train(
             x.dims()
         )
     }
+    if x.rank() == 4 && ops::accepts(&[x, gamma, beta, residual.unwrap_or(x)]) {
+        return ops::batch_norm::train(x, gamma, beta, eps, residual, act);
+    }
     stock::batch_norm_train(x, gamma, beta, eps, residual, act)
 }
 
@@ -101,6 +109,9 @@ pub fn batch_norm_eval(
     act: Activation,
 ) -> Result<Tensor> {
     check_batch_norm(x, &[gamma, beta, running_mean, running_var], residual)?;
+    if x.rank() == 4 && ops::accepts(&[x, gamma, beta, running_mean, running_var, residual.unwrap_or(x)]) {
+        return ops::batch_norm::eval(x, (gamma, beta), (running_mean, running_var), eps, residual, act);
+    }
     stock::batch_norm_eval(x, gamma, beta, running_mean, running_var, eps, residual, act)
 }
 
@@ -109,6 +120,9 @@ pub fn batch_norm_eval(
 /// # Errors
 /// Those of the device.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
+    if ops::accepts(&[x]) {
+        return ops::pointwise::relu(x);
+    }
     stock::relu(x)
 }
 
@@ -120,6 +134,9 @@ pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
     if h * w == 0 {
         candle_core::bail!("global average pooling of a tensor without pixels, shape {:?}", x.dims())
+    }
+    if ops::accepts(&[x]) {
+        return ops::pointwise::global_avg_pool(x);
     }
     stock::global_avg_pool(x)
 }

@@ -42,7 +42,7 @@ impl ResNet {
     ///
     /// # Errors
     /// If a name is taken or the device fails.
-    pub fn new(
+    pub(super) fn new(
         scope: &mut Scope<'_>,
         depth: usize,
         widths: [usize; 4],

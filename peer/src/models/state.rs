@@ -191,7 +191,14 @@ pub fn decode(bytes: &[u8]) -> Result<StateDict, String> {
         if view.shape().contains(&0) {
             return Err(format!("`{name}` has the shape {:?}", view.shape()));
         }
-        let dtype = DType::try_from(view.dtype()).map_err(|error| format!("`{name}`: {error}"))?;
+        let dtype = match view.dtype() {
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F32 => DType::F32,
+            Dtype::F64 => DType::F64,
+            Dtype::I64 => DType::I64,
+            other => return Err(format!("`{name}` has elements of type {other:?}, which no weights have")),
+        };
         let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu);
         Ok((name.to_owned(), tensor.map_err(|error| format!("`{name}`: {error}"))?))
     });

@@ -35,7 +35,7 @@ impl WideResNet {
     ///
     /// # Errors
     /// If a name is taken or the device fails.
-    pub fn new(
+    pub(super) fn new(
         scope: &mut Scope<'_>,
         depth: usize,
         widen: usize,

@@ -61,3 +61,6 @@ pub fn clip_global_norm(gradients: &mut Gradients, limit: f64) -> Result<f64> {
     }
     Ok(norm)
 }
+
+#[cfg(test)]
+mod tests;

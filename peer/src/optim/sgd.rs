@@ -80,22 +80,37 @@ impl Sgd {
     /// trained does not depend on which loss terms were present in a step.
     ///
     /// # Errors
-    /// If a gradient has no parameter or another shape, a parameter no velocity, or the device fails.
+    /// If a gradient has no parameter or another shape or element type, or a parameter no velocity: nothing has changed
+    /// then. Or if the device fails.
     pub fn step(&mut self, params: &Params, mut gradients: Gradients, lr: f64) -> Result<Option<f64>> {
-        if let Some(name) = gradients.keys().find(|name| !params.trainable().contains_key(*name)) {
-            candle_core::bail!("a gradient for `{name}`, which is not a trainable tensor");
-        }
+        self.check_step(params, &gradients)?;
         let clip = self.config.clip_norm;
         let norm = if clip > 0.0 { Some(clip_global_norm(&mut gradients, clip)?) } else { None };
         let SgdConfig { momentum, nesterov, weight_decay, .. } = self.config;
         let settings = kernels::Sgd { lr, momentum, weight_decay, nesterov };
         for (name, var) in params.trainable() {
-            let Some(velocity) = self.velocity.get(name) else {
-                candle_core::bail!("`{name}` became trainable after the optimiser was made");
-            };
-            kernels::sgd_step(var, velocity, gradients.get(name), settings)?;
+            if let Some(velocity) = self.velocity.get(name) {
+                kernels::sgd_step(var, velocity, gradients.get(name), settings)?;
+            }
         }
         Ok(norm)
+    }
+
+    /// Refuses a step before it has touched anything.
+    fn check_step(&self, params: &Params, gradients: &Gradients) -> Result<()> {
+        for (name, gradient) in gradients {
+            let Some(var) = params.trainable().get(name) else {
+                candle_core::bail!("a gradient for `{name}`, which is not a trainable tensor");
+            };
+            if (gradient.dims(), gradient.dtype()) != (var.dims(), var.dtype()) {
+                let (found, expected) = ((gradient.dims(), gradient.dtype()), (var.dims(), var.dtype()));
+                candle_core::bail!("the gradient of `{name}` is {found:?}, the tensor is {expected:?}");
+            }
+        }
+        match params.trainable().keys().find(|name| !self.velocity.contains_key(*name)) {
+            Some(name) => candle_core::bail!("`{name}` became trainable after the optimiser was made"),
+            None => Ok(()),
+        }
     }
 
     /// A copy of the velocities, named `{parameter}.momentum_buffer`.

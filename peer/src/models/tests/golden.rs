@@ -19,7 +19,7 @@ fn networks_agree_with_pytorch_in_f64() {
 
 #[test]
 fn networks_agree_with_pytorch_in_f32() {
-    check_folder(DType::F32, 1e-4);
+    check_folder(DType::F32, 1e-5);
 }
 
 fn check_folder(dtype: DType, tolerance: f64) {

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::{TINY, network, params, values};
 use crate::models::projection::Projection;
 use crate::models::state::{Mismatch, encode, load_safetensors, save_safetensors};
-use crate::models::{Params, StateDict, StateError, Strictness, build};
+use crate::models::{Init, Params, StateDict, StateError, Strictness, build};
 
 fn of_seed(seed: u64, dtype: DType) -> Params {
     let mut params = Params::new(seed, "a", dtype, &Device::Cpu).unwrap();
@@ -164,7 +164,7 @@ fn unusable_files_are_named() {
     );
     let unwritable = save_safetensors(&folder.path().join("no/such/folder"), &StateDict::new()).unwrap_err();
     assert!(unwritable.to_string().contains("no/such/folder"), "{unwritable}");
-    for bytes in [b"".as_slice(), b"not weights", &huge_shape()] {
+    for bytes in [b"".as_slice(), b"not weights", &huge_shape(), &odd_type()] {
         std::fs::write(&path, bytes).unwrap();
         let damaged = load_safetensors(&path).unwrap_err();
         assert!(matches!(&damaged, StateError::Damaged { .. }), "{damaged}");
@@ -175,8 +175,31 @@ fn unusable_files_are_named() {
 /// A file whose one tensor has no elements and sides whose product no integer holds.
 fn huge_shape() -> Vec<u8> {
     let side = 1u64 << 40;
-    let header = format!(r#"{{"w":{{"dtype":"F32","shape":[0,{side},{side}],"data_offsets":[0,0]}}}}"#);
-    [(header.len() as u64).to_le_bytes().as_slice(), header.as_bytes()].concat()
+    file_of(&format!(r#"{{"w":{{"dtype":"F32","shape":[0,{side},{side}],"data_offsets":[0,0]}}}}"#), &[])
+}
+
+/// A file with an element type of four bits.
+fn odd_type() -> Vec<u8> {
+    file_of(r#"{"w":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}"#, &[7])
+}
+
+fn file_of(header: &str, data: &[u8]) -> Vec<u8> {
+    [(header.len() as u64).to_le_bytes().as_slice(), header.as_bytes(), data].concat()
+}
+
+#[test]
+fn half_precision_weights_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("half.safetensors");
+    // 1.0 and -2.0 as float16 and as bfloat16.
+    for (dtype, data) in [("F16", [0x00, 0x3c, 0x00, 0xc0]), ("BF16", [0x80, 0x3f, 0x00, 0xc0])] {
+        let header = format!(r#"{{"w":{{"dtype":"{dtype}","shape":[2],"data_offsets":[0,4]}}}}"#);
+        std::fs::write(&path, file_of(&header, &data)).unwrap();
+        let mut params = params(DType::F32);
+        let w = params.root().trainable("w", &[2], Init::Zeros).unwrap();
+        params.load(&load_safetensors(&path).unwrap(), Strictness::Strict).unwrap();
+        assert_eq!(values(&w), [1.0, -2.0], "{dtype}");
+    }
 }
 
 proptest! {

@@ -1,5 +1,7 @@
 //! The door against closed forms and finite differences in f64.
 
+mod agreement;
+
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::*;
