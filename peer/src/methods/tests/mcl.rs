@@ -3,6 +3,7 @@
 use super::*;
 use crate::methods::MclParams;
 use crate::methods::mcl::Scores;
+use crate::methods::primitives::{Positives, contrastive};
 
 fn joint_terms(v: &[Tensor], y: &[i64]) -> [f64; 4] {
     let scores = Scores::joint(v, &labels(y).unwrap(), &MclParams::default()).unwrap();
@@ -94,4 +95,20 @@ fn terms_without_weight_are_not_computed() {
     let scores = Scores::joint(&v, &labels(&LABELS).unwrap(), &params).unwrap();
     let names: Vec<_> = scores.terms(&params).unwrap().into_iter().map(|(name, ..)| name).collect();
     assert_eq!(names, ["vcl", "soft_icl"]);
+}
+
+/// A share of ICL with only the own anchors, the natural mistake, misses much of the gradient. A comparison with the
+/// joint gradient can tell.
+#[test]
+fn the_anchors_of_the_others_matter() {
+    let (y, params) = (labels(&LABELS).unwrap(), MclParams::default());
+    let (vars, v) = variables(&all(2, embedding_of).unwrap()).unwrap();
+    let whole = gradient(&Scores::share(0, &v, &y, &params).unwrap().icl().unwrap(), &vars[0]);
+    let joint = gradient(&Scores::joint(&v, &y, &params).unwrap().icl().unwrap(), &vars[0]);
+    assert!(largest_difference(&whole, &joint) <= 1e-12 * frobenius(&joint));
+
+    let own_anchors = (v[0].matmul(&v[1].detach().t().unwrap()).unwrap() / params.tau).unwrap();
+    let positives = Positives::new(&y, &v[0]).unwrap();
+    let half = gradient(&contrastive(&own_anchors, &positives).unwrap(), &vars[0]);
+    assert!(largest_difference(&half, &joint) > 0.1 * frobenius(&joint));
 }

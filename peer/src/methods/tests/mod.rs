@@ -1,9 +1,8 @@
 //! The losses against printed reference values (float64, an independent PyTorch implementation that was checked
-//! against the authors' code), finite differences, and themselves in the other form.
+//! against the authors' code), finite differences and closed forms.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-mod exactness;
 mod logits;
 mod mcl;
 mod primitives;
