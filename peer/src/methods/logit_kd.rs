@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::primitives::{promote, soft_kl, zero};
+use super::primitives::{soft_kl, widen, zero};
 
 /// Which networks learn from the ensemble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,9 +54,9 @@ pub fn joint(logits: &[Tensor], students: Students, temperature: f64) -> Result<
 
 /// Mean of the logits without their graph, added in ascending order.
 fn mean(logits: &[Tensor]) -> Result<Tensor> {
-    let mut sum = promote(&logits[0])?.detach();
+    let mut sum = widen(&logits[0])?.detach();
     for z in &logits[1..] {
-        sum = (sum + promote(z)?.detach())?;
+        sum = (sum + widen(z)?.detach())?;
     }
     sum / logits.len() as f64
 }

@@ -9,7 +9,7 @@
 //! Sums over networks run in ascending index, so that every peer forms the same bits from the same contributions.
 //! Nothing here knows a network's layers, a file, a clock or another process.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 pub mod primitives;
 pub mod cross_entropy;
@@ -26,7 +26,6 @@ pub use mcl::MclParams;
 
 use cross_entropy::cross_entropy;
 use mcl::Scores;
-use primitives::promote;
 
 /// The name under which a peer publishes its logits [B, C].
 pub const LOGITS: &str = "logits";
@@ -67,7 +66,7 @@ pub struct Heard {
     pub embeddings: Vec<Tensor>,
 }
 
-/// A peer's share of the loss.
+/// A peer's share of the loss: scalars in f64 for logits in f64, else in f32, computed in more digits than that.
 #[derive(Debug, Clone)]
 pub struct Terms {
     /// The scalar to differentiate.
@@ -130,7 +129,7 @@ impl Method {
                 }
             }
         }
-        Ok(terms)
+        terms.narrow(own.logits.dtype())
     }
 
     /// What each peer publishes in a step, for a batch and a number of classes. It depends on the method alone, not
@@ -165,6 +164,15 @@ impl Terms {
         self.total = (&self.total + (&value * weight)?)?;
         self.named.push((name, value));
         Ok(())
+    }
+
+    fn narrow(mut self, logits: DType) -> Result<Self> {
+        let dtype = if logits == DType::F64 { DType::F64 } else { DType::F32 };
+        self.total = self.total.to_dtype(dtype)?;
+        for (_, value) in &mut self.named {
+            *value = value.to_dtype(dtype)?;
+        }
+        Ok(self)
     }
 }
 
@@ -208,7 +216,6 @@ fn in_order<'a>(
     others: impl Iterator<Item = (usize, Option<&'a Tensor>)>,
     name: &str,
 ) -> Result<Vec<Tensor>> {
-    let own = promote(own)?;
     let mut all = Vec::new();
     for (index, tensor) in others {
         let Some(tensor) = tensor else {
@@ -221,8 +228,8 @@ fn in_order<'a>(
                 own.dims()
             );
         }
-        all.push(promote(tensor)?.to_dtype(own.dtype())?.to_device(own.device())?.detach());
+        all.push(tensor.to_device(own.device())?.detach());
     }
-    all.insert(position, own);
+    all.insert(position, own.clone());
     Ok(all)
 }

@@ -4,6 +4,7 @@
 use anyhow::Result;
 use cohort_peer::methods::cross_entropy::cross_entropy;
 use cohort_peer::methods::dml::mimicry;
+use cohort_peer::methods::primitives::zero;
 use cohort_peer::methods::{DmlParams, Reduce, Target};
 
 use crate::case::{Tensors, Trial};
@@ -15,7 +16,7 @@ pub(super) fn dml(trial: &Trial<'_>) -> Result<Tensors> {
         reduce: trial.choice("reduce", &[("mean", Reduce::Mean), ("sum", Reduce::Sum)])?,
         target: trial.choice("target", &[("each", Target::Each), ("ensemble", Target::Ensemble)])?,
     };
-    let mut total = logits[0].zeros_like()?.sum_all()?;
+    let mut total = zero(&logits[0])?;
     for me in trial.learners("z", logits.len(), 0) {
         let own = (cross_entropy(&logits[me], &labels)? + mimicry(me, &logits, &params)?)?;
         total = (total + own)?;

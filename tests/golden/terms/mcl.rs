@@ -6,6 +6,7 @@ use anyhow::Result;
 use cohort_peer::methods::MclParams;
 use cohort_peer::methods::logit_kd::ensemble_kl;
 use cohort_peer::methods::mcl::Scores;
+use cohort_peer::methods::primitives::zero;
 
 use crate::case::{Tensors, Trial};
 
@@ -39,7 +40,7 @@ pub(super) fn mcl(trial: &Trial<'_>) -> Result<Tensors> {
 pub(super) fn mcl_logit_kd(trial: &Trial<'_>) -> Result<Tensors> {
     let logits = trial.networks("z")?;
     let t = trial.number("t", MclParams::default().kd_t)?;
-    let mut total = logits[0].zeros_like()?.sum_all()?;
+    let mut total = zero(&logits[0])?;
     for me in trial.learners("z", logits.len(), logits.len() - 1) {
         total = (total + ensemble_kl(me, &logits, t)?)?;
     }
