@@ -1,7 +1,7 @@
 //! The arithmetic that every loss is made of, in the log domain and without a guard inside any logarithm.
 //!
 //! Shapes: `B` rows of a batch, `C` classes, `E` embedding width. Arguments may have any float dtype; results have that
-//! of [`widen`], but for [`unit`]. Nothing here knows a model, a peer or a clock.
+//! of [`widen`], but for [`unit()`]. Nothing here knows a model, a peer or a clock.
 
 use candle_core::{D, DType, Result, Tensor};
 
