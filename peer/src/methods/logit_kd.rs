@@ -31,7 +31,7 @@ impl Students {
 
 /// `KL_T(z_me ‖ mean_j z_j)` with the network's own logits in the mean; scalar.
 ///
-/// `logits` holds the [B, C] of all networks in ascending order, in which they are added up. The mean is a constant:
+/// `logits` holds the `[B, C]` of all networks in ascending order, in which they are added up. The mean is a constant:
 /// only `logits[me]` receives a gradient, and only as the student. Who calls it decides [`Students::include`].
 pub fn ensemble_kl(me: usize, logits: &[Tensor], temperature: f64) -> Result<Tensor> {
     let Some(own) = logits.get(me) else {

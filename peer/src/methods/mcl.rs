@@ -1,7 +1,7 @@
 //! Mutual Contrastive Learning (Yang et al., "Mutual Contrastive Learning for Visual Representation Learning",
 //! AAAI 2022): networks compare the samples of a batch within their own embedding and across each other's.
 //!
-//! With unit embeddings `v_i` [B, E] of network i and scores `S_ij = v_i v_jᵀ / τ` [B, B], rows being the anchors of
+//! With unit embeddings `v_i` `[B, E]` of network i and scores `S_ij = v_i v_jᵀ / τ` `[B, B]`, rows being the anchors of
 //! network i:
 //!
 //! | term | sum over all networks | share of network i |
@@ -79,7 +79,7 @@ pub struct Scores {
 impl Scores {
     /// For the share of network `me`: only `embeddings[me]` receives a gradient, the others are constants.
     ///
-    /// `embeddings` holds the unit rows [B, E] of all networks in ascending order, `labels` the integers [B].
+    /// `embeddings` holds the unit rows `[B, E]` of all networks in ascending order, `labels` the integers `[B]`.
     ///
     /// # Errors
     /// `me` outside the slice, or shapes that differ.
@@ -184,7 +184,7 @@ impl Scores {
     }
 }
 
-/// `S_ij = v_i v_jᵀ / τ` [B, B].
+/// `S_ij = v_i v_jᵀ / τ` `[B, B]`.
 fn scores(anchors: &Tensor, contrasts: &Tensor, tau: f64) -> Result<Tensor> {
     anchors.matmul(&contrasts.t()?)? / tau
 }

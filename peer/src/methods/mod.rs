@@ -27,10 +27,10 @@ pub use mcl::MclParams;
 use cross_entropy::cross_entropy;
 use mcl::Scores;
 
-/// The name under which a peer publishes its logits [B, C].
+/// The name under which a peer publishes its logits `[B, C]`.
 pub const LOGITS: &str = "logits";
 
-/// The name under which a peer publishes the unit embedding [B, E] of the k-th stage that has one.
+/// The name under which a peer publishes the unit embedding `[B, E]` of the k-th stage that has one.
 pub fn embedding_name(stage: usize) -> String {
     format!("embed.{stage}")
 }
@@ -49,9 +49,9 @@ pub enum Method {
 /// What a peer's own network made of the batch, with the graph that made it.
 #[derive(Debug, Clone, Copy)]
 pub struct Own<'a> {
-    /// [B, C].
+    /// `[B, C]`.
     pub logits: &'a Tensor,
-    /// Unit rows [B, E], one for each stage that has an embedding; MCL uses the first.
+    /// Unit rows `[B, E]`, one for each stage that has an embedding; MCL uses the first.
     pub embeddings: &'a [Tensor],
 }
 
@@ -60,9 +60,9 @@ pub struct Own<'a> {
 pub struct Heard {
     /// The network's index in the cohort.
     pub index: usize,
-    /// [B, C], where the method exchanges logits.
+    /// `[B, C]`, where the method exchanges logits.
     pub logits: Option<Tensor>,
-    /// Unit rows [B, E], one for each stage that has an embedding.
+    /// Unit rows `[B, E]`, one for each stage that has an embedding.
     pub embeddings: Vec<Tensor>,
 }
 
@@ -87,7 +87,7 @@ pub struct Said {
 }
 
 impl Method {
-    /// The share of network `me` in a cohort of `cohort` networks, for labels [B] of any integer dtype.
+    /// The share of network `me` in a cohort of `cohort` networks, for labels `[B]` of any integer dtype.
     ///
     /// `heard` holds the other `cohort - 1` networks in ascending index. Means over the cohort and the choice of the
     /// last network go by these networks. With `cohort = 1` the terms that need another network are absent.

@@ -43,7 +43,7 @@ pub fn log_softmax(z: &Tensor) -> Result<Tensor> {
     shifted.broadcast_sub(&log_sum)
 }
 
-/// Rows `x` [B, E] scaled to length 1, in the dtype of `x` (f32 for half precision): part of a network, not of a loss.
+/// Rows `x` `[B, E]` scaled to length 1, in the dtype of `x` (f32 for half precision): part of a network, not of a loss.
 ///
 /// The lower bound on the length sits inside the root, so that a zero row gives zeros and a finite gradient.
 pub fn unit(x: &Tensor) -> Result<Tensor> {
@@ -55,14 +55,14 @@ pub fn unit(x: &Tensor) -> Result<Tensor> {
 /// Softened Kullback-Leibler divergence of a student from a teacher, `T² · mean over rows of KL(teacher ‖ student)`
 /// (Hinton et al. 2015, section 2).
 ///
-/// Both [B, C]; scalar. No gradient reaches the teacher.
+/// Both `[B, C]`; scalar. No gradient reaches the teacher.
 pub fn soft_kl(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
     let student = soften(student, temperature)?;
     let teacher = soften(teacher, temperature)?;
     soft_kl_of_logs(&student, &teacher, temperature)
 }
 
-/// `ls(z / T)`: the logarithm of the softened distribution, [B, C].
+/// `ls(z / T)`: the logarithm of the softened distribution, `[B, C]`.
 pub fn soften(z: &Tensor, temperature: f64) -> Result<Tensor> {
     let z = widen(z)?;
     if temperature == 1.0 { log_softmax(&z) } else { log_softmax(&(z / temperature)?) }
@@ -87,14 +87,14 @@ pub fn soft_kl_of_logs(student: &Tensor, teacher: &Tensor, temperature: f64) -> 
 /// of a step.
 #[derive(Debug, Clone)]
 pub struct Positives {
-    /// [B, B]: 1 / (V · positives of the row) at the positives of a valid anchor, else 0.
+    /// `[B, B]`: 1 / (V · positives of the row) at the positives of a valid anchor, else 0.
     weights: Tensor,
-    /// [B, B]: [`LEFT_OUT`] on the diagonal, else 0.
+    /// `[B, B]`: [`LEFT_OUT`] on the diagonal, else 0.
     no_self: Tensor,
 }
 
 impl Positives {
-    /// From integer labels [B], for scores on the device of `like`.
+    /// From integer labels `[B]`, for scores on the device of `like`.
     ///
     /// The positives of an anchor are the *other* samples of its class. Anchors without one take no part, and the
     /// mean runs over the V anchors that are left; where the published code would divide 0 by 0 (no sample shares
@@ -113,7 +113,7 @@ impl Positives {
     }
 }
 
-/// Supervised contrastive term of a score matrix [B, B] (rows are anchors, columns the samples they are contrasted
+/// Supervised contrastive term of a score matrix `[B, B]` (rows are anchors, columns the samples they are contrasted
 /// with, already divided by the temperature); scalar (Khosla et al. 2020, equation 2, for two views of one batch).
 ///
 /// The anchor's own column is neither positive nor in the denominator, for scores across two networks as well.

@@ -1,4 +1,4 @@
-//! `ce`: logits `z` [B, C], labels `y` [B].
+//! `ce`: logits `z` `[B, C]`, labels `y` `[B]`.
 
 use anyhow::Result;
 use cohort_peer::methods::cross_entropy::cross_entropy;

@@ -1,4 +1,4 @@
-//! `dml`: logits `z0`, `z1`, … [B, C], labels `y` [B]; the loss of the networks that have a gradient, else of
+//! `dml`: logits `z0`, `z1`, … `[B, C]`, labels `y` `[B]`; the loss of the networks that have a gradient, else of
 //! network 0.
 
 use anyhow::Result;

@@ -1,5 +1,5 @@
-//! `mcl`: unit embeddings `v0`, `v1`, … [B, E], `labels` [B]; the four terms over all networks and their weighted sum,
-//! without cross-entropy. `mcl_logit_kd`: logits `z0`, `z1`, … [B, C]; the divergence of the networks that have a
+//! `mcl`: unit embeddings `v0`, `v1`, … `[B, E]`, `labels` `[B]`; the four terms over all networks and their weighted sum,
+//! without cross-entropy. `mcl_logit_kd`: logits `z0`, `z1`, … `[B, C]`; the divergence of the networks that have a
 //! gradient, else of the last, from the ensemble.
 
 use anyhow::Result;

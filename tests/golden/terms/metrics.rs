@@ -1,4 +1,4 @@
-//! `metrics`: logits `z` [N, C], labels `y` [N]. They are computed in double precision whatever the logits are.
+//! `metrics`: logits `z` `[N, C]`, labels `y` `[N]`. They are computed in double precision whatever the logits are.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
