@@ -77,6 +77,14 @@ impl TryFrom<String> for PeerName {
     }
 }
 
+impl std::str::FromStr for PeerName {
+    type Err = BadName;
+
+    fn from_str(name: &str) -> Result<Self, BadName> {
+        Self::new(name)
+    }
+}
+
 impl From<PeerName> for String {
     fn from(name: PeerName) -> Self {
         name.0

@@ -133,7 +133,7 @@ impl Store {
         let mut steps = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(&failed)? {
             let name = entry.map_err(&failed)?.file_name();
-            let step = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|step| step.parse().ok());
+            let step: Option<Step> = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|step| step.parse().ok());
             steps.extend(step);
         }
         steps.sort_unstable();

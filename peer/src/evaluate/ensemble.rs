@@ -1,4 +1,4 @@
-//! Several networks asked as one. Each function returns logits [N, C] of the ensemble, to be evaluated like those of
+//! Several networks asked as one. Each function returns logits `[N, C]` of the ensemble, to be evaluated like those of
 //! a network.
 
 use super::{EvaluateError, log_softmax};

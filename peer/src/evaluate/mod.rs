@@ -1,6 +1,6 @@
 //! What a trained network is worth: accuracy, likelihood, calibration, from its logits and the labels.
 //!
-//! Plain slices in f64; no tensors, no data, no network. `logits` is always [N, C], row after row.
+//! Plain slices in f64; no tensors, no data, no network. `logits` is always `[N, C]`, row after row.
 
 use serde::{Deserialize, Serialize};
 
@@ -76,7 +76,7 @@ pub enum EvaluateError {
     Members,
 }
 
-/// All metrics of `logits` [N, C] for N labels.
+/// All metrics of `logits` `[N, C]` for N labels.
 ///
 /// # Errors
 /// Slices that do not fit, a label outside `0..classes`, a logit that is not finite.

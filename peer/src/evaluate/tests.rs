@@ -5,7 +5,7 @@ use super::*;
 
 const LABELS: [usize; 6] = [3, 1, 2, 2, 2, 3];
 
-/// `z_i[n,c] = 3 sin(0.7(i+1) + 1.3n + 2.1c)`, [6, 5].
+/// `z_i[n,c] = 3 sin(0.7(i+1) + 1.3n + 2.1c)`, `[6, 5]`.
 fn logits_of(i: usize) -> Vec<f64> {
     let cells = (0..6).flat_map(|n| (0..5).map(move |c| (n as f64, c as f64)));
     cells.map(|(n, c)| 3.0 * (0.7 * (i + 1) as f64 + 1.3 * n + 2.1 * c).sin()).collect()

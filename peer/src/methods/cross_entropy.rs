@@ -6,7 +6,7 @@ use super::primitives::log_softmax;
 
 /// Mean over the batch of `-ls(z)[n, y_n]`; scalar.
 ///
-/// `logits` [B, C], `labels` [B] of any integer dtype on any device.
+/// `logits` `[B, C]`, `labels` `[B]` of any integer dtype on any device.
 ///
 /// # Errors
 /// A label outside `0..C`, or shapes that do not fit.

@@ -44,7 +44,7 @@ impl Default for DmlParams {
 
 /// The mimicry loss of network `me`: `1/(M-1) Σ_{j≠me} KL_T(z_me ‖ z_j)` with the default parameters; scalar.
 ///
-/// `logits` holds the [B, C] of all M networks in ascending order. Only `logits[me]` receives a gradient: it is a
+/// `logits` holds the `[B, C]` of all M networks in ascending order. Only `logits[me]` receives a gradient: it is a
 /// student in these terms and a constant teacher in everybody else's. 0 for M = 1.
 pub fn mimicry(me: usize, logits: &[Tensor], params: &DmlParams) -> Result<Tensor> {
     let Some(own) = logits.get(me) else {
@@ -83,7 +83,7 @@ pub fn joint(logits: &[Tensor], labels: &Tensor, params: &DmlParams) -> Result<T
     Ok(total)
 }
 
-/// Logarithm of the mean of the softened distributions, [B, C]; a class that all of them rule out stays finite.
+/// Logarithm of the mean of the softened distributions, `[B, C]`; a class that all of them rule out stays finite.
 fn log_mean_softmax(logits: &[Tensor], temperature: f64) -> Result<Tensor> {
     let logs = logits.iter().map(|z| soften(z, temperature)).collect::<Result<Vec<_>>>()?;
     let logs = Tensor::stack(&logs, 0)?;

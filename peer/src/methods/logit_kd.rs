@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::primitives::{promote, soft_kl, zero};
+use super::primitives::{soft_kl, widen, zero};
 
 /// Which networks learn from the ensemble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,7 +31,7 @@ impl Students {
 
 /// `KL_T(z_me ‖ mean_j z_j)` with the network's own logits in the mean; scalar.
 ///
-/// `logits` holds the [B, C] of all networks in ascending order, in which they are added up. The mean is a constant:
+/// `logits` holds the `[B, C]` of all networks in ascending order, in which they are added up. The mean is a constant:
 /// only `logits[me]` receives a gradient, and only as the student. Who calls it decides [`Students::include`].
 pub fn ensemble_kl(me: usize, logits: &[Tensor], temperature: f64) -> Result<Tensor> {
     let Some(own) = logits.get(me) else {
@@ -54,9 +54,9 @@ pub fn joint(logits: &[Tensor], students: Students, temperature: f64) -> Result<
 
 /// Mean of the logits without their graph, added in ascending order.
 fn mean(logits: &[Tensor]) -> Result<Tensor> {
-    let mut sum = promote(&logits[0])?.detach();
+    let mut sum = widen(&logits[0])?.detach();
     for z in &logits[1..] {
-        sum = (sum + promote(z)?.detach())?;
+        sum = (sum + widen(z)?.detach())?;
     }
     sum / logits.len() as f64
 }

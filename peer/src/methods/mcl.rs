@@ -1,7 +1,7 @@
 //! Mutual Contrastive Learning (Yang et al., "Mutual Contrastive Learning for Visual Representation Learning",
 //! AAAI 2022): networks compare the samples of a batch within their own embedding and across each other's.
 //!
-//! With unit embeddings `v_i` [B, E] of network i and scores `S_ij = v_i v_jᵀ / τ` [B, B], rows being the anchors of
+//! With unit embeddings `v_i` `[B, E]` of network i and scores `S_ij = v_i v_jᵀ / τ` `[B, B]`, rows being the anchors of
 //! network i:
 //!
 //! | term | sum over all networks | share of network i |
@@ -18,7 +18,7 @@
 use candle_core::{Result, Tensor};
 
 use super::logit_kd::Students;
-use super::primitives::{Positives, contrastive, promote, soft_kl_of_logs, soften, zero};
+use super::primitives::{Positives, contrastive, soft_kl_of_logs, soften, widen, zero};
 
 /// Hyper-parameters of Mutual Contrastive Learning.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -79,7 +79,7 @@ pub struct Scores {
 impl Scores {
     /// For the share of network `me`: only `embeddings[me]` receives a gradient, the others are constants.
     ///
-    /// `embeddings` holds the unit rows [B, E] of all networks in ascending order, `labels` the integers [B].
+    /// `embeddings` holds the unit rows `[B, E]` of all networks in ascending order, `labels` the integers `[B]`.
     ///
     /// # Errors
     /// `me` outside the slice, or shapes that differ.
@@ -87,12 +87,9 @@ impl Scores {
         let Some(own) = embeddings.get(me) else {
             candle_core::bail!("network {me} of {} has no embedding", embeddings.len());
         };
-        let own = promote(own)?;
-        let held: Vec<Tensor> = embeddings
-            .iter()
-            .enumerate()
-            .map(|(j, v)| if j == me { Ok(own.clone()) } else { Ok(promote(v)?.detach()) })
-            .collect::<Result<_>>()?;
+        let own = widen(own)?;
+        let held = |(j, v)| if j == me { Ok(own.clone()) } else { Ok(widen(v)?.detach()) };
+        let held = embeddings.iter().enumerate().map(held).collect::<Result<Vec<Tensor>>>()?;
         let mut pairs = Vec::with_capacity(held.len().saturating_sub(1));
         for (_, other) in held.iter().enumerate().filter(|(j, _)| *j != me) {
             pairs.push(both_ways(&own, other, params.tau)?);
@@ -102,7 +99,7 @@ impl Scores {
 
     /// For the sum over all networks: every embedding receives its gradient.
     pub fn joint(embeddings: &[Tensor], labels: &Tensor, params: &MclParams) -> Result<Self> {
-        let held = embeddings.iter().map(promote).collect::<Result<Vec<_>>>()?;
+        let held = embeddings.iter().map(widen).collect::<Result<Vec<_>>>()?;
         let mut pairs = Vec::with_capacity(held.len() * held.len().saturating_sub(1) / 2);
         for (i, first) in held.iter().enumerate() {
             for second in &held[i + 1..] {
@@ -187,7 +184,7 @@ impl Scores {
     }
 }
 
-/// `S_ij = v_i v_jᵀ / τ` [B, B].
+/// `S_ij = v_i v_jᵀ / τ` `[B, B]`.
 fn scores(anchors: &Tensor, contrasts: &Tensor, tau: f64) -> Result<Tensor> {
     anchors.matmul(&contrasts.t()?)? / tau
 }

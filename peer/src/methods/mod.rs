@@ -9,7 +9,7 @@
 //! Sums over networks run in ascending index, so that every peer forms the same bits from the same contributions.
 //! Nothing here knows a network's layers, a file, a clock or another process.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 pub mod primitives;
 pub mod cross_entropy;
@@ -26,12 +26,11 @@ pub use mcl::MclParams;
 
 use cross_entropy::cross_entropy;
 use mcl::Scores;
-use primitives::promote;
 
-/// The name under which a peer publishes its logits [B, C].
+/// The name under which a peer publishes its logits `[B, C]`.
 pub const LOGITS: &str = "logits";
 
-/// The name under which a peer publishes the unit embedding [B, E] of the k-th stage that has one.
+/// The name under which a peer publishes the unit embedding `[B, E]` of the k-th stage that has one.
 pub fn embedding_name(stage: usize) -> String {
     format!("embed.{stage}")
 }
@@ -50,9 +49,9 @@ pub enum Method {
 /// What a peer's own network made of the batch, with the graph that made it.
 #[derive(Debug, Clone, Copy)]
 pub struct Own<'a> {
-    /// [B, C].
+    /// `[B, C]`.
     pub logits: &'a Tensor,
-    /// Unit rows [B, E], one for each stage that has an embedding; MCL uses the first.
+    /// Unit rows `[B, E]`, one for each stage that has an embedding; MCL uses the first.
     pub embeddings: &'a [Tensor],
 }
 
@@ -61,13 +60,13 @@ pub struct Own<'a> {
 pub struct Heard {
     /// The network's index in the cohort.
     pub index: usize,
-    /// [B, C], where the method exchanges logits.
+    /// `[B, C]`, where the method exchanges logits.
     pub logits: Option<Tensor>,
-    /// Unit rows [B, E], one for each stage that has an embedding.
+    /// Unit rows `[B, E]`, one for each stage that has an embedding.
     pub embeddings: Vec<Tensor>,
 }
 
-/// A peer's share of the loss.
+/// A peer's share of the loss: scalars in f64 for logits in f64, else in f32, computed in more digits than that.
 #[derive(Debug, Clone)]
 pub struct Terms {
     /// The scalar to differentiate.
@@ -78,23 +77,14 @@ pub struct Terms {
     pub named: Vec<(&'static str, Tensor)>,
 }
 
-/// A tensor that a peer publishes in every step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Said {
-    /// `logits` or `embed.K`.
-    pub name: String,
-    /// Batch first.
-    pub shape: Vec<usize>,
-}
-
 impl Method {
-    /// The share of network `me` in a cohort of `cohort` networks, for labels [B] of any integer dtype.
+    /// The share of network `me` in a cohort of `cohort` networks, for labels `[B]` of any integer dtype.
     ///
     /// `heard` holds the other `cohort - 1` networks in ascending index. Means over the cohort and the choice of the
     /// last network go by these networks. With `cohort = 1` the terms that need another network are absent.
     ///
     /// # Errors
-    /// Networks missing, doubled or out of order; a tensor missing that [`Method::says`] promises; shapes
+    /// Networks missing, doubled or out of order; a tensor missing that the method exchanges; shapes
     /// that differ from the own ones; labels that are no class.
     pub fn loss(
         &self,
@@ -130,24 +120,15 @@ impl Method {
                 }
             }
         }
-        Ok(terms)
+        terms.narrow(own.logits.dtype())
     }
 
-    /// What each peer publishes in a step, for a batch and a number of classes. It depends on the method alone, not
-    /// on the peer or on the size of the cohort, so that it stays valid when the membership changes.
-    pub fn says(&self, batch: usize, classes: usize) -> Vec<Said> {
-        let logits = || Said { name: LOGITS.to_owned(), shape: vec![batch, classes] };
+    /// Whether somebody learns from logits, so that every peer must publish them.
+    pub fn says_logits(&self) -> bool {
         match self {
-            Self::Alone => Vec::new(),
-            Self::Dml(_) => vec![logits()],
-            Self::Mcl(params) => {
-                let embedding = |width| Said { name: embedding_name(0), shape: vec![batch, width] };
-                let mut said = Vec::from_iter(self.needs_embedding().map(embedding));
-                if params.logit_kd != Students::Off {
-                    said.push(logits());
-                }
-                said
-            }
+            Self::Alone => false,
+            Self::Dml(_) => true,
+            Self::Mcl(params) => params.logit_kd != Students::Off,
         }
     }
 
@@ -165,6 +146,15 @@ impl Terms {
         self.total = (&self.total + (&value * weight)?)?;
         self.named.push((name, value));
         Ok(())
+    }
+
+    fn narrow(mut self, logits: DType) -> Result<Self> {
+        let dtype = if logits == DType::F64 { DType::F64 } else { DType::F32 };
+        self.total = self.total.to_dtype(dtype)?;
+        for (_, value) in &mut self.named {
+            *value = value.to_dtype(dtype)?;
+        }
+        Ok(self)
     }
 }
 
@@ -208,7 +198,6 @@ fn in_order<'a>(
     others: impl Iterator<Item = (usize, Option<&'a Tensor>)>,
     name: &str,
 ) -> Result<Vec<Tensor>> {
-    let own = promote(own)?;
     let mut all = Vec::new();
     for (index, tensor) in others {
         let Some(tensor) = tensor else {
@@ -221,8 +210,8 @@ fn in_order<'a>(
                 own.dims()
             );
         }
-        all.push(promote(tensor)?.to_dtype(own.dtype())?.to_device(own.device())?.detach());
+        all.push(tensor.to_device(own.device())?.detach());
     }
-    all.insert(position, own);
+    all.insert(position, own.clone());
     Ok(all)
 }

@@ -1,4 +1,4 @@
-//! `sgd`: the parameters after each of K steps from `p0`, given their gradients `grads` [K, …], at one step an epoch
+//! `sgd`: the parameters after each of K steps from `p0`, given their gradients `grads` `[K, …]`, at one step an epoch
 //! of a learning-rate schedule.
 
 use anyhow::Result;

@@ -28,11 +28,15 @@ fn log_softmax_has_its_gradient_where_the_maximum_is_tied() {
 }
 
 #[test]
-fn half_precision_is_promoted() {
-    for dtype in [DType::F16, DType::BF16] {
-        let z = logits_of(0).unwrap().to_dtype(dtype).unwrap();
-        assert_eq!(log_softmax(&z).unwrap().dtype(), DType::F32);
-        assert_eq!(unit(&z).unwrap().dtype(), DType::F32);
+fn losses_are_computed_in_double_precision_and_return_gradients_in_the_dtype_of_their_argument() {
+    for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
+        let z = Var::from_tensor(&logits_of(0).unwrap().to_dtype(dtype).unwrap()).unwrap();
+        let ls = log_softmax(z.as_tensor()).unwrap();
+        assert_eq!(ls.dtype(), DType::F64);
+        let store = ls.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        assert_eq!(store.get(z.as_tensor()).unwrap().dtype(), dtype);
+        let length = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        assert_eq!(unit(z.as_tensor()).unwrap().dtype(), length);
     }
     let integers = labels(&LABELS).unwrap().reshape((2, 3)).unwrap();
     assert!(log_softmax(&integers).is_err());
@@ -81,6 +85,19 @@ fn soft_kl_teaches_the_student_only() {
     let expected = softmax(&z[0]).into_iter().zip(softmax(&z[1])).map(|(s, p)| t / BATCH as f64 * (s - p));
     let difference = largest_difference(&gradient(&loss, &v[0]), &expected.collect::<Vec<_>>());
     assert!(difference < 1e-15, "{difference:e}");
+}
+
+/// In f32 the two logarithms would agree in all but their last digits.
+#[test]
+fn soft_kl_of_near_equals_keeps_its_digits_in_single_precision() {
+    let student = logits_of(0).unwrap().to_dtype(DType::F32).unwrap();
+    let teacher = (&student
+        + filled(BATCH, CLASSES, |n, c| 1e-3 * (n * c).cos()).unwrap().to_dtype(DType::F32))
+    .unwrap();
+    let double = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+    let expected = value(&soft_kl(&double(&student), &double(&teacher), 4.0).unwrap());
+    let got = value(&soft_kl(&student, &teacher, 4.0).unwrap());
+    assert!(expected < 1e-6 && (got / expected - 1.0).abs() < 1e-5, "{got} instead of {expected}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a method asks of a peer, and what it refuses.
 
 use super::*;
-use crate::methods::{DmlParams, Heard, MclParams, Method, Own, Said, Students};
+use crate::methods::{DmlParams, Heard, MclParams, Method, Own, Students};
 
 fn heard(index: usize) -> Heard {
     Heard { index, logits: Some(logits_of(index).unwrap()), embeddings: vec![embedding_of(index).unwrap()] }
@@ -20,14 +20,10 @@ fn names(method: &Method, me: usize, heard: &[Heard]) -> Vec<&'static str> {
 
 #[test]
 fn what_a_peer_says_follows_from_the_method() {
-    let logits = Said { name: "logits".into(), shape: vec![8, 10] };
-    let embedding = Said { name: "embed.0".into(), shape: vec![8, 128] };
-    let mcl = Method::Mcl(MclParams::default());
-    let silent = Method::Mcl(MclParams { logit_kd: Students::Off, ..MclParams::default() });
-    assert_eq!(Method::Alone.says(8, 10), []);
-    assert_eq!(Method::Dml(DmlParams::default()).says(8, 10), [logits.clone()]);
-    assert_eq!(mcl.says(8, 10), [embedding.clone(), logits]);
-    assert_eq!(silent.says(8, 10), [embedding]);
+    assert!(!Method::Alone.says_logits());
+    assert!(Method::Dml(DmlParams::default()).says_logits());
+    assert!(mcl.says_logits());
+    assert!(!silent.says_logits());
     assert_eq!(mcl.needs_embedding(), Some(128));
     assert_eq!(Method::Dml(DmlParams::default()).needs_embedding(), None);
 }
@@ -86,4 +82,20 @@ fn networks_missing_doubled_or_out_of_order_are_refused() {
     let mute = Heard { embeddings: vec![], ..heard(1) };
     let error = loss(&Method::Mcl(MclParams::default()), 0, 2, &[mute]).unwrap_err().to_string();
     assert!(error.contains("did not say embed.0"), "{error}");
+}
+
+#[test]
+fn terms_have_the_dtype_of_training() {
+    let single = |t: Tensor| t.to_dtype(DType::F32).unwrap();
+    let (logits, embeddings) = (single(logits_of(0).unwrap()), [single(embedding_of(0).unwrap())]);
+    let own = Own { logits: &logits, embeddings: &embeddings };
+    let other = Heard {
+        index: 1,
+        logits: Some(single(logits_of(1).unwrap())),
+        embeddings: vec![single(embedding_of(1).unwrap())],
+    };
+    let mcl = Method::Mcl(MclParams::default());
+    let terms = mcl.loss(0, 2, own, &[other], &labels(&LABELS).unwrap()).unwrap();
+    assert_eq!(terms.total.dtype(), DType::F32);
+    assert!(terms.named.iter().all(|(_, term)| term.dtype() == DType::F32));
 }
