@@ -40,14 +40,20 @@ pub struct PeerName(String);
 
 /// A name that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a usable name: 1 to {NAME_CHARS_MAX} letters, digits, '-', '_' or '.', not starting with '.'")]
+#[error(
+    "{0:?} is not a usable name: 1 to {NAME_CHARS_MAX} letters, digits, '-', '_' or '.', not starting with '.'"
+)]
 pub struct BadName(pub String);
 
 impl PeerName {
     /// Checks and takes a name.
     pub fn new(name: impl Into<String>) -> Result<Self, BadName> {
         let name = name.into();
-        if is_name(&name) { Ok(Self(name)) } else { Err(BadName(name.chars().take(NAME_CHARS_MAX + 1).collect())) }
+        if is_name(&name) {
+            Ok(Self(name))
+        } else {
+            Err(BadName(name.chars().take(NAME_CHARS_MAX + 1).collect()))
+        }
     }
 
     /// The name as text.
@@ -67,6 +73,14 @@ impl TryFrom<String> for PeerName {
     type Error = BadName;
 
     fn try_from(name: String) -> Result<Self, BadName> {
+        Self::new(name)
+    }
+}
+
+impl std::str::FromStr for PeerName {
+    type Err = BadName;
+
+    fn from_str(name: &str) -> Result<Self, BadName> {
         Self::new(name)
     }
 }

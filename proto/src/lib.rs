@@ -14,6 +14,7 @@ pub mod limits;
 pub mod id;
 pub mod spec;
 pub mod dataset;
+pub mod plan;
 pub mod rng;
 pub mod view;
 pub mod schema;
@@ -23,7 +24,12 @@ pub mod convert;
 pub mod exit;
 
 /// The types and services generated from `proto/cohort/v1`. Only services and [`convert`] touch them.
-#[allow(missing_docs, clippy::all, unreachable_pub, reason = "generated code; its documentation is the schema")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    unreachable_pub,
+    reason = "generated code; its documentation is the schema"
+)]
 pub mod wire {
     tonic::include_proto!("cohort.v1");
 

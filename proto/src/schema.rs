@@ -93,7 +93,8 @@ impl Schema {
             if tensor.shape.len() > RANK_MAX {
                 return Err(SchemaError::Rank { name: tensor.name.clone(), rank: tensor.shape.len() });
             }
-            total = tensor.byte_len().and_then(|bytes| total.checked_add(bytes)).ok_or(SchemaError::TooLarge)?;
+            total =
+                tensor.byte_len().and_then(|bytes| total.checked_add(bytes)).ok_or(SchemaError::TooLarge)?;
         }
         if total > CONTRIBUTION_BYTES_MAX { Err(SchemaError::TooLarge) } else { Ok(Self(tensors)) }
     }

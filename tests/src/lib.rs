@@ -1,1 +1,3 @@
-//! tests.
+//! The harness: what tests of more than one crate share.
+
+pub mod joint_loss;

@@ -1,1 +1,46 @@
 //! From samples on disk to the batch that every peer of the cohort sees.
+
+pub mod augment;
+pub mod loader;
+
+use std::path::{Path, PathBuf};
+
+use cohort_proto::dataset::{self, DatasetError};
+use cohort_proto::spec::{self, DataSpec, Normalize};
+
+use augment::{Augment, Normalisation, NormalisationError};
+
+/// Where a checkout of Cohort keeps the data that come with it, seen from its root.
+pub const BUNDLED: &str = "examples/data/fashion-mnist";
+
+/// The folder of a run's data: what the command line says, else what the run spec says, else the data that come with
+/// Cohort if we stand in its root, else the system's.
+///
+/// # Errors
+/// If there is none, with the folders that were looked at.
+pub fn folder(data: &DataSpec, told: Option<&Path>) -> Result<PathBuf, DatasetError> {
+    let explicit = told.or(data.path.as_deref());
+    dataset::find(data.dataset, &dataset::candidates(explicit, &[PathBuf::from(BUNDLED)], data.dataset))
+}
+
+/// What is done to training images.
+pub fn augmentation(data: &DataSpec) -> Augment {
+    match data.augment {
+        spec::Augment::None => Augment::None,
+        spec::Augment::Standard => Augment::Standard { flip: data.dataset.flips() },
+    }
+}
+
+/// How pixels become network input.
+///
+/// # Errors
+/// If the run spec does not give one number a channel.
+pub fn normalisation(data: &DataSpec, channels: usize) -> Result<Normalisation, NormalisationError> {
+    match &data.normalize {
+        Normalize::Dataset => Normalisation::new(data.dataset.mean(), data.dataset.std(), channels),
+        Normalize::By { mean, std } => {
+            let single = |numbers: &[f64]| -> Vec<f32> { numbers.iter().map(|&number| number as f32).collect() };
+            Normalisation::new(&single(mean), &single(std), channels)
+        }
+    }
+}

@@ -1,1 +1,211 @@
 //! The small door to arithmetic: safe functions that choose the fast CPU kernel or candle's own by device.
+
+pub mod threads;
+mod stock;
+mod ops;
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{Result, Tensor, Var};
+
+/// How the window of a convolution moves over its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvGeometry {
+    /// Pixels between two windows, the same in both directions; at least 1.
+    pub stride: usize,
+    /// Zeros added on each of the four sides.
+    pub padding: usize,
+    /// Channel groups that do not see each other; 1 is the ordinary convolution.
+    pub groups: usize,
+}
+
+/// What follows a normalisation in the same pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// The identity.
+    None,
+    /// `max(x, 0)`, with slope 0 at 0 as in PyTorch.
+    Relu,
+}
+
+/// Statistics of one batch, outside the graph of derivatives, from which running statistics are made.
+#[derive(Clone, Debug)]
+pub struct Moments {
+    /// Mean per channel, `[C]`.
+    pub mean: Tensor,
+    /// Biased variance per channel, `[C]`.
+    pub var: Tensor,
+    /// Values per channel; the unbiased variance is `var * count / (count - 1)`.
+    pub count: usize,
+}
+
+/// The constants of one update by stochastic gradient descent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sgd {
+    /// Learning rate.
+    pub lr: f64,
+    /// Share of the velocity that survives a step.
+    pub momentum: f64,
+    /// Coefficient of the parameter that is added to its gradient.
+    pub weight_decay: f64,
+    /// Whether the step looks ahead along the new velocity.
+    pub nesterov: bool,
+}
+
+/// Cross-correlation without bias: `x` `[B, Ci, H, W]`, `w` `[Co, Ci/groups, kh, kw]` to `[B, Co, Ho, Wo]`
+/// with `Ho = (H + 2 padding - kh) / stride + 1`.
+///
+/// # Errors
+/// When the shapes do not fit each other or the window is larger than the padded input.
+pub fn conv2d(x: &Tensor, w: &Tensor, geometry: ConvGeometry) -> Result<Tensor> {
+    check_conv(x, w, geometry)?;
+    if geometry.groups == 1 && ops::accepts(&[x, w]) {
+        return ops::conv::conv2d(x, w, geometry);
+    }
+    stock::conv2d(x, w, geometry)
+}
+
+/// Batch normalisation with the statistics of the batch itself: `act(gamma (x - mean) / sqrt(var + eps) + beta + residual)`
+/// (Ioffe and Szegedy 2015, algorithm 1), `x` `[B, C, ...]`, `gamma` and `beta` `[C]`, `residual` shaped as `x`.
+///
+/// # Errors
+/// When a channel has a single value, whose variance says nothing, or when shapes do not fit.
+pub fn batch_norm_train(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    eps: f64,
+    residual: Option<&Tensor>,
+    act: Activation,
+) -> Result<(Tensor, Moments)> {
+    let count = check_batch_norm(x, &[gamma, beta], residual)?;
+    if count < 2 {
+        candle_core::bail!(
+            "batch normalisation of a batch of shape {:?}: one value per channel has no variance; \
+             use more images per batch or the running statistics",
+            x.dims()
+        )
+    }
+    if x.rank() == 4 && ops::accepts(&[x, gamma, beta, residual.unwrap_or(x)]) {
+        return ops::batch_norm::train(x, gamma, beta, eps, residual, act);
+    }
+    stock::batch_norm_train(x, gamma, beta, eps, residual, act)
+}
+
+/// Batch normalisation with statistics gathered during training, each `[C]`; shapes as in [`batch_norm_train`].
+///
+/// # Errors
+/// When shapes do not fit.
+#[expect(clippy::too_many_arguments, reason = "the formula has that many terms")]
+pub fn batch_norm_eval(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    running_mean: &Tensor,
+    running_var: &Tensor,
+    eps: f64,
+    residual: Option<&Tensor>,
+    act: Activation,
+) -> Result<Tensor> {
+    check_batch_norm(x, &[gamma, beta, running_mean, running_var], residual)?;
+    if x.rank() == 4 && ops::accepts(&[x, gamma, beta, running_mean, running_var, residual.unwrap_or(x)]) {
+        return ops::batch_norm::eval(x, (gamma, beta), (running_mean, running_var), eps, residual, act);
+    }
+    stock::batch_norm_eval(x, gamma, beta, running_mean, running_var, eps, residual, act)
+}
+
+/// `max(x, 0)` with slope 0 at 0 as in PyTorch (candle's own has slope 1 there); NaN stays NaN.
+///
+/// # Errors
+/// Those of the device.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    if ops::accepts(&[x]) {
+        return ops::pointwise::relu(x);
+    }
+    stock::relu(x)
+}
+
+/// Mean over each channel's pixels: `[B, C, H, W]` to `[B, C]`.
+///
+/// # Errors
+/// When `x` is not of rank 4 or has no pixels.
+pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    if h * w == 0 {
+        candle_core::bail!("global average pooling of a tensor without pixels, shape {:?}", x.dims())
+    }
+    if ops::accepts(&[x]) {
+        return ops::pointwise::global_avg_pool(x);
+    }
+    stock::global_avg_pool(x)
+}
+
+/// `x w^T + b`: `x` `[B, I]`, `w` `[O, I]`, `b` `[O]` to `[B, O]`.
+///
+/// # Errors
+/// When the shapes do not fit each other.
+pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    stock::linear(x, w, b)
+}
+
+/// One update in place, in the words of PyTorch's `torch.optim.SGD`:
+/// `d = grad + weight_decay param; v <- momentum v + d; param <- param - lr (nesterov ? d + momentum v : v)`.
+///
+/// `velocity` begins as zeros and is shaped as `param`; no `grad` counts as a zero gradient.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn sgd_step(param: &Var, velocity: &Var, grad: Option<&Tensor>, sgd: Sgd) -> Result<()> {
+    for (name, tensor) in [("velocity", Some(velocity.as_tensor())), ("gradient", grad)] {
+        if let Some(tensor) = tensor.filter(|t| t.shape() != param.shape()) {
+            candle_core::bail!(
+                "update of a parameter of shape {:?}: its {name} has shape {:?}",
+                param.dims(),
+                tensor.dims()
+            )
+        }
+    }
+    stock::sgd_step(param, velocity, grad, sgd)
+}
+
+fn check_conv(x: &Tensor, w: &Tensor, g: ConvGeometry) -> Result<()> {
+    let (_, ci, h, width) = x.dims4()?;
+    let (co, ci_of_group, kh, kw) = w.dims4()?;
+    if g.stride == 0 || g.groups == 0 {
+        candle_core::bail!("convolution with {g:?}: stride and groups are at least 1")
+    }
+    if ci_of_group * g.groups != ci || !co.is_multiple_of(g.groups) {
+        candle_core::bail!(
+            "convolution of {ci} channels in {} groups does not fit weights of shape {:?}",
+            g.groups,
+            w.dims()
+        )
+    }
+    if kh == 0 || kw == 0 || h + 2 * g.padding < kh || width + 2 * g.padding < kw {
+        candle_core::bail!(
+            "convolution window {kh}x{kw} does not fit an input of {h}x{width} with padding {}",
+            g.padding
+        )
+    }
+    Ok(())
+}
+
+/// Checks the shapes of a normalisation and returns the number of values per channel.
+fn check_batch_norm(x: &Tensor, per_channel: &[&Tensor], residual: Option<&Tensor>) -> Result<usize> {
+    if x.rank() < 2 {
+        candle_core::bail!("batch normalisation needs [B, C, ...], got shape {:?}", x.dims())
+    }
+    let channels = x.dim(1)?;
+    if let Some(t) = per_channel.iter().find(|t| t.dims() != [channels]) {
+        candle_core::bail!("batch normalisation of {channels} channels: a parameter has shape {:?}", t.dims())
+    }
+    if let Some(r) = residual.filter(|r| r.shape() != x.shape()) {
+        candle_core::bail!(
+            "batch normalisation of shape {:?}: the residual has shape {:?}",
+            x.dims(),
+            r.dims()
+        )
+    }
+    Ok(x.elem_count() / channels.max(1))
+}

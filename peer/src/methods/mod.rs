@@ -1,1 +1,217 @@
-//! Losses as pure functions of tensors, one file each: paper, equation, function, tests.
+//! Losses as pure functions of tensors, one file each: paper, equation, function.
+//!
+//! A method couples the networks of a cohort. Each peer minimises its *share*: every term of the sum over all
+//! networks that its own tensors enter with a gradient, with the tensors of the others as constants. The gradient of
+//! the share is exactly the peer's part of the gradient of the whole sum, because a partial derivative needs the other
+//! arguments only by value. The value of a share is therefore not the peer's part of the cohort's loss: terms of a
+//! pair are in the shares of both. Each file holds the whole sum as well, as `joint`, for whoever holds all networks.
+//!
+//! Sums over networks run in ascending index, so that every peer forms the same bits from the same contributions.
+//! Nothing here knows a network's layers, a file, a clock or another process.
+
+use candle_core::{DType, Result, Tensor};
+
+pub mod primitives;
+pub mod cross_entropy;
+pub mod dml;
+pub mod logit_kd;
+pub mod mcl;
+
+#[cfg(test)]
+mod tests;
+
+pub use dml::{DmlParams, Reduce, Target};
+pub use logit_kd::Students;
+pub use mcl::MclParams;
+
+use cross_entropy::cross_entropy;
+use mcl::Scores;
+
+/// The name under which a peer publishes its logits `[B, C]`.
+pub const LOGITS: &str = "logits";
+
+/// The name under which a peer publishes the unit embedding `[B, E]` of the k-th stage that has one.
+pub fn embedding_name(stage: usize) -> String {
+    format!("embed.{stage}")
+}
+
+/// How the networks of a cohort learn from each other.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Method {
+    /// Not at all: cross-entropy.
+    Alone,
+    /// Deep Mutual Learning.
+    Dml(DmlParams),
+    /// Mutual Contrastive Learning.
+    Mcl(MclParams),
+}
+
+/// What a peer's own network made of the batch, with the graph that made it.
+#[derive(Debug, Clone, Copy)]
+pub struct Own<'a> {
+    /// `[B, C]`.
+    pub logits: &'a Tensor,
+    /// Unit rows `[B, E]`, one for each stage that has an embedding; MCL uses the first.
+    pub embeddings: &'a [Tensor],
+}
+
+/// What another network said about the same batch; constants.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    /// The network's index in the cohort.
+    pub index: usize,
+    /// `[B, C]`, where the method exchanges logits.
+    pub logits: Option<Tensor>,
+    /// Unit rows `[B, E]`, one for each stage that has an embedding.
+    pub embeddings: Vec<Tensor>,
+}
+
+/// A peer's share of the loss: scalars in f64 for logits in f64, else in f32, computed in more digits than that.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// The scalar to differentiate.
+    pub total: Tensor,
+    /// The terms of the share as they are before their weights, each a scalar: `ce` always; `kl` for DML; `vcl`,
+    /// `soft_vcl`, `icl`, `soft_icl` for MCL as far as their weight is not 0; `logit_kd` on the peers that learn from
+    /// the ensemble.
+    pub named: Vec<(&'static str, Tensor)>,
+}
+
+impl Method {
+    /// The share of network `me` in a cohort of `cohort` networks, for labels `[B]` of any integer dtype.
+    ///
+    /// `heard` holds the other `cohort - 1` networks in ascending index. Means over the cohort and the choice of the
+    /// last network go by these networks. With `cohort = 1` the terms that need another network are absent.
+    ///
+    /// # Errors
+    /// Networks missing, doubled or out of order; a tensor missing that the method exchanges; shapes
+    /// that differ from the own ones; labels that are no class.
+    pub fn loss(
+        &self,
+        me: usize,
+        cohort: usize,
+        own: Own<'_>,
+        heard: &[Heard],
+        labels: &Tensor,
+    ) -> Result<Terms> {
+        let position = position(me, cohort, heard)?;
+        let ce = cross_entropy(own.logits, labels)?;
+        let mut terms = Terms { total: ce.clone(), named: vec![("ce", ce)] };
+        match self {
+            Self::Alone => {}
+            Self::Dml(params) => {
+                if cohort > 1 {
+                    let logits = logits_of_all(position, own, heard)?;
+                    terms.add("kl", 1.0, dml::mimicry(position, &logits, params)?)?;
+                }
+            }
+            Self::Mcl(params) => {
+                if params.contrasts() {
+                    let embeddings = embeddings_of_all(position, own, heard, 0)?;
+                    let scores = Scores::share(position, &embeddings, labels, params)?;
+                    for (name, weight, value) in scores.terms(params)? {
+                        terms.add(name, weight, value)?;
+                    }
+                }
+                if params.logit_kd.include(position, cohort) {
+                    let logits = logits_of_all(position, own, heard)?;
+                    let value = logit_kd::ensemble_kl(position, &logits, params.kd_t)?;
+                    terms.add("logit_kd", 1.0, value)?;
+                }
+            }
+        }
+        terms.narrow(own.logits.dtype())
+    }
+
+    /// Whether somebody learns from logits, so that every peer must publish them.
+    pub fn says_logits(&self) -> bool {
+        match self {
+            Self::Alone => false,
+            Self::Dml(_) => true,
+            Self::Mcl(params) => params.logit_kd != Students::Off,
+        }
+    }
+
+    /// The width of the embedding that the network must make of its last feature, if any.
+    pub fn needs_embedding(&self) -> Option<usize> {
+        match self {
+            Self::Alone | Self::Dml(_) => None,
+            Self::Mcl(params) => params.contrasts().then_some(params.feat_dim),
+        }
+    }
+}
+
+impl Terms {
+    fn add(&mut self, name: &'static str, weight: f64, value: Tensor) -> Result<()> {
+        self.total = (&self.total + (&value * weight)?)?;
+        self.named.push((name, value));
+        Ok(())
+    }
+
+    fn narrow(mut self, logits: DType) -> Result<Self> {
+        let dtype = if logits == DType::F64 { DType::F64 } else { DType::F32 };
+        self.total = self.total.to_dtype(dtype)?;
+        for (_, value) in &mut self.named {
+            *value = value.to_dtype(dtype)?;
+        }
+        Ok(self)
+    }
+}
+
+/// The place of network `me` among all of them, after checking that the others are who they should be.
+fn position(me: usize, cohort: usize, heard: &[Heard]) -> Result<usize> {
+    if heard.len() + 1 != cohort {
+        candle_core::bail!(
+            "a cohort of {cohort} networks needs {} others, heard {}",
+            cohort.max(1) - 1,
+            heard.len()
+        );
+    }
+    if let Some(pair) = heard.windows(2).find(|pair| pair[0].index >= pair[1].index) {
+        candle_core::bail!("network {} was heard after network {}", pair[1].index, pair[0].index);
+    }
+    if heard.iter().any(|other| other.index == me) {
+        candle_core::bail!("network {me} heard itself");
+    }
+    Ok(heard.iter().filter(|other| other.index < me).count())
+}
+
+/// Everybody's logits in ascending index, the own ones with their graph.
+fn logits_of_all(position: usize, own: Own<'_>, heard: &[Heard]) -> Result<Vec<Tensor>> {
+    let others = heard.iter().map(|other| (other.index, other.logits.as_ref()));
+    in_order(position, own.logits, others, LOGITS)
+}
+
+/// Everybody's embedding of one stage in ascending index, the own one with its graph.
+fn embeddings_of_all(position: usize, own: Own<'_>, heard: &[Heard], stage: usize) -> Result<Vec<Tensor>> {
+    let name = embedding_name(stage);
+    let Some(mine) = own.embeddings.get(stage) else {
+        candle_core::bail!("the own network made no {name}");
+    };
+    let others = heard.iter().map(|other| (other.index, other.embeddings.get(stage)));
+    in_order(position, mine, others, &name)
+}
+
+fn in_order<'a>(
+    position: usize,
+    own: &Tensor,
+    others: impl Iterator<Item = (usize, Option<&'a Tensor>)>,
+    name: &str,
+) -> Result<Vec<Tensor>> {
+    let mut all = Vec::new();
+    for (index, tensor) in others {
+        let Some(tensor) = tensor else {
+            candle_core::bail!("network {index} did not say {name}");
+        };
+        if tensor.dims() != own.dims() {
+            candle_core::bail!(
+                "{name} of network {index} is {:?}, the own is {:?}",
+                tensor.dims(),
+                own.dims()
+            );
+        }
+        all.push(tensor.to_device(own.device())?.detach());
+    }
+    all.insert(position, own.clone());
+    Ok(all)
+}

@@ -1,1 +1,59 @@
 //! Networks: one family a file, with the state-dict names that PyTorch users know.
+//!
+//! A network sees pixels and says logits, the pooled feature in front of the classifier and the feature map of each
+//! stage. It knows neither losses nor other peers. Its numbers live in [`Params`], so that optimiser, checkpoint and
+//! digest see one ordered list of names whatever the family.
+
+pub mod registry;
+pub mod resnet;
+pub mod wide_resnet;
+pub mod projection;
+pub mod layers;
+pub mod pass;
+pub mod params;
+pub mod state;
+
+pub use params::{Init, Params, Scope};
+pub use pass::Pass;
+pub use registry::{ImageShape, ModelError, build, known};
+pub use state::{LoadReport, StateDict, StateError, Strictness};
+
+use candle_core::{Result, Tensor};
+
+/// What a network says about a batch of `B` images.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Class scores before softmax, `[B, classes]`.
+    pub logits: Tensor,
+    /// The globally averaged feature that the classifier reads, `[B, feature_width]`.
+    pub feature: Tensor,
+    /// The feature map at the end of each stage, first stage first, `[B, stage_widths[k], H_k, W_k]`.
+    pub stages: Vec<Tensor>,
+}
+
+/// A network whose parameters are variables of a [`Params`].
+pub trait Network: Send {
+    /// Scores a batch `x` `[B, C, H, W]`.
+    ///
+    /// A training pass normalises by the batch and collects what it learnt of the running statistics in `pass`; an
+    /// evaluation pass uses the running statistics and records no graph.
+    ///
+    /// # Errors
+    /// If `x` does not have the image shape the network was built for, or the device fails.
+    fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<Output>;
+
+    /// Width `d` of [`Output::feature`].
+    fn feature_width(&self) -> usize;
+
+    /// Channels of each map in [`Output::stages`].
+    fn stage_widths(&self) -> &[usize];
+
+    /// Number of classes the logits cover.
+    fn classes(&self) -> usize;
+
+    /// The image the network was built for.
+    fn image(&self) -> ImageShape;
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,11 +3,13 @@
 use super::tensor::{schema, schema_to_wire};
 use super::{WireError, at_most, digest, peer_name, required, sentence};
 use crate::control::{
-    Accepted, Checkpoints, FromPeer, JoinRequest, Refusal, RefusalReason, StepReport, Stop, StopKind, Term, Timing,
-    ToPeer,
+    Accepted, Checkpoints, FromPeer, JoinRequest, Refusal, RefusalReason, StepReport, Stop, StopKind, Term,
+    Timing, ToPeer,
 };
 use crate::id::{RunId, ViewId};
-use crate::limits::{ADDRESS_CHARS_MAX, CHECKPOINTS_MAX, NAME_CHARS_MAX, PEERS_MAX, REPORT_ENTRIES_MAX, STEPS_MAX};
+use crate::limits::{
+    ADDRESS_CHARS_MAX, CHECKPOINTS_MAX, NAME_CHARS_MAX, PEERS_MAX, REPORT_ENTRIES_MAX, STEPS_MAX,
+};
 use crate::view::{Member, View};
 use crate::wire;
 
@@ -26,7 +28,10 @@ impl TryFrom<wire::JoinRequest> for JoinRequest {
         at_most("arch", wire.arch.len(), NAME_CHARS_MAX)?;
         at_most("checkpoints", wire.checkpoints.len(), CHECKPOINTS_MAX)?;
         if wire.total_steps > STEPS_MAX {
-            return Err(WireError::new("total_steps", format!("{} is more than {STEPS_MAX}", wire.total_steps)));
+            return Err(WireError::new(
+                "total_steps",
+                format!("{} is more than {STEPS_MAX}", wire.total_steps),
+            ));
         }
         let checkpoints = (!wire.checkpoints.is_empty())
             .then(|| Checkpoints { run: RunId(wire.checkpoint_run), steps: wire.checkpoints });
@@ -356,8 +361,12 @@ mod tests {
         ] {
             assert_eq!(FromPeer::try_from(wire::FromPeer::from(message.clone())), Ok(message));
         }
-        let member =
-            Member { index: 0, name: PeerName::new("a").unwrap(), address: "h:1".into(), schema: Default::default() };
+        let member = Member {
+            index: 0,
+            name: PeerName::new("a").unwrap(),
+            address: "h:1".into(),
+            schema: Default::default(),
+        };
         let view = View { id: ViewId(1), begins_at: 0, members: vec![member] };
         let stop = Stop { kind: StopKind::Graceful, sentence: "asked".into() };
         for message in [ToPeer::View(view), ToPeer::Lease(9), ToPeer::RetainFrom(2), ToPeer::Stop(stop)] {

@@ -37,7 +37,9 @@ fn required<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
 }
 
 fn digest(field: &'static str, bytes: &[u8]) -> Result<Digest, WireError> {
-    let bytes = bytes.try_into().map_err(|_| WireError::new(field, format!("has {} bytes instead of 32", bytes.len())))?;
+    let bytes = bytes
+        .try_into()
+        .map_err(|_| WireError::new(field, format!("has {} bytes instead of 32", bytes.len())))?;
     Ok(Digest(bytes))
 }
 
@@ -46,7 +48,11 @@ fn peer_name(field: &'static str, name: String) -> Result<PeerName, WireError> {
 }
 
 fn at_most(field: &'static str, count: usize, limit: usize) -> Result<(), WireError> {
-    if count <= limit { Ok(()) } else { Err(WireError::new(field, format!("has {count} entries; at most {limit} are allowed"))) }
+    if count <= limit {
+        Ok(())
+    } else {
+        Err(WireError::new(field, format!("has {count} entries; at most {limit} are allowed")))
+    }
 }
 
 /// A sentence is for people: one that is too long is cut, not refused.

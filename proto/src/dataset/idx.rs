@@ -48,7 +48,9 @@ pub enum IdxError {
     /// The first bytes are not those of the expected IDX file.
     #[error(
         "has the wrong magic number: it starts with {}, which is {}; expected {} ({what}), plain or gzipped",
-        hex(got), magic_meaning(got), hex(expected)
+        hex(got),
+        magic_meaning(got),
+        hex(expected)
     )]
     WrongMagic {
         /// What the file should hold.
@@ -337,10 +339,7 @@ mod tests {
             assert!(matches!(defect(&header(count, height, width)), IdxError::Dimensions { .. }));
         }
         // Within the limits, but the bytes are not there: nothing may be reserved for them.
-        assert!(matches!(
-            defect(&header(1000, SIDE_MAX, SIDE_MAX)),
-            IdxError::Truncated { got: 16, .. }
-        ));
+        assert!(matches!(defect(&header(1000, SIDE_MAX, SIDE_MAX)), IdxError::Truncated { got: 16, .. }));
     }
 
     proptest! {

@@ -168,7 +168,10 @@ pub enum DatasetError {
         looked: Vec<PathBuf>,
     },
     /// A folder lacks a file, under all its usual names.
-    #[error("the {split} {what} of {kind} are missing: looked for {}; give the folder with --data", list(looked))]
+    #[error(
+        "the {split} {what} of {kind} are missing: looked for {}; give the folder with --data",
+        list(looked)
+    )]
     Missing {
         /// The dataset.
         kind: DatasetKind,
@@ -180,12 +183,12 @@ pub enum DatasetError {
         looked: Vec<PathBuf>,
     },
     /// A file cannot be opened.
-    #[error("{} cannot be opened: {source}", file.display())]
+    #[error("{} cannot be opened: {reason}", file.display())]
     Open {
         /// The file.
         file: PathBuf,
         /// The system's words.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file's bytes are not what they should be.
     #[error("{} {defect}", file.display())]
@@ -193,11 +196,13 @@ pub enum DatasetError {
         /// The file.
         file: PathBuf,
         /// What is wrong with it.
-        #[source]
         defect: IdxError,
     },
     /// A label is not a class.
-    #[error("{} has label {label} at position {index}, but {kind} has only classes 0 to {}", file.display(), kind.classes() - 1)]
+    #[error(
+        "{} has label {label} at position {index}, but {kind} has only classes 0 to {}",
+        file.display(), kind.classes() - 1
+    )]
     LabelOutOfRange {
         /// The file.
         file: PathBuf,
@@ -363,7 +368,7 @@ fn locate(folder: &Path, kind: DatasetKind, split: Split, part: Part) -> Result<
             Ok(found) if found.is_file() => return Ok(file.clone()),
             Ok(_) => {}
             Err(error) if absent(&error) => {}
-            Err(source) => return Err(DatasetError::Open { file: file.clone(), source }),
+            Err(reason) => return Err(DatasetError::Open { file: file.clone(), reason }),
         }
     }
     let what = match part {
@@ -380,7 +385,7 @@ fn absent(error: &io::Error) -> bool {
 
 fn open(file: &Path) -> Result<BufReader<File>, DatasetError> {
     let opened = File::open(file).map(BufReader::new);
-    opened.map_err(|source| DatasetError::Open { file: file.to_owned(), source })
+    opened.map_err(|reason| DatasetError::Open { file: file.to_owned(), reason })
 }
 
 fn list(paths: &[PathBuf]) -> String {

@@ -68,9 +68,9 @@ impl DataSpec {
     pub(super) fn read(mut section: Section, contrasts: bool) -> Result<Self, SpecError> {
         let dataset = match section.text("dataset")? {
             None => return Err(section.missing("dataset", "write dataset = \"fashion-mnist\"")),
-            Some(name) => name
-                .parse()
-                .map_err(|_| section.error("dataset", unknown_word(&name, &DatasetKind::ALL.map(DatasetKind::name))))?,
+            Some(name) => name.parse().map_err(|_| {
+                section.error("dataset", unknown_word(&name, &DatasetKind::ALL.map(DatasetKind::name)))
+            })?,
         };
         let path = section.text("path")?.map(PathBuf::from);
         let train_limit = section.whole("train_limit", 1..=u64::from(u32::MAX))?.map(|limit| limit as usize);
@@ -78,7 +78,8 @@ impl DataSpec {
         let per_class = section.whole("per_class", 1..=65_536)?;
         let m = per_class.unwrap_or(2) as usize;
         let auto = if contrasts { SamplerSpec::PerClass(m) } else { SamplerSpec::Shuffle };
-        let choices = [("auto", auto), ("shuffle", SamplerSpec::Shuffle), ("per-class", SamplerSpec::PerClass(m))];
+        let choices =
+            [("auto", auto), ("shuffle", SamplerSpec::Shuffle), ("per-class", SamplerSpec::PerClass(m))];
         let sampler = section.choice("sampler", &choices)?.unwrap_or(auto);
         let choices = [("standard", Augment::Standard), ("none", Augment::None)];
         let augment = section.choice("augment", &choices)?.unwrap_or(Augment::Standard);
@@ -93,7 +94,8 @@ fn read_normalize(section: &mut Section) -> Result<Normalize, SpecError> {
         None => return Ok(Normalize::Dataset),
         Some(TextOrTable::Text(text)) if text == "dataset" => return Ok(Normalize::Dataset),
         Some(TextOrTable::Text(text)) => {
-            let problem = format!("{text:?} is not known; write \"dataset\" or {{ mean = [..], std = [..] }}");
+            let problem =
+                format!("{text:?} is not known; write \"dataset\" or {{ mean = [..], std = [..] }}");
             return Err(section.error("normalize", problem));
         }
         Some(TextOrTable::Table(table)) => table,

@@ -106,9 +106,12 @@ impl MethodSpec {
         }
     }
 
-    /// Whether its terms need several samples of a class in a batch.
+    /// Whether it contrasts embeddings, and so needs several samples of a class in a batch.
     pub fn contrasts(&self) -> bool {
-        matches!(self, Self::Mcl(_))
+        match self {
+            Self::Alone | Self::Dml(_) => false,
+            Self::Mcl(mcl) => [mcl.alpha, mcl.beta, mcl.gamma, mcl.lam].iter().any(|&weight| weight > 0.0),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod data;
 mod method;
 mod optim;
 mod peer;
+mod derived;
 
 pub use data::{Augment, DataSpec, Normalize, SamplerSpec};
 pub use method::{DmlReduce, DmlSpec, DmlTarget, LogitKd, MclSpec, MethodSpec};
@@ -113,10 +114,12 @@ impl RunSpec {
 
     /// Reads and checks the text of a run.toml.
     pub fn parse(text: &str) -> Result<Self, SpecError> {
-        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| SpecError::Syntax(error.to_string()))?;
+        let table: toml::Table =
+            text.parse().map_err(|error: toml::de::Error| SpecError::Syntax(error.to_string()))?;
         let mut top = Section::new("run.toml".into(), table);
         let run = RunSection::read(top.table("run")?)?;
-        let peers: Result<Vec<PeerSpec>, SpecError> = top.tables("peer")?.into_iter().map(PeerSpec::read).collect();
+        let peers: Result<Vec<PeerSpec>, SpecError> =
+            top.tables("peer")?.into_iter().map(PeerSpec::read).collect();
         let method = MethodSpec::read(top.table("method")?)?;
         let data = DataSpec::read(top.table("data")?, method.contrasts())?;
         let optim = OptimSpec::read(top.table("optim")?)?;
@@ -142,7 +145,8 @@ impl RunSpec {
     }
 
     fn resolve_paths(&mut self, folder: &Path) {
-        let paths = self.peers.iter_mut().filter_map(|peer| peer.init.as_mut()).chain(self.data.path.as_mut());
+        let paths =
+            self.peers.iter_mut().filter_map(|peer| peer.init.as_mut()).chain(self.data.path.as_mut());
         for path in paths {
             let beside = folder.join(&*path);
             if path.is_relative() && beside.exists() {

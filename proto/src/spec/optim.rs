@@ -39,7 +39,8 @@ pub enum ScheduleSpec {
 impl OptimSpec {
     pub(super) fn read(mut section: Section) -> Result<Self, SpecError> {
         let lr = section.number("lr", "greater than 0", |lr| lr > 0.0)?.unwrap_or(0.1);
-        let momentum = section.number("momentum", "0 or greater, and less than 1", |m| (0.0..1.0).contains(&m))?;
+        let momentum =
+            section.number("momentum", "0 or greater, and less than 1", |m| (0.0..1.0).contains(&m))?;
         let nesterov = section.flag("nesterov")?;
         let momentum = momentum.unwrap_or(0.9);
         if nesterov == Some(true) && momentum == 0.0 {

@@ -11,8 +11,21 @@ use crate::limits::PEERS_MAX;
 
 /// The architectures that a peer can build. A test of the peer keeps this list and its registry equal.
 pub const ARCHITECTURES: [&str; 15] = [
-    "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet8x4", "resnet32x4",
-    "wrn_10_1", "wrn_16_1", "wrn_16_2", "wrn_28_4", "wrn_40_1", "wrn_40_2",
+    "resnet8",
+    "resnet14",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "resnet8x4",
+    "resnet32x4",
+    "wrn_10_1",
+    "wrn_16_1",
+    "wrn_16_2",
+    "wrn_28_4",
+    "wrn_40_1",
+    "wrn_40_2",
 ];
 
 /// `[[peer]]`: one network.
@@ -68,7 +81,8 @@ impl PeerSpec {
     pub(super) fn read(mut section: Section) -> Result<Self, SpecError> {
         let name = section.text("name")?.ok_or_else(|| section.missing("name", "every peer has a name"))?;
         let name = PeerName::new(name).map_err(|error| section.error("name", error.to_string()))?;
-        let arch = section.text("arch")?.ok_or_else(|| section.missing("arch", "write arch = \"resnet20\""))?;
+        let arch =
+            section.text("arch")?.ok_or_else(|| section.missing("arch", "write arch = \"resnet20\""))?;
         if !ARCHITECTURES.contains(&arch.as_str()) {
             return Err(section.error("arch", unknown_word(&arch, &ARCHITECTURES)));
         }

@@ -46,7 +46,9 @@ impl RunSection {
         let length = match (steps, epochs) {
             (Some(steps), _) => Length::Steps(steps),
             (None, Some(epochs)) => Length::Epochs(epochs),
-            (None, None) => return Err(section.missing("epochs", "write epochs = 20, or steps = 400 for an exact number")),
+            (None, None) => {
+                return Err(section.missing("epochs", "write epochs = 20, or steps = 400 for an exact number"));
+            }
         };
         let checkpoint_every = section.whole("checkpoint_every", 1..=STEPS_MAX)?.unwrap_or(200);
         let keep = section.whole("keep", 1..=CHECKPOINTS_MAX as u64)?.unwrap_or(3) as usize;
@@ -83,7 +85,9 @@ impl PolicySpec {
                                state and stops, and goes on when it is started again; write \"wait\"";
                 return Err(section.error("on_failure", problem));
             }
-            Some(other) => return Err(section.error("on_failure", format!("{other:?} is not known; write \"wait\""))),
+            Some(other) => {
+                return Err(section.error("on_failure", format!("{other:?} is not known; write \"wait\"")));
+            }
         };
         let failure_timeout_ms = section.whole("failure_timeout_ms", 200..=3_600_000)?.unwrap_or(10_000);
         let min_peers = section.whole("min_peers", 1..=PEERS_MAX as u64)?.map_or(peers, |n| n as usize);

@@ -39,7 +39,9 @@ impl Section {
     /// An array of tables (`[[key]]`).
     pub(super) fn tables(&mut self, key: &'static str) -> Result<Vec<Section>, SpecError> {
         let Some(value) = self.take(key) else { return Ok(Vec::new()) };
-        let toml::Value::Array(items) = value else { return Err(self.mistyped(key, "[[..]] tables", &value)) };
+        let toml::Value::Array(items) = value else {
+            return Err(self.mistyped(key, "[[..]] tables", &value));
+        };
         let numbered = items.into_iter().enumerate().map(|(i, item)| match item {
             toml::Value::Table(table) => Ok(Section::new(format!("[[{key}]] {}", i + 1), table)),
             other => Err(self.mistyped(key, "[[..]] tables", &other)),
@@ -71,10 +73,13 @@ impl Section {
     ) -> Result<Option<u64>, SpecError> {
         match self.take(key) {
             None => Ok(None),
-            Some(toml::Value::Integer(number)) => match u64::try_from(number) {
-                Ok(number) if range.contains(&number) => Ok(Some(number)),
-                _ => Err(self.error(key, format!("is {number}; it must be {} to {}", range.start(), range.end()))),
-            },
+            Some(toml::Value::Integer(number)) => {
+                match u64::try_from(number) {
+                    Ok(number) if range.contains(&number) => Ok(Some(number)),
+                    _ => Err(self
+                        .error(key, format!("is {number}; it must be {} to {}", range.start(), range.end()))),
+                }
+            }
             Some(other) => Err(self.mistyped(key, "a whole number", &other)),
         }
     }
@@ -98,7 +103,9 @@ impl Section {
     /// A list of finite numbers.
     pub(super) fn numbers(&mut self, key: &'static str) -> Result<Option<Vec<f64>>, SpecError> {
         let Some(value) = self.take(key) else { return Ok(None) };
-        let toml::Value::Array(items) = &value else { return Err(self.mistyped(key, "a list of numbers", &value)) };
+        let toml::Value::Array(items) = &value else {
+            return Err(self.mistyped(key, "a list of numbers", &value));
+        };
         let numbers: Option<Vec<f64>> = items.iter().map(number_of).collect();
         match numbers.filter(|numbers| numbers.iter().all(|n| n.is_finite())) {
             Some(numbers) => Ok(Some(numbers)),

@@ -46,6 +46,18 @@ fn auto_sampler_follows_the_method() {
 }
 
 #[test]
+fn what_is_said_follows_from_the_method() {
+    let said = |text: &str| RunSpec::parse(text).unwrap().contribution_schema().unwrap().to_string();
+    assert_eq!(said(GOOD), "[logits F32[128, 10], embed.0 F32[128, 128]]");
+    assert_eq!(said(&GOOD.replace("\"mcl\"", "\"mcl\"\nlogit_kd = \"off\"")), "[embed.0 F32[128, 128]]");
+    let no_contrast = "\"mcl\"\nalpha = 0\nbeta = 0\ngamma = 0\nlam = 0";
+    assert_eq!(said(&GOOD.replace("\"mcl\"", no_contrast)), "[logits F32[128, 10]]");
+    assert_eq!(said(&GOOD.replace("\"mcl\"", "\"dml\"")), "[logits F32[128, 10]]");
+    assert_eq!(said(&GOOD.replace("\"mcl\"", "\"alone\"")), "[]");
+    assert_eq!(said(GOOD.split("[[peer]]\nname = \"b\"").next().unwrap()), "[]");
+}
+
+#[test]
 fn steps_win_over_epochs() {
     let spec = RunSpec::parse(&GOOD.replace("epochs = 20", "epochs = 20\nsteps = 400")).unwrap();
     assert_eq!(spec.run.length, Length::Steps(400));

@@ -1,0 +1,98 @@
+//! How fast a network learns: whole training steps (forward, loss, backward, update) on random images, as the recipe
+//! in [`crate::step`] takes them, without anybody else.
+
+use candle_core::{DType, Device};
+use cohort_proto::rng::SplitMix64;
+use serde::Serialize;
+
+use crate::clock::seconds_of;
+use crate::data::loader::Batch;
+use crate::error::PeerError;
+use crate::learner::Learner;
+use crate::methods::Method;
+use crate::models::{ImageShape, Params, build};
+use crate::optim::{Sgd, SgdConfig};
+use crate::step::{self, Interruption};
+
+/// Steps that are taken before the measured ones, to warm caches and allocator.
+const WARM_UP: usize = 3;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Workload {
+    /// Shape of an image.
+    pub image: ImageShape,
+    /// Classes.
+    pub classes: usize,
+    /// Images in a batch.
+    pub batch: usize,
+    /// Measured steps.
+    pub steps: usize,
+}
+
+/// What came out.
+#[derive(Debug, Serialize)]
+pub struct Throughput {
+    /// Images per second at the median step.
+    pub images_per_s: f64,
+    /// Milliseconds of the median step.
+    pub ms_per_step: f64,
+    /// Greatest resident memory of the process so far; 0 where the system does not tell.
+    pub peak_rss_mb: f64,
+    /// CPU threads.
+    pub threads: usize,
+}
+
+/// Measures training steps of an architecture.
+///
+/// # Errors
+/// If the network cannot be built or a step fails.
+pub fn measure(arch: &str, workload: Workload, threads: usize) -> Result<Throughput, PeerError> {
+    let Workload { image, classes, batch, steps } = workload;
+    let mut params = Params::new(0, "bench", DType::F32, &Device::Cpu)?;
+    let network = build(arch, image, classes, &mut params)?;
+    let config = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4, clip_norm: 0.0 };
+    let optimizer = Sgd::new(&params, config)?;
+    let method = Method::Alone;
+    let mut learner = Learner { index: 0, network, head: None, params, optimizer, method, device: Device::Cpu };
+    let mut seconds = Vec::with_capacity(steps);
+    for step in 0..WARM_UP + steps {
+        let batch = random_batch(step as u64, image, classes, batch);
+        let (taken, elapsed) = seconds_of(|| step::run_alone(&mut learner, &batch));
+        match taken {
+            Ok(_) => seconds.push(elapsed),
+            Err(Interruption::Failed(error)) => return Err(error),
+            Err(Interruption::Stopped(stop)) => return Err(PeerError::Internal(stop.sentence)),
+        }
+    }
+    let mut measured = seconds.split_off(WARM_UP);
+    measured.sort_by(f64::total_cmp);
+    let median = measured.get(measured.len() / 2).copied().unwrap_or(f64::NAN);
+    let images_per_s = workload.batch as f64 / median;
+    Ok(Throughput { images_per_s, ms_per_step: median * 1e3, peak_rss_mb: peak_rss_mb(), threads })
+}
+
+fn random_batch(step: u64, image: ImageShape, classes: usize, batch: usize) -> Batch {
+    let mut rng = SplitMix64::keyed(&[step]);
+    let ImageShape { channels, height, width } = image;
+    let pixels = batch * channels * height * width;
+    Batch {
+        step,
+        epoch: 0,
+        position_in_epoch: step,
+        lr: 0.01,
+        indices: (0..batch as u32).collect(),
+        hash: 0,
+        images: (0..pixels).map(|_| (rng.unit_f64() * 2.0 - 1.0) as f32).collect(),
+        labels: (0..batch).map(|_| rng.below(classes as u64) as u32).collect(),
+        shape: [batch, channels, height, width],
+    }
+}
+
+/// `VmHWM` of /proc/self/status, in MB of 10^6 bytes.
+fn peak_rss_mb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse::<f64>().ok());
+    kib.map_or(0.0, |kib| kib * 1024.0 / 1e6)
+}

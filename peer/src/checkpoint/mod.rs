@@ -1,0 +1,223 @@
+//! Checkpoints: a folder per step with `model.safetensors`, `optimizer.safetensors` (both under the names that PyTorch
+//! users know) and `progress.bin`. A folder appears whole or not at all: it is written under a temporary name,
+//! synced, and renamed. Whatever is read is verified by digest first.
+
+mod progress;
+
+pub use progress::Progress;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use cohort_proto::id::{Digest, Step};
+
+use crate::models::{StateDict, state};
+use progress::Record;
+
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const PROGRESS: &str = "progress.bin";
+const PREFIX: &str = "checkpoint-";
+/// What a crash left behind; removed by the next checkpoint.
+const TEMPORARY: &str = ".checkpoint-in-progress";
+
+/// A checkpoint that could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file system.
+    #[error("cannot {action} checkpoint file {path}: {cause}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The bytes are not those that were written.
+    #[error("checkpoint {path} is damaged: {defect}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// How that shows.
+        defect: String,
+    },
+    /// The tensors cannot be turned into a file.
+    #[error("checkpoint {path}: {cause}")]
+    Tensors {
+        /// The folder.
+        path: PathBuf,
+        /// What candle said.
+        cause: candle_core::Error,
+    },
+}
+
+/// A verified checkpoint.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// How far training was.
+    pub progress: Progress,
+    /// Parameters and buffers by name.
+    pub model: StateDict,
+    /// The optimiser's state by name.
+    pub optimizer: StateDict,
+}
+
+/// The checkpoints of one peer.
+#[derive(Debug, Clone)]
+pub struct Store {
+    folder: PathBuf,
+    keep: usize,
+}
+
+impl Store {
+    /// The checkpoints in a folder, which is made if it is not there; the newest `keep` are kept.
+    ///
+    /// # Errors
+    /// If the folder cannot be made.
+    pub fn open(folder: &Path, keep: usize) -> Result<Self, CheckpointError> {
+        fs::create_dir_all(folder).map_err(file_error("make", folder))?;
+        Ok(Self { folder: folder.to_owned(), keep })
+    }
+
+    /// Where the checkpoint of a step is.
+    pub fn path(&self, steps_done: Step) -> PathBuf {
+        self.folder.join(format!("{PREFIX}{steps_done}"))
+    }
+
+    /// Writes a checkpoint, durably, and lets go of the oldest beyond `keep`.
+    ///
+    /// # Errors
+    /// If a file cannot be written; what was there before is untouched.
+    pub fn save(
+        &self,
+        progress: &Progress,
+        model: &StateDict,
+        optimizer: &StateDict,
+    ) -> Result<PathBuf, CheckpointError> {
+        let target = self.path(progress.steps_done);
+        let encode = |tensors: &StateDict| {
+            state::encode(tensors).map_err(|cause| CheckpointError::Tensors { path: target.clone(), cause })
+        };
+        let (model, optimizer) = (encode(model)?, encode(optimizer)?);
+        let record = Record { progress: progress.clone(), model: Digest::of(&model), optimizer: Digest::of(&optimizer) };
+        let temporary = self.folder.join(TEMPORARY);
+        remove(&temporary)?;
+        fs::create_dir(&temporary).map_err(file_error("make", &temporary))?;
+        write_durably(&temporary.join(MODEL), &model)?;
+        write_durably(&temporary.join(OPTIMIZER), &optimizer)?;
+        write_durably(&temporary.join(PROGRESS), &record.encode())?;
+        sync_folder(&temporary)?;
+        // A step that is reached again after a restart from an older one replaces what it left the first time.
+        remove(&target)?;
+        fs::rename(&temporary, &target).map_err(file_error("rename", &target))?;
+        sync_folder(&self.folder)?;
+        self.rotate(progress.steps_done)?;
+        Ok(target)
+    }
+
+    /// Removes the oldest beyond `keep`, never the one just written.
+    fn rotate(&self, just_written: Step) -> Result<(), CheckpointError> {
+        let steps = self.steps()?;
+        let surplus = steps.len().saturating_sub(self.keep);
+        for step in steps.into_iter().filter(|step| *step != just_written).take(surplus) {
+            remove(&self.path(step))?;
+        }
+        Ok(())
+    }
+
+    /// The steps of all folders that are named like checkpoints, ascending, unverified.
+    fn steps(&self) -> Result<Vec<Step>, CheckpointError> {
+        let failed = file_error("list", &self.folder);
+        let mut steps = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(&failed)? {
+            let name = entry.map_err(&failed)?.file_name();
+            let step: Option<Step> = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|step| step.parse().ok());
+            steps.extend(step);
+        }
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// The progress of every checkpoint that verifies, ascending. A damaged one is named in the log and passed over.
+    ///
+    /// # Errors
+    /// If the folder cannot be listed.
+    pub fn held(&self) -> Result<Vec<Progress>, CheckpointError> {
+        let mut held = Vec::new();
+        for step in self.steps()? {
+            match self.verified(step) {
+                Ok((record, ..)) => held.push(record.progress),
+                Err(error) => tracing::warn!("{error}; it is passed over"),
+            }
+        }
+        Ok(held)
+    }
+
+    /// Reads a checkpoint.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged.
+    pub fn load(&self, steps_done: Step) -> Result<Checkpoint, CheckpointError> {
+        let (record, model, optimizer) = self.verified(steps_done)?;
+        let folder = self.path(steps_done);
+        let decode = |name: &str, bytes: &[u8]| {
+            let path = folder.join(name);
+            state::decode(bytes).map_err(|defect| CheckpointError::Damaged { path, defect })
+        };
+        Ok(Checkpoint {
+            progress: record.progress,
+            model: decode(MODEL, &model)?,
+            optimizer: decode(OPTIMIZER, &optimizer)?,
+        })
+    }
+
+    fn verified(&self, steps_done: Step) -> Result<(Record, Vec<u8>, Vec<u8>), CheckpointError> {
+        let folder = self.path(steps_done);
+        let read = |name: &str| {
+            let path = folder.join(name);
+            fs::read(&path).map_err(file_error("read", &path))
+        };
+        let damaged = |name: &str, defect: &str| CheckpointError::Damaged { path: folder.join(name), defect: defect.into() };
+        let record = Record::decode(&read(PROGRESS)?).map_err(|defect| damaged(PROGRESS, &defect))?;
+        if record.progress.steps_done != steps_done {
+            return Err(damaged(PROGRESS, "it is of another step"));
+        }
+        let (model, optimizer) = (read(MODEL)?, read(OPTIMIZER)?);
+        for (name, bytes, digest) in [(MODEL, &model, record.model), (OPTIMIZER, &optimizer, record.optimizer)] {
+            if Digest::of(bytes) != digest {
+                return Err(damaged(name, "its bytes do not have the digest that was written beside them"));
+            }
+        }
+        Ok((record, model, optimizer))
+    }
+}
+
+fn file_error<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> CheckpointError + 'a {
+    move |cause| CheckpointError::File { action, path: path.to_owned(), cause }
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let write = || -> io::Result<()> {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(file_error("write", path))
+}
+
+/// Makes the names in a folder durable.
+fn sync_folder(path: &Path) -> Result<(), CheckpointError> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(file_error("sync", path))
+}
+
+fn remove(path: &Path) -> Result<(), CheckpointError> {
+    match fs::remove_dir_all(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(file_error("remove", path)(cause)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+//! Arguments → configuration → run → exit code. Data go to stdout, words to stderr.
+
+mod join;
+mod eval;
+mod bench;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use cohort_proto::exit::Exit;
+use cohort_proto::id::PeerName;
+use cohort_proto::spec::DeviceSpec;
+
+use crate::error::PeerError;
+use crate::kernels::threads;
+
+/// One peer of a cohort: trains its own network and learns from what the others say.
+#[derive(Debug, Parser)]
+#[command(name = "cohort-peer", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Join a run and train to its end.
+    Join(JoinArgs),
+    /// Measure weights on a test set; metrics as JSON on stdout.
+    Eval(EvalArgs),
+    /// Measure the throughput of training steps; JSON on stdout.
+    Bench(BenchArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct JoinArgs {
+    /// Where the coordinator listens, such as http://127.0.0.1:4700.
+    #[arg(long)]
+    coordinator: String,
+    /// Which peer of the run this is.
+    #[arg(long)]
+    name: PeerName,
+    /// cpu, cuda:N or metal; what the run spec says if not given.
+    #[arg(long)]
+    device: Option<DeviceSpec>,
+    /// The folder of the training data; what the run spec says if not given.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Where to listen for the peers that follow this one [default: any port on the interface to the coordinator].
+    #[arg(long)]
+    listen: Option<String>,
+    /// The address (host or host:port) that those peers are told [default: the one that is listened on].
+    #[arg(long)]
+    advertise: Option<String>,
+    /// CPU threads [default: all cores].
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+    /// The folder of checkpoints [default: runs/RUN/peers/NAME].
+    #[arg(long)]
+    state: Option<PathBuf>,
+    /// Serve plain text beyond loopback without a warning.
+    #[arg(long)]
+    insecure: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct EvalArgs {
+    /// The architecture, such as resnet20.
+    #[arg(long)]
+    arch: String,
+    /// The weights: a model.safetensors.
+    #[arg(long)]
+    weights: PathBuf,
+    /// The data set, such as fashion-mnist.
+    #[arg(long)]
+    dataset: String,
+    /// Its folder.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Write the logits, f32 [N, classes] in file order, to this file.
+    #[arg(long)]
+    logits: Option<PathBuf>,
+    /// Mean of each channel, if the run was normalised otherwise than the data set usually is.
+    #[arg(long, value_delimiter = ',', requires = "std")]
+    mean: Vec<f64>,
+    /// Deviation of each channel.
+    #[arg(long, value_delimiter = ',', requires = "mean")]
+    std: Vec<f64>,
+    /// CPU threads [default: all cores].
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+}
+
+#[derive(Debug, clap::Args)]
+struct BenchArgs {
+    /// The architecture, such as resnet20.
+    #[arg(long)]
+    arch: String,
+    /// Channels x height x width.
+    #[arg(long, default_value = "3x32x32")]
+    image: String,
+    /// Classes.
+    #[arg(long, default_value_t = 100)]
+    classes: usize,
+    /// Images in a batch.
+    #[arg(long, default_value_t = 128)]
+    batch: usize,
+    /// Steps that are measured, after a few that are not.
+    #[arg(long, default_value_t = 20)]
+    steps: usize,
+    /// CPU threads [default: all cores].
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+}
+
+/// Runs the command line. Call it first in a process: it sets up threads and memory before anything else runs.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are answers, not errors, and go to stdout with exit 0.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { Exit::Finished.into() };
+        }
+    };
+    let threads = match &args.command {
+        Command::Join(join) => join.threads,
+        Command::Eval(eval) => eval.threads,
+        Command::Bench(bench) => bench.threads,
+    };
+    let threads = match threads::init(threads) {
+        Ok(threads) => threads,
+        Err(error) => return failed(&PeerError::Usage(error.to_string())),
+    };
+    log_to_stderr();
+    let result = match args.command {
+        Command::Join(args) => join::run(args),
+        Command::Eval(args) => eval::run(args).map(|()| Exit::Finished),
+        Command::Bench(args) => bench::run(&args, threads).map(|()| Exit::Finished),
+    };
+    result.map_or_else(|error| failed(&error), ExitCode::from)
+}
+
+/// One clear sentence and the exit code.
+fn failed(error: &PeerError) -> ExitCode {
+    eprintln!("cohort-peer: {error}");
+    error.exit().into()
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // A second subscriber in one process is refused; the first goes on.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// Prints a value as one line of JSON; a reader that has gone away is not an error.
+fn print_json(value: &impl serde::Serialize) -> Result<(), PeerError> {
+    use std::io::Write;
+    let text = serde_json::to_string(value).map_err(|error| PeerError::Internal(error.to_string()))?;
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! Batch normalisation with residual and rectifier in the same pass, forward and backward
+//! (Ioffe and Szegedy 2015, algorithm 1). `[B][C][pixels]` throughout.
+
+use super::isa::{Isa, Kernel, dispatch};
+use super::lanes::{LANES, Lanes};
+use super::parallel::build;
+use super::pointwise::sum_of;
+
+/// Sizes of the normalised tensor.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::kernels) struct Planes {
+    pub(in crate::kernels) batch: usize,
+    pub(in crate::kernels) channels: usize,
+    pub(in crate::kernels) pixels: usize,
+}
+
+impl Planes {
+    fn image(self) -> usize {
+        self.channels * self.pixels
+    }
+
+    /// Values per channel.
+    pub(in crate::kernels) fn count(self) -> usize {
+        self.batch * self.pixels
+    }
+
+    fn plane(self, values: &[f32], image: usize, channel: usize) -> &[f32] {
+        &values[(image * self.channels + channel) * self.pixels..][..self.pixels]
+    }
+}
+
+/// Mean and biased variance per channel: each plane's own while it is in the cache, combined in order in f64
+/// (Chan, Golub and LeVeque 1983, equation 2.1).
+pub(in crate::kernels) fn moments(isa: Isa, p: Planes, x: &[f32]) -> (Vec<f64>, Vec<f64>) {
+    struct OfPlane<'a>(&'a [f32]);
+    impl Kernel for OfPlane<'_> {
+        type Output = (f64, f64);
+        #[inline(always)]
+        fn run<V: Lanes>(self) -> (f64, f64) {
+            let mean = (sum_of::<V>(self.0) / self.0.len() as f64) as f32;
+            let (vectors, rest) = self.0.as_chunks::<LANES>();
+            let (centre, mut sum, mut squares) = (V::splat(mean), V::splat(0.0), V::splat(0.0));
+            for v in vectors {
+                let d = V::load(v).sub(centre);
+                sum = sum.add(d);
+                squares = squares.plus_product(d, d);
+            }
+            let (mut sum, mut squares) = (f64::from(sum.sum()), f64::from(squares.sum()));
+            for v in rest {
+                let d = f64::from(v - mean);
+                sum += d;
+                squares += d * d;
+            }
+            // What rounding left of the mean goes into it here, exact enough even for channels far from zero.
+            let shift = sum / self.0.len() as f64;
+            (f64::from(mean) + shift, squares - sum * shift)
+        }
+    }
+    let parts = per_plane(p, |n, c| dispatch(isa, OfPlane(p.plane(x, n, c))));
+    let mut mean = vec![0.0; p.channels];
+    let mut var = vec![0.0; p.channels];
+    for c in 0..p.channels {
+        let of_channel = || parts.iter().skip(c).step_by(p.channels);
+        mean[c] = of_channel().map(|&(mean, _)| mean).sum::<f64>() / p.batch as f64;
+        let between = of_channel().map(|&(m, _)| (m - mean[c]).powi(2)).sum::<f64>() * p.pixels as f64;
+        var[c] = (of_channel().map(|&(_, squares)| squares).sum::<f64>() + between) / p.count() as f64;
+    }
+    (mean, var)
+}
+
+/// What normalisation does to a channel: `(x - centre) scale + shift`.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::kernels) struct Affine {
+    pub(in crate::kernels) centre: f32,
+    pub(in crate::kernels) scale: f32,
+    pub(in crate::kernels) shift: f32,
+}
+
+/// `act((x - centre) scale + shift + residual)`.
+pub(in crate::kernels) fn apply(
+    isa: Isa,
+    p: Planes,
+    x: &[f32],
+    of_channel: &[Affine],
+    residual: Option<&[f32]>,
+    rectify: bool,
+) -> Vec<f32> {
+    struct OnePlane<'a>(&'a [f32], Affine, Option<&'a [f32]>, bool, &'a mut [f32]);
+    impl Kernel for OnePlane<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<V: Lanes>(self) {
+            let Self(x, a, residual, rectify, y) = self;
+            let bent = |v: f32| if rectify && v <= 0.0 { 0.0 } else { v };
+            match residual {
+                Some(r) => {
+                    for ((y, &x), &r) in y.iter_mut().zip(x).zip(r) {
+                        *y = bent((x - a.centre) * a.scale + a.shift + r);
+                    }
+                }
+                None => {
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y = bent((x - a.centre) * a.scale + a.shift);
+                    }
+                }
+            }
+        }
+    }
+    build(
+        p.batch,
+        p.image(),
+        || (),
+        |(), n, image| {
+            for (c, y) in image.chunks_mut(p.pixels).enumerate() {
+                let residual = residual.map(|r| p.plane(r, n, c));
+                dispatch(isa, OnePlane(p.plane(x, n, c), of_channel[c], residual, rectify, y));
+            }
+        },
+    )
+}
+
+/// Per channel the sums of `g` and of `g (x - centre)`.
+pub(in crate::kernels) fn gradient_sums(
+    isa: Isa,
+    p: Planes,
+    x: &[f32],
+    g: &[f32],
+    mask: Option<&[f32]>,
+    of_channel: &[Affine],
+) -> Vec<(f64, f64)> {
+    struct OfPlane<'a>(&'a [f32], &'a [f32], Option<&'a [f32]>, f32);
+    impl Kernel for OfPlane<'_> {
+        type Output = (f64, f64);
+        #[inline(always)]
+        fn run<V: Lanes>(self) -> (f64, f64) {
+            let Self(x, g, mask, centre) = self;
+            let mut sums = ([0.0; LANES], [0.0; LANES]);
+            let mut add = |x: &[f32], g: &[f32], y: Option<&[f32]>| {
+                for i in 0..x.len() {
+                    let g = if y.is_some_and(|y| y[i] <= 0.0) { 0.0 } else { g[i] };
+                    sums.0[i] += g;
+                    sums.1[i] += g * (x[i] - centre);
+                }
+            };
+            let whole = x.len() / LANES * LANES;
+            match mask {
+                Some(y) => {
+                    for i in (0..whole).step_by(LANES) {
+                        add(&x[i..i + LANES], &g[i..i + LANES], Some(&y[i..i + LANES]));
+                    }
+                }
+                None => {
+                    for i in (0..whole).step_by(LANES) {
+                        add(&x[i..i + LANES], &g[i..i + LANES], None);
+                    }
+                }
+            }
+            add(&x[whole..], &g[whole..], mask.map(|y| &y[whole..]));
+            (f64::from(V::load(&sums.0).sum()), f64::from(V::load(&sums.1).sum()))
+        }
+    }
+    let parts = per_plane(p, |n, c| {
+        let mask = mask.map(|y| p.plane(y, n, c));
+        dispatch(isa, OfPlane(p.plane(x, n, c), p.plane(g, n, c), mask, of_channel[c].centre))
+    });
+    let mut sums = vec![(0.0, 0.0); p.channels];
+    for image in parts.chunks(p.channels.max(1)) {
+        for (sum, part) in sums.iter_mut().zip(image) {
+            *sum = (sum.0 + part.0, sum.1 + part.1);
+        }
+    }
+    sums
+}
+
+/// The gradient by `x` is `scale (g - mean - (x - centre) slope)`; with running statistics both terms are zero.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::kernels) struct Correction {
+    pub(in crate::kernels) mean: f32,
+    pub(in crate::kernels) slope: f32,
+}
+
+/// The gradient by `x`.
+pub(in crate::kernels) fn gradient(
+    isa: Isa,
+    p: Planes,
+    x: &[f32],
+    g: &[f32],
+    mask: Option<&[f32]>,
+    of_channel: &[(Affine, Correction)],
+) -> Vec<f32> {
+    struct OnePlane<'a>(&'a [f32], &'a [f32], Option<&'a [f32]>, (Affine, Correction), &'a mut [f32]);
+    impl Kernel for OnePlane<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<V: Lanes>(self) {
+            let Self(x, g, mask, (a, k), dx) = self;
+            let slope = |x: f32, g: f32| a.scale * (g - k.mean - (x - a.centre) * k.slope);
+            match mask {
+                Some(y) => {
+                    for (((dx, &x), &g), &y) in dx.iter_mut().zip(x).zip(g).zip(y) {
+                        *dx = slope(x, if y <= 0.0 { 0.0 } else { g });
+                    }
+                }
+                None => {
+                    for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
+                        *dx = slope(x, g);
+                    }
+                }
+            }
+        }
+    }
+    build(
+        p.batch,
+        p.image(),
+        || (),
+        |(), n, image| {
+            for (c, dx) in image.chunks_mut(p.pixels).enumerate() {
+                let mask = mask.map(|y| p.plane(y, n, c));
+                dispatch(isa, OnePlane(p.plane(x, n, c), p.plane(g, n, c), mask, of_channel[c], dx));
+            }
+        },
+    )
+}
+
+/// One result per plane, in the order `[B][C]`.
+fn per_plane<T: Send>(p: Planes, of_plane: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
+    use rayon::prelude::*;
+    let of_image = |n: usize| (0..p.channels).map(|c| of_plane(n, c)).collect::<Vec<T>>();
+    let images: Vec<Vec<T>> = (0..p.batch).into_par_iter().map(of_image).collect();
+    images.into_iter().flatten().collect()
+}

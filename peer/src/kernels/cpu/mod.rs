@@ -1,0 +1,14 @@
+//! Arithmetic on slices of f32 for the CPU; knows nothing of candle. Results depend on the shape and the
+//! instruction set only: never on the number of threads or on their timing.
+
+pub(super) mod isa;
+mod lanes;
+mod avx;
+mod parallel;
+pub(super) mod geometry;
+mod pack;
+mod micro;
+mod direct;
+pub(super) mod conv;
+pub(super) mod batch_norm;
+pub(super) mod pointwise;

@@ -1,0 +1,35 @@
+//! The kernels as candle operations with gradients; the only place that knows both candle and the kernels.
+
+pub(super) mod batch_norm;
+pub(super) mod conv;
+pub(super) mod pointwise;
+
+use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor};
+
+/// Whether the fast path takes these operands: f32 in main memory, with something to compute.
+pub(super) fn accepts(operands: &[&Tensor]) -> bool {
+    operands.iter().all(|t| t.dtype() == DType::F32 && t.device().is_cpu() && t.elem_count() > 0)
+}
+
+/// The values of an operand, which the door has made contiguous.
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("kernel operand of shape {:?} is not contiguous", layout.dims())
+    };
+    Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// Runs `f` on the values of a tensor in main memory.
+fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    // The gradient of a sum or a broadcast arrives with strides.
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => f(values(storage, layout)?),
+        _ => candle_core::bail!("kernel operand of shape {:?} is not in main memory", tensor.dims()),
+    }
+}
+
+fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Tensor::from_vec(values, shape.into(), &candle_core::Device::Cpu)
+}

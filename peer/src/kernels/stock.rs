@@ -1,0 +1,133 @@
+//! Every operation of the door in candle's own ops: the path of other devices and other dtypes, and the slow
+//! reference of the fast one.
+
+use candle_core::{Result, Tensor, Var};
+
+use super::{Activation, ConvGeometry, Moments, Sgd};
+
+/// See [`super::conv2d`].
+pub(super) fn conv2d(x: &Tensor, w: &Tensor, g: ConvGeometry) -> Result<Tensor> {
+    let (_, _, h, width) = x.dims4()?;
+    let (_, _, kh, kw) = w.dims4()?;
+    let used = |size: usize, k: usize| (size + 2 * g.padding - k) / g.stride * g.stride + k;
+    let (used_h, used_w) = (used(h, kh), used(width, kw));
+    // candle's backward pass takes the rows that no window reaches for the columns too, and subtracts the
+    // padding from a size that may be smaller when the border is wider than the window. There the zeros are
+    // written out and what no window reaches is cut off.
+    if g.padding >= kh.min(kw) || h + used_w != width + used_h {
+        let p = g.padding;
+        let padded = x.pad_with_zeros(2, p, p)?.pad_with_zeros(3, p, p)?;
+        return padded
+            .narrow(2, 0, used_h)?
+            .narrow(3, 0, used_w)?
+            .contiguous()?
+            .conv2d(w, 0, g.stride, 1, g.groups);
+    }
+    x.conv2d(w, g.padding, g.stride, 1, g.groups)
+}
+
+/// See [`super::batch_norm_train`].
+pub(super) fn batch_norm_train(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    eps: f64,
+    residual: Option<&Tensor>,
+    act: Activation,
+) -> Result<(Tensor, Moments)> {
+    let flat_bcs = flatten_pixels(x)?;
+    let (b, c, s) = flat_bcs.dims3()?;
+    let count = b * s;
+    let mean = (flat_bcs.sum_keepdim((0, 2))? / count as f64)?;
+    let centred = flat_bcs.broadcast_sub(&mean)?;
+    let var = (centred.sqr()?.sum_keepdim((0, 2))? / count as f64)?;
+    let scale = (&var + eps)?.sqrt()?.recip()?.broadcast_mul(&gamma.reshape((1, c, 1))?)?;
+    let y = centred.broadcast_mul(&scale)?.broadcast_add(&beta.reshape((1, c, 1))?)?.reshape(x.shape())?;
+    let moments = Moments { mean: mean.detach().flatten_all()?, var: var.detach().flatten_all()?, count };
+    Ok((finish(y, residual, act)?, moments))
+}
+
+/// See [`super::batch_norm_eval`].
+#[expect(clippy::too_many_arguments, reason = "the formula has that many terms")]
+pub(super) fn batch_norm_eval(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    running_mean: &Tensor,
+    running_var: &Tensor,
+    eps: f64,
+    residual: Option<&Tensor>,
+    act: Activation,
+) -> Result<Tensor> {
+    let (scale, shift) = affine_of_running(gamma, beta, running_mean, running_var, eps)?;
+    let flat_bcs = flatten_pixels(x)?;
+    let c = flat_bcs.dim(1)?;
+    let y = flat_bcs
+        .broadcast_mul(&scale.reshape((1, c, 1))?)?
+        .broadcast_add(&shift.reshape((1, c, 1))?)?
+        .reshape(x.shape())?;
+    finish(y, residual, act)
+}
+
+/// Scale and shift per channel that normalisation with fixed statistics amounts to.
+pub(super) fn affine_of_running(
+    gamma: &Tensor,
+    beta: &Tensor,
+    running_mean: &Tensor,
+    running_var: &Tensor,
+    eps: f64,
+) -> Result<(Tensor, Tensor)> {
+    let scale = (running_var + eps)?.sqrt()?.recip()?.mul(gamma)?;
+    let shift = beta.sub(&running_mean.mul(&scale)?)?;
+    Ok((scale, shift))
+}
+
+/// See [`super::relu`].
+pub(super) fn relu(x: &Tensor) -> Result<Tensor> {
+    // `le`, not `gt`: NaN then takes the branch that keeps it.
+    x.le(0.0)?.where_cond(&x.zeros_like()?, x)
+}
+
+/// See [`super::global_avg_pool`].
+pub(super) fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
+    x.mean((2, 3))
+}
+
+/// See [`super::linear`].
+pub(super) fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+    let y = x.matmul(&w.t()?)?;
+    match b {
+        Some(b) => y.broadcast_add(b),
+        None => Ok(y),
+    }
+}
+
+/// See [`super::sgd_step`].
+pub(super) fn sgd_step(param: &Var, velocity: &Var, grad: Option<&Tensor>, sgd: Sgd) -> Result<()> {
+    let p = param.as_detached_tensor();
+    let decay = (&p * sgd.weight_decay)?;
+    let d = match grad {
+        Some(g) => g.detach().add(&decay)?,
+        None => decay,
+    };
+    let v = (velocity.as_detached_tensor() * sgd.momentum)?.add(&d)?;
+    let step = if sgd.nesterov { d.add(&(&v * sgd.momentum)?)? } else { v.clone() };
+    param.set(&p.sub(&(step * sgd.lr)?)?)?;
+    velocity.set(&v)
+}
+
+fn finish(y: Tensor, residual: Option<&Tensor>, act: Activation) -> Result<Tensor> {
+    let y = match residual {
+        Some(r) => y.add(r)?,
+        None => y,
+    };
+    match act {
+        Activation::None => Ok(y),
+        Activation::Relu => relu(&y),
+    }
+}
+
+fn flatten_pixels(x: &Tensor) -> Result<Tensor> {
+    let pixels: usize = x.dims()[2..].iter().product();
+    x.reshape((x.dim(0)?, x.dim(1)?, pixels))
+}

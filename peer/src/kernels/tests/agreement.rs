@@ -1,0 +1,191 @@
+//! Every fast kernel on every instruction set of this machine against candle's own ops in f64, and against itself
+//! on other numbers of threads.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+use proptest::prelude::*;
+
+use super::super::cpu::isa::Isa;
+use super::super::*;
+use super::tensor;
+
+/// The instruction sets of this machine.
+fn sets() -> Vec<Isa> {
+    [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa <= Isa::best()).collect()
+}
+
+/// Result and gradients of `sum(f(args) * probe)` as flat vectors.
+fn evaluate(f: &dyn Fn(&[Tensor]) -> Result<Tensor>, shapes: &[&[usize]], dtype: DType) -> Vec<Vec<f64>> {
+    let args: Vec<Var> = (0..shapes.len())
+        .map(|i| tensor(shapes[i], i as u64 + 7, DType::F32).to_dtype(dtype).unwrap())
+        .map(|t| Var::from_tensor(&t).unwrap())
+        .collect();
+    let tensors: Vec<Tensor> = args.iter().map(|v| v.as_tensor().clone()).collect();
+    let y = f(&tensors).unwrap();
+    let probe = tensor(y.dims(), 99, DType::F32).to_dtype(dtype).unwrap();
+    let grads = (&y * &probe).unwrap().sum_all().unwrap().backward().unwrap();
+    let flat = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+    std::iter::once(flat(&y)).chain(args.iter().map(|a| flat(grads.get(a).unwrap()))).collect()
+}
+
+/// Compares f32 on every set with f64, relative to the largest value of each result.
+fn check(name: &str, f: &dyn Fn(&[Tensor]) -> Result<Tensor>, shapes: &[&[usize]], tolerance: f64) {
+    let exact = evaluate(f, shapes, DType::F64);
+    for isa in sets() {
+        let fast = isa.scoped(|| evaluate(f, shapes, DType::F32));
+        for (i, (fast, exact)) in fast.iter().zip(&exact).enumerate() {
+            let scale = exact.iter().fold(1e-2, |m: f64, v| m.max(v.abs()));
+            let error = fast.iter().zip(exact).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs()));
+            assert!(
+                error <= tolerance * scale && fast.iter().all(|v| v.is_finite()),
+                "{name} {shapes:?} on {isa:?}, result {i}: error {error:e} of {scale:e}"
+            );
+        }
+    }
+}
+
+const TOLERANCE: f64 = 3e-6;
+
+/// Batch, channels in, height, width, channels out, window, stride, padding.
+type Case = ([usize; 4], usize, [usize; 2], usize, usize);
+
+const CONVOLUTIONS: [Case; 20] = [
+    ([1, 1, 1, 1], 1, [1, 1], 1, 0),
+    ([1, 1, 1, 1], 1, [3, 3], 1, 1),
+    ([2, 3, 9, 7], 16, [3, 3], 1, 1),
+    ([2, 3, 32, 32], 5, [3, 3], 1, 1),
+    ([3, 16, 8, 8], 16, [3, 3], 1, 1),
+    ([3, 16, 7, 5], 32, [3, 3], 1, 1),
+    ([2, 17, 6, 6], 33, [3, 3], 1, 1),
+    ([1, 32, 4, 4], 50, [3, 3], 1, 1),
+    ([2, 20, 12, 10], 20, [3, 3], 1, 1),
+    ([2, 5, 11, 9], 7, [5, 5], 1, 2),
+    ([2, 3, 17, 16], 8, [7, 7], 2, 3),
+    ([2, 16, 8, 8], 32, [3, 3], 2, 1),
+    ([2, 16, 9, 9], 32, [1, 1], 2, 0),
+    ([1, 33, 5, 6], 18, [1, 1], 1, 0),
+    ([2, 4, 3, 3], 4, [3, 3], 1, 0),
+    ([2, 4, 2, 3], 4, [1, 1], 5, 0),
+    ([1, 2, 3, 3], 2, [2, 2], 4, 1),
+    ([1, 2, 5, 4], 3, [1, 1], 3, 2),
+    ([2, 3, 6, 11], 4, [1, 5], 2, 2),
+    ([1, 18, 2, 2], 17, [3, 3], 3, 1),
+];
+
+fn geometry(stride: usize, padding: usize) -> ConvGeometry {
+    ConvGeometry { stride, padding, groups: 1 }
+}
+
+#[test]
+fn convolutions_agree_with_f64() {
+    for (x, co, [kh, kw], stride, padding) in CONVOLUTIONS {
+        let conv = |a: &[Tensor]| conv2d(&a[0], &a[1], geometry(stride, padding));
+        check("convolution", &conv, &[&x, &[co, x[1], kh, kw]], TOLERANCE);
+    }
+}
+
+#[test]
+fn normalisations_agree_with_f64() {
+    for x in [[2, 1, 1, 1], [1, 3, 5, 5], [3, 16, 8, 8], [5, 7, 3, 2], [2, 20, 16, 16], [70, 2, 1, 3]] {
+        let c = [x[1]];
+        for act in [Activation::None, Activation::Relu] {
+            let train = |a: &[Tensor]| Ok(batch_norm_train(&a[0], &a[1], &a[2], 1e-3, a.get(3), act)?.0);
+            let eval = |a: &[Tensor]| {
+                let (mean, var) = (tensor(&c, 1, a[0].dtype()), (tensor(&c, 2, a[0].dtype()).abs()? + 0.1)?);
+                batch_norm_eval(&a[0], &a[1], &a[2], &mean, &var, 1e-3, a.get(3), act)
+            };
+            for shapes in [&[&x[..], &c, &c][..], &[&x, &c, &c, &x]] {
+                check("batch norm of training", &train, shapes, 2e-5);
+                check("batch norm of evaluation", &eval, shapes, TOLERANCE);
+            }
+        }
+    }
+}
+
+#[test]
+fn moments_far_from_zero_agree_with_f64() {
+    let x = (tensor(&[4, 3, 6, 7], 5, DType::F32) + 1000.0).unwrap();
+    let one = Tensor::ones(3, DType::F32, &Device::Cpu).unwrap();
+    let moments = |dtype: DType| {
+        let (x, one) = (x.to_dtype(dtype).unwrap(), one.to_dtype(dtype).unwrap());
+        let m = batch_norm_train(&x, &one, &one, 1e-5, None, Activation::None).unwrap().1;
+        assert_eq!(m.count, 168);
+        Tensor::cat(&[m.mean, m.var], 0).unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap()
+    };
+    let exact = moments(DType::F64);
+    for isa in sets() {
+        for (a, b) in isa.scoped(|| moments(DType::F32)).iter().zip(&exact) {
+            assert!((a - b).abs() <= 1e-6 * b.abs(), "{a} against {b} on {isa:?}");
+        }
+    }
+}
+
+#[test]
+fn pointwise_kernels_agree_with_f64() {
+    for x in [[1, 1, 1, 1], [3, 5, 7, 3], [2, 33, 32, 32]] {
+        check("relu", &|a| relu(&a[0]), &[&x], TOLERANCE);
+        check("global average pooling", &|a| global_avg_pool(&a[0]), &[&x], TOLERANCE);
+    }
+    check("linear", &|a| linear(&a[0], &a[1], a.get(2)), &[&[3, 70], &[11, 70], &[11]], TOLERANCE);
+}
+
+#[test]
+fn operands_and_gradients_may_be_strided() {
+    let conv = |a: &[Tensor]| {
+        let y = conv2d(&a[0].transpose(2, 3)?, &a[1].transpose(0, 1)?, geometry(1, 1))?;
+        let bn = batch_norm_train(&y.transpose(0, 1)?, &a[2], &a[2], 1e-3, None, Activation::None)?.0;
+        global_avg_pool(&relu(&bn.narrow(3, 1, 4)?)?)?.mean(1)
+    };
+    check("strided operands", &conv, &[&[3, 4, 6, 5], &[4, 8, 3, 3], &[3]], 1e-5);
+}
+
+#[test]
+fn an_input_without_gradient_gets_none() {
+    let x = tensor(&[2, 3, 8, 8], 1, DType::F32);
+    let w = Var::from_tensor(&tensor(&[4, 3, 3, 3], 2, DType::F32)).unwrap();
+    let grads = conv2d(&x, w.as_tensor(), geometry(1, 1)).unwrap().sum_all().unwrap().backward().unwrap();
+    assert!(grads.get(&x).is_none() && grads.get(&w).is_some());
+}
+
+/// A small network through every kernel, with enough images that the parts of a batch are uneven.
+fn network(a: &[Tensor]) -> Result<Tensor> {
+    let y = conv2d(&a[0], &a[1], geometry(1, 1))?;
+    let y = batch_norm_train(&y, &a[2], &a[2], 1e-5, None, Activation::Relu)?.0;
+    let z = conv2d(&y, &a[3], geometry(1, 1))?;
+    let z = batch_norm_train(&z, &a[2], &a[2], 1e-5, Some(&y), Activation::Relu)?.0;
+    let z = relu(&conv2d(&z, &a[4], geometry(2, 0))?)?;
+    linear(&global_avg_pool(&z)?, &a[5], None)
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    let shapes: [&[usize]; 6] =
+        [&[83, 3, 10, 10], &[20, 3, 3, 3], &[20], &[20, 20, 3, 3], &[35, 20, 1, 1], &[10, 35]];
+    for isa in sets() {
+        let of_threads = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| isa.scoped(|| evaluate(&network, &shapes, DType::F32)))
+        };
+        let one = of_threads(1);
+        for threads in [1, 2, 3] {
+            assert!(of_threads(threads) == one, "{threads} threads on {isa:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn any_convolution_agrees_with_f64(
+        x in [1usize..4, 1usize..40, 1usize..12, 1usize..12],
+        co in 1usize..40,
+        window in [1usize..6, 1usize..6],
+        stride in 1usize..4,
+        padding in 0usize..4,
+    ) {
+        let [kh, kw] = window;
+        prop_assume!(x[2] + 2 * padding >= kh && x[3] + 2 * padding >= kw);
+        let conv = |a: &[Tensor]| conv2d(&a[0], &a[1], geometry(stride, padding));
+        check("convolution", &conv, &[&x, &[co, x[1], kh, kw]], TOLERANCE);
+    }
+}

@@ -1,0 +1,184 @@
+//! The contribution log: what this peer has said, one entry per (step, round), kept for followers until the
+//! coordinator says that nobody can ask for it again. The training thread appends; any number of followers read.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cohort_proto::contribution::{Contribution, Position};
+use cohort_proto::id::Step;
+use cohort_proto::limits::LOG_BYTES_MAX;
+use tokio::sync::watch;
+
+/// Why an entry cannot be appended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// The log holds as much as it may.
+    #[error(
+        "the contribution log holds {held} bytes and may not grow beyond {LOG_BYTES_MAX}: lower checkpoint_every, \
+         since entries are kept back to the oldest checkpoint that a follower may restart from"
+    )]
+    Full {
+        /// Bytes held.
+        held: u64,
+    },
+    /// Entries are appended in order, each once.
+    #[error("entry {at:?} does not follow the last entry {last:?}")]
+    OutOfOrder {
+        /// The new entry's position.
+        at: Position,
+        /// The last entry's position.
+        last: Position,
+    },
+}
+
+/// An entry that followers may no longer ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("entries before step {retained_from} are no longer retained")]
+pub struct Gone {
+    /// The oldest step that is.
+    pub retained_from: Step,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    retained_from: Step,
+    list: VecDeque<Arc<Contribution>>,
+    bytes: u64,
+}
+
+/// The log. Clones of its [`Arc`] are handed to the training thread and to the service that followers call.
+#[derive(Debug)]
+pub struct ContributionLog {
+    entries: Mutex<Entries>,
+    /// Counts appends, so that followers at the tail wake.
+    appended: watch::Sender<u64>,
+}
+
+impl ContributionLog {
+    /// An empty log that begins at a step.
+    pub fn new(begins_at: Step) -> Self {
+        let entries = Entries { retained_from: begins_at, ..Entries::default() };
+        Self { entries: Mutex::new(entries), appended: watch::Sender::new(0) }
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
+        // A panic elsewhere cannot leave the deque half changed: every mutation below is a single push or pop.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the next entry and wakes followers at the tail.
+    pub fn append(&self, contribution: Arc<Contribution>) -> Result<(), AppendError> {
+        let mut entries = self.entries();
+        let at = contribution.header().position;
+        if let Some(last) = entries.list.back().map(|last| last.header().position).filter(|last| *last >= at) {
+            return Err(AppendError::OutOfOrder { at, last });
+        }
+        let bytes = entries.bytes.saturating_add(contribution.byte_len() as u64);
+        if bytes > LOG_BYTES_MAX {
+            return Err(AppendError::Full { held: entries.bytes });
+        }
+        entries.bytes = bytes;
+        entries.list.push_back(contribution);
+        drop(entries);
+        self.appended.send_modify(|count| *count = count.wrapping_add(1));
+        Ok(())
+    }
+
+    /// Forgets entries below a step.
+    pub fn retain_from(&self, step: Step) {
+        let mut entries = self.entries();
+        entries.retained_from = entries.retained_from.max(step);
+        while let Some(old) = entries.list.pop_front_if(|entry| entry.header().position.step < step) {
+            entries.bytes = entries.bytes.saturating_sub(old.byte_len() as u64);
+        }
+    }
+
+    /// Starts over at a step, empty: the peer goes on from a checkpoint.
+    pub fn restart_at(&self, step: Step) {
+        *self.entries() = Entries { retained_from: step, ..Entries::default() };
+    }
+
+    /// Bytes of tensor data held.
+    pub fn byte_len(&self) -> u64 {
+        self.entries().bytes
+    }
+
+    /// The first entry at or after a position; `None` if it has not been said yet.
+    pub fn get(&self, from: Position) -> Result<Option<Arc<Contribution>>, Gone> {
+        let entries = self.entries();
+        if from.step < entries.retained_from {
+            return Err(Gone { retained_from: entries.retained_from });
+        }
+        let at = entries.list.partition_point(|entry| entry.header().position < from);
+        Ok(entries.list.get(at).cloned())
+    }
+
+    /// As [`ContributionLog::get`], waiting until the entry has been said.
+    pub async fn next(&self, from: Position) -> Result<Arc<Contribution>, Gone> {
+        let mut appended = self.appended.subscribe();
+        loop {
+            if let Some(entry) = self.get(from)? {
+                return Ok(entry);
+            }
+            // The sender lives in `self`, so this cannot fail while we are borrowed; a failure is just another look.
+            let _ = appended.changed().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cohort_proto::contribution::{Header, Tensor};
+    use cohort_proto::id::{PeerName, RunId, ViewId};
+    use cohort_proto::schema::{DType, Schema, TensorSpec};
+
+    fn entry(step: Step) -> Arc<Contribution> {
+        let spec = TensorSpec { name: "logits".into(), dtype: DType::F32, shape: vec![2] };
+        let schema = Schema::new(vec![spec.clone()]).unwrap();
+        let source = PeerName::new("a").unwrap();
+        let header = Header { run: RunId(1), view: ViewId(1), position: Position::of(step), source, batch_hash: 0 };
+        Arc::new(Contribution::seal(header, vec![Tensor { spec, data: vec![0; 8].into() }], &schema).unwrap())
+    }
+
+    fn step_at(log: &ContributionLog, from: Step) -> Result<Option<Step>, Gone> {
+        Ok(log.get(Position::of(from))?.map(|entry| entry.header().position.step))
+    }
+
+    #[test]
+    fn entries_are_found_until_they_are_let_go() {
+        let log = ContributionLog::new(3);
+        for step in 3..8 {
+            log.append(entry(step)).unwrap();
+        }
+        assert_eq!(step_at(&log, 2), Err(Gone { retained_from: 3 }));
+        assert_eq!(step_at(&log, 5), Ok(Some(5)));
+        assert_eq!(step_at(&log, 8), Ok(None));
+        assert_eq!(log.byte_len(), 40);
+        log.retain_from(6);
+        assert_eq!(step_at(&log, 5), Err(Gone { retained_from: 6 }));
+        assert_eq!(step_at(&log, 6), Ok(Some(6)));
+        assert_eq!(log.byte_len(), 16);
+        log.retain_from(4);
+        assert_eq!(step_at(&log, 5), Err(Gone { retained_from: 6 }), "what is gone stays gone");
+    }
+
+    #[test]
+    fn no_entry_twice() {
+        let log = ContributionLog::new(0);
+        log.append(entry(0)).unwrap();
+        assert!(matches!(log.append(entry(0)), Err(AppendError::OutOfOrder { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_follower_at_the_tail_wakes() {
+        let log = Arc::new(ContributionLog::new(0));
+        let follower = tokio::spawn({
+            let log = log.clone();
+            async move { log.next(Position::of(0)).await }
+        });
+        tokio::task::yield_now().await;
+        log.append(entry(0)).unwrap();
+        assert_eq!(follower.await.unwrap().unwrap().header().position.step, 0);
+    }
+}

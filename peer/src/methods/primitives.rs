@@ -1,0 +1,123 @@
+//! The arithmetic that every loss is made of, in the log domain and without a guard inside any logarithm.
+//!
+//! Shapes: `B` rows of a batch, `C` classes, `E` embedding width. Arguments may have any float dtype; results have that
+//! of [`widen`], but for [`unit()`]. Nothing here knows a model, a peer or a clock.
+
+use candle_core::{D, DType, Result, Tensor};
+
+/// Added to scores that must not enter a softmax: its exponential is exactly 0, and unlike minus infinity it leaves
+/// no NaN behind when a whole row is left out.
+const LEFT_OUT: f64 = -1e30;
+
+/// The smallest squared length that [`unit`] divides by.
+const SQUARED_LENGTH_MIN: f64 = 1e-24;
+
+/// `x` in the dtype in which losses are computed: f64, or f32 on Metal, which has no f64.
+///
+/// A divergence of nearly equal networks is a small difference of logarithms of order 1: in f32 it would keep three or
+/// four digits. The tensors are small beside a network's, and the gradient returns in the dtype of `x`.
+pub fn widen(x: &Tensor) -> Result<Tensor> {
+    if !x.dtype().is_float() {
+        candle_core::bail!("a loss needs floating point numbers, these are {:?}", x.dtype());
+    }
+    x.to_dtype(wide(x))
+}
+
+/// The sum over no terms: a constant 0 in the dtype of losses over `like`.
+pub fn zero(like: &Tensor) -> Result<Tensor> {
+    Tensor::zeros((), wide(like), like.device())
+}
+
+fn wide(x: &Tensor) -> DType {
+    if x.device().is_metal() { DType::F32 } else { DType::F64 }
+}
+
+/// Logarithm of the softmax over the last dimension, any shape.
+///
+/// The row maximum that keeps the exponentials in range is a constant: it cancels in the exact derivative, and
+/// candle would otherwise send a gradient to every tied maximum.
+pub fn log_softmax(z: &Tensor) -> Result<Tensor> {
+    let z = widen(z)?;
+    let shifted = z.broadcast_sub(&z.max_keepdim(D::Minus1)?.detach())?;
+    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    shifted.broadcast_sub(&log_sum)
+}
+
+/// Rows `x` `[B, E]` scaled to length 1, in the dtype of `x` (f32 for half precision): part of a network, not of a loss.
+///
+/// The lower bound on the length sits inside the root, so that a zero row gives zeros and a finite gradient.
+pub fn unit(x: &Tensor) -> Result<Tensor> {
+    let x = if x.dtype() == DType::F64 { x.clone() } else { x.to_dtype(DType::F32)? };
+    let squared = x.sqr()?.sum_keepdim(D::Minus1)?;
+    x.broadcast_div(&squared.maximum(SQUARED_LENGTH_MIN)?.sqrt()?)
+}
+
+/// Softened Kullback-Leibler divergence of a student from a teacher, `T² · mean over rows of KL(teacher ‖ student)`
+/// (Hinton et al. 2015, section 2).
+///
+/// Both `[B, C]`; scalar. No gradient reaches the teacher.
+pub fn soft_kl(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
+    let student = soften(student, temperature)?;
+    let teacher = soften(teacher, temperature)?;
+    soft_kl_of_logs(&student, &teacher, temperature)
+}
+
+/// `ls(z / T)`: the logarithm of the softened distribution, `[B, C]`.
+pub fn soften(z: &Tensor, temperature: f64) -> Result<Tensor> {
+    let z = widen(z)?;
+    if temperature == 1.0 { log_softmax(&z) } else { log_softmax(&(z / temperature)?) }
+}
+
+/// [`soft_kl`] of two distributions given by their logarithms, each from [`soften`] with the same temperature.
+pub fn soft_kl_of_logs(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
+    if student.dims() != teacher.dims() {
+        candle_core::bail!(
+            "student and teacher differ in shape: {:?} and {:?}",
+            student.dims(),
+            teacher.dims()
+        );
+    }
+    let teacher = teacher.detach();
+    let rows = student.dim(0)?.max(1) as f64;
+    let per_row = (teacher.exp()? * (teacher - student)?)?.sum(D::Minus1)?;
+    per_row.sum_all()? * (temperature * temperature / rows)
+}
+
+/// Which columns are positives of which anchor, from the labels of one batch: made once, used for every score matrix
+/// of a step.
+#[derive(Debug, Clone)]
+pub struct Positives {
+    /// `[B, B]`: 1 / (V · positives of the row) at the positives of a valid anchor, else 0.
+    weights: Tensor,
+    /// `[B, B]`: [`LEFT_OUT`] on the diagonal, else 0.
+    no_self: Tensor,
+}
+
+impl Positives {
+    /// From integer labels `[B]`, for scores on the device of `like`.
+    ///
+    /// The positives of an anchor are the *other* samples of its class. Anchors without one take no part, and the
+    /// mean runs over the V anchors that are left; where the published code would divide 0 by 0 (no sample shares
+    /// its class, or B = 1) the weights are all 0.
+    pub fn new(labels: &Tensor, like: &Tensor) -> Result<Self> {
+        let dtype = wide(like);
+        let batch = labels.dims1()?;
+        let labels = labels.to_device(like.device())?;
+        let same = labels.reshape((batch, 1))?.broadcast_eq(&labels.reshape((1, batch))?)?;
+        let eye = Tensor::eye(batch, dtype, like.device())?;
+        let positive = (same.to_dtype(dtype)? - &eye)?;
+        let count = positive.sum_keepdim(1)?;
+        let valid = count.minimum(1.0)?.sum_all()?.maximum(1.0)?;
+        let weights = positive.broadcast_div(&count.maximum(1.0)?)?.broadcast_div(&valid)?;
+        Ok(Self { weights, no_self: (eye * LEFT_OUT)? })
+    }
+}
+
+/// Supervised contrastive term of a score matrix `[B, B]` (rows are anchors, columns the samples they are contrasted
+/// with, already divided by the temperature); scalar (Khosla et al. 2020, equation 2, for two views of one batch).
+///
+/// The anchor's own column is neither positive nor in the denominator, for scores across two networks as well.
+pub fn contrastive(scores: &Tensor, positives: &Positives) -> Result<Tensor> {
+    let log_share = log_softmax(&(widen(scores)? + &positives.no_self)?)?;
+    (log_share * &positives.weights)?.sum(D::Minus1)?.sum_all()?.neg()
+}

@@ -1,0 +1,141 @@
+//! Wide residual networks (Zagoruyko and Komodakis 2016), pre-activated: `wrn_DEPTH_WIDEN`.
+//!
+//! Names and structure are those of megvii-research/mdistiller (`mdistiller/models/cifar/wrn.py`), which winycg/MCL
+//! (`models/wrn.py`) shares. Both pool with a window of 8x8, so they take 32x32 images only; here it is the global average,
+//! the same number at 32x32. Their dropout is off by default and absent here. mdistiller names 16_1, 16_2, 40_1 and
+//! 40_2, MCL 16_2, 28_4 and 40_2; 10_1 follows the same rule. With more than two networks MCL shares stem and first
+//! stage and starts its linear biases at random; that variant is not offered.
+
+use candle_core::{Result, Tensor};
+
+use super::layers::{BatchNorm2d, Conv2d, Linear};
+use super::params::{Init, Scope};
+use super::pass::Pass;
+use super::registry::ImageShape;
+use super::{Network, Output};
+use crate::kernels::{self, Activation};
+
+/// Channels of the stem, whatever the widening factor.
+const STEM: usize = 16;
+
+/// A wide residual network of three stages. Its stage maps are the sums, before batch norm and ReLU.
+#[derive(Debug)]
+pub struct WideResNet {
+    conv1: Conv2d,
+    stages: Vec<Vec<PreActivationBlock>>,
+    bn1: BatchNorm2d,
+    fc: Linear,
+    widths: [usize; 3],
+    classes: usize,
+    image: ImageShape,
+}
+
+impl WideResNet {
+    /// Registers the network. `depth` is `6n + 4`, with `n` blocks a stage; `widen` multiplies the stages' channels.
+    ///
+    /// # Errors
+    /// If a name is taken or the device fails.
+    pub(super) fn new(
+        scope: &mut Scope<'_>,
+        depth: usize,
+        widen: usize,
+        image: ImageShape,
+        classes: usize,
+    ) -> Result<Self> {
+        let widths = [16 * widen, 32 * widen, 64 * widen];
+        let [first, second, third] = widths;
+        let blocks = (depth - 4) / 6;
+        let conv1 = Conv2d::new(scope.child("conv1"), image.channels, STEM, 3, 1)?;
+        let stages = vec![
+            stage(scope.child("block1.layer"), blocks, STEM, first, 1)?,
+            stage(scope.child("block2.layer"), blocks, first, second, 2)?,
+            stage(scope.child("block3.layer"), blocks, second, third, 2)?,
+        ];
+        let bn1 = BatchNorm2d::new(scope.child("bn1"), third)?;
+        let fc = Linear::with_bias(scope.child("fc"), third, classes, Init::Zeros)?;
+        Ok(Self { conv1, stages, bn1, fc, widths, classes, image })
+    }
+}
+
+impl Network for WideResNet {
+    fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<Output> {
+        self.image.check_batch(x)?;
+        let mut x = self.conv1.forward(x, pass)?;
+        let mut stages = Vec::with_capacity(self.stages.len());
+        for stage in &self.stages {
+            for block in stage {
+                x = block.forward(&x, pass)?;
+            }
+            stages.push(x.clone());
+        }
+        let feature = kernels::global_avg_pool(&self.bn1.forward(&x, None, Activation::Relu, pass)?)?;
+        Ok(Output { logits: self.fc.forward(&feature, pass)?, feature, stages })
+    }
+
+    fn feature_width(&self) -> usize {
+        self.widths[2]
+    }
+
+    fn stage_widths(&self) -> &[usize] {
+        &self.widths
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
+    fn image(&self) -> ImageShape {
+        self.image
+    }
+}
+
+/// `blocks` blocks, of which the first changes width and stride.
+fn stage(
+    mut scope: Scope<'_>,
+    blocks: usize,
+    inputs: usize,
+    outputs: usize,
+    stride: usize,
+) -> Result<Vec<PreActivationBlock>> {
+    let block = |index| {
+        let (inputs, stride) = if index == 0 { (inputs, stride) } else { (outputs, 1) };
+        PreActivationBlock::new(scope.child(index), inputs, outputs, stride)
+    };
+    (0..blocks).map(block).collect()
+}
+
+/// Batch norm and ReLU in front of each of two 3x3 convolutions.
+#[derive(Debug)]
+struct PreActivationBlock {
+    bn1: BatchNorm2d,
+    conv1: Conv2d,
+    bn2: BatchNorm2d,
+    conv2: Conv2d,
+    shortcut: Option<Conv2d>,
+}
+
+impl PreActivationBlock {
+    fn new(mut scope: Scope<'_>, inputs: usize, outputs: usize, stride: usize) -> Result<Self> {
+        let bn1 = BatchNorm2d::new(scope.child("bn1"), inputs)?;
+        let conv1 = Conv2d::new(scope.child("conv1"), inputs, outputs, 3, stride)?;
+        let bn2 = BatchNorm2d::new(scope.child("bn2"), outputs)?;
+        let conv2 = Conv2d::new(scope.child("conv2"), outputs, outputs, 3, 1)?;
+        let shortcut = if inputs == outputs {
+            None
+        } else {
+            Some(Conv2d::new(scope.child("convShortcut"), inputs, outputs, 1, stride)?)
+        };
+        Ok(Self { bn1, conv1, bn2, conv2, shortcut })
+    }
+
+    fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let active = self.bn1.forward(x, None, Activation::Relu, pass)?;
+        let inner = self.bn2.forward(&self.conv1.forward(&active, pass)?, None, Activation::Relu, pass)?;
+        let inner = self.conv2.forward(&inner, pass)?;
+        // A block that changes width takes its shortcut after the activation, the others before it.
+        match &self.shortcut {
+            None => x + inner,
+            Some(conv) => conv.forward(&active, pass)? + inner,
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Following another peer's contribution log, live or from an older entry on: the same call.
+
+use std::sync::Arc;
+
+use cohort_proto::contribution::{Contribution, Position};
+use cohort_proto::control::Follow;
+use cohort_proto::convert::open_contribution;
+use cohort_proto::id::{PeerName, RunId};
+use cohort_proto::limits::{EXCHANGE_MESSAGE_BYTES_MAX, INBOX_PER_SOURCE, PROTOCOL_VERSION};
+use cohort_proto::rng::key_of;
+use cohort_proto::view::Member;
+use cohort_proto::wire;
+use cohort_proto::wire::exchange_client::ExchangeClient;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::backoff::Backoff;
+use super::channel;
+use crate::error::PeerError;
+
+/// Bytes that names and numbers add to the tensors of a contribution: a kilobyte each is more than they can need.
+const MESSAGE_OVERHEAD: usize = 64 << 10;
+
+/// A contribution that arrived, and the place it takes in the inbox until it is consumed.
+#[derive(Debug)]
+pub struct Delivery {
+    /// What was said.
+    pub contribution: Arc<Contribution>,
+    place: OwnedSemaphorePermit,
+}
+
+impl Delivery {
+    /// Frees the place: the source may send one more.
+    pub fn into_contribution(self) -> (Arc<Contribution>, Place) {
+        (self.contribution, Place { _permit: self.place })
+    }
+}
+
+/// A place in the inbox; free again when dropped.
+#[derive(Debug)]
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Whose log is followed, by whom, and from where.
+#[derive(Debug, Clone)]
+pub struct Following {
+    /// The source.
+    pub source: Member,
+    /// This peer.
+    pub me: PeerName,
+    /// The run.
+    pub run: RunId,
+    /// The first entry wanted.
+    pub from: Position,
+}
+
+/// Follows until the receiver hangs up. A connection that breaks is made again from the entry after the last one
+/// received, with bounded retries; an entry that cannot be used ends the following.
+pub async fn follow<W: From<Delivery>>(mut following: Following, deliver: mpsc::Sender<W>) -> Result<(), PeerError> {
+    let places = Arc::new(Semaphore::new(INBOX_PER_SOURCE));
+    let jitter = key_of(following.me.as_str()) ^ key_of(following.source.name.as_str());
+    let mut backoff = Backoff::new(jitter);
+    loop {
+        let before = following.from;
+        let broke = match follow_once(&mut following, &deliver, &places).await? {
+            Ended::NobodyListens => return Ok(()),
+            Ended::Broke(cause) => cause,
+        };
+        if following.from > before {
+            backoff = Backoff::new(jitter ^ following.from.step);
+        }
+        let Some(pause) = backoff.next_pause() else {
+            let Member { name, address, .. } = &following.source;
+            return Err(PeerError::Unreachable(format!("peer {name} at {address} broke off: {broke}")));
+        };
+        tracing::warn!("following peer {}: {broke}; again in {} ms", following.source.name, pause.as_millis());
+        tokio::time::sleep(pause).await;
+    }
+}
+
+enum Ended {
+    NobodyListens,
+    Broke(String),
+}
+
+async fn follow_once<W: From<Delivery>>(
+    following: &mut Following,
+    deliver: &mpsc::Sender<W>,
+    places: &Arc<Semaphore>,
+) -> Result<Ended, PeerError> {
+    let Following { source, me, run, .. } = following.clone();
+    let who = format!("peer {}", source.name);
+    let jitter = Backoff::new(key_of(me.as_str()));
+    let channel = channel::connect(&source.address, &who, jitter).await?;
+    // Nothing larger than what was agreed is even read.
+    let limit = source.schema.byte_len().saturating_add(MESSAGE_OVERHEAD).min(EXCHANGE_MESSAGE_BYTES_MAX);
+    let mut client = ExchangeClient::new(channel).max_decoding_message_size(limit);
+    let request = Follow {
+        protocol_version: PROTOCOL_VERSION,
+        run,
+        follower: me,
+        source: source.name.clone(),
+        from: following.from,
+    };
+    let mut stream = match client.follow(wire::FollowRequest::from(&request)).await {
+        Ok(stream) => stream.into_inner(),
+        Err(status) => return ended(&who, &status),
+    };
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return Ok(Ended::NobodyListens) };
+        let message = tokio::select! {
+            message = stream.message() => message,
+            () = deliver.closed() => return Ok(Ended::NobodyListens),
+        };
+        let wire = match message {
+            Ok(Some(wire)) => wire,
+            Ok(None) => return Ok(Ended::Broke("it ended the stream".into())),
+            Err(status) => return ended(&who, &status),
+        };
+        let step = wire.step;
+        let refused = |why: String| PeerError::Contribution(format!("{who} sent a contribution to step {step} that cannot be used: {why}"));
+        let contribution = open_contribution(wire, &source.schema).map_err(|error| refused(error.to_string()))?;
+        if contribution.header().source != source.name {
+            return Err(refused(format!("it is signed {}", contribution.header().source)));
+        }
+        let Position { step, round } = contribution.header().position;
+        following.from = Position { step, round: round.saturating_add(1) };
+        let delivery = Delivery { contribution: Arc::new(contribution), place };
+        if deliver.send(delivery.into()).await.is_err() {
+            return Ok(Ended::NobodyListens);
+        }
+    }
+}
+
+/// What an error status means: a broken connection is tried again; a refusal or a message over the limit is final.
+fn ended(who: &str, status: &tonic::Status) -> Result<Ended, PeerError> {
+    use tonic::Code;
+    let words = format!("{who}: {}", status.message());
+    match status.code() {
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::Aborted => {
+            Ok(Ended::Broke(status.message().to_owned()))
+        }
+        Code::OutOfRange | Code::ResourceExhausted => {
+            Err(PeerError::Contribution(format!("{words} (a message larger than the agreed schema is refused)")))
+        }
+        _ => Err(PeerError::Mismatch(words)),
+    }
+}

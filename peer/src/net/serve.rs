@@ -1,0 +1,153 @@
+//! The service through which other peers follow our log.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use cohort_proto::control::Follow;
+use cohort_proto::contribution::Position;
+use cohort_proto::id::{PeerName, RunId};
+use cohort_proto::limits::{
+    EXCHANGE_MESSAGE_BYTES_MAX, KEEPALIVE, PEERS_MAX, PROTOCOL_VERSION, STREAMS_PER_CONNECTION,
+};
+use cohort_proto::wire;
+use cohort_proto::wire::exchange_server::{Exchange, ExchangeServer};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Status};
+
+use crate::error::PeerError;
+use crate::log::ContributionLog;
+
+/// Bytes of a request of the data plane: names and numbers only.
+const REQUEST_BYTES_MAX: usize = 64 << 10;
+
+/// Entries that are on their way to one follower: the one being sent and the next.
+const ENTRIES_IN_FLIGHT: usize = 2;
+
+/// What the service answers with.
+#[derive(Debug)]
+pub struct Served {
+    /// This peer.
+    pub me: PeerName,
+    /// Who may follow: the names of the run spec.
+    pub followers: BTreeSet<PeerName>,
+    /// The log.
+    pub log: Arc<ContributionLog>,
+    /// Known once the coordinator has accepted this peer; nobody can follow before.
+    pub run: OnceLock<RunId>,
+}
+
+/// Binds the address that followers will be told.
+pub async fn bind(listen: &str) -> Result<(TcpListener, SocketAddr), PeerError> {
+    let failed = |error: std::io::Error| {
+        PeerError::Unreachable(format!("cannot listen on {listen}: {error}; choose another --listen"))
+    };
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+/// Serves until `stop` is dropped or says so.
+pub async fn serve(listener: TcpListener, served: Arc<Served>, stop: oneshot::Receiver<()>) -> Result<(), PeerError> {
+    let exchange = ExchangeServer::new(Service { served, follows: Arc::new(Semaphore::new(PEERS_MAX)) })
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(EXCHANGE_MESSAGE_BYTES_MAX);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<ExchangeServer<Service>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(wire::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .map_err(|error| PeerError::Internal(format!("gRPC reflection: {error}")))?;
+    tonic::transport::Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .add_service(exchange)
+        .add_service(health_service)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+            let _ = stop.await;
+        })
+        .await
+        .map_err(|error| PeerError::Internal(format!("the exchange service ended: {error}")))
+}
+
+struct Service {
+    served: Arc<Served>,
+    /// One permit a stream that is being served.
+    follows: Arc<Semaphore>,
+}
+
+impl Service {
+    fn check(&self, follow: &Follow) -> Result<(), Status> {
+        let Served { me, followers, run, .. } = &*self.served;
+        if follow.protocol_version != PROTOCOL_VERSION {
+            return Err(Status::failed_precondition(format!(
+                "protocol version {} is not spoken here; peer {me} speaks {PROTOCOL_VERSION}",
+                follow.protocol_version
+            )));
+        }
+        if &follow.source != me {
+            return Err(Status::not_found(format!("this is peer {me}, not {}", follow.source)));
+        }
+        if !followers.contains(&follow.follower) {
+            return Err(Status::permission_denied(format!("{} is not in this run", follow.follower)));
+        }
+        match run.get() {
+            // It has just been accepted and will know in a moment: worth another attempt.
+            None => Err(Status::unavailable(format!("peer {me} has not joined yet"))),
+            Some(run) if *run != follow.run => {
+                Err(Status::failed_precondition(format!("peer {me} is in run {run}, not in run {}", follow.run)))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Exchange for Service {
+    type FollowStream = ReceiverStream<Result<wire::Contribution, Status>>;
+
+    async fn follow(&self, request: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+        let follow = Follow::try_from(request.into_inner())?;
+        self.check(&follow)?;
+        let permit = self.follows.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| Status::resource_exhausted(format!("{PEERS_MAX} streams are served already")))?;
+        let (tx, rx) = mpsc::channel(ENTRIES_IN_FLIGHT);
+        let log = self.served.log.clone();
+        tokio::spawn(async move {
+            send_entries(&log, follow.from, &tx).await;
+            drop(permit);
+        });
+        Ok(Response::new(ReceiverStream::new(rx)))
+    }
+}
+
+async fn send_entries(
+    log: &ContributionLog,
+    mut from: Position,
+    tx: &mpsc::Sender<Result<wire::Contribution, Status>>,
+) {
+    loop {
+        let entry = tokio::select! {
+            entry = log.next(from) => entry,
+            // The follower hung up while there was nothing to send.
+            () = tx.closed() => return,
+        };
+        let message = match entry {
+            Ok(entry) => {
+                let Position { step, round } = entry.header().position;
+                from = Position { step, round: round.saturating_add(1) };
+                Ok(wire::Contribution::from(&*entry))
+            }
+            Err(gone) => Err(Status::data_loss(gone.to_string())),
+        };
+        let last = message.is_err();
+        if tx.send(message).await.is_err() || last {
+            return;
+        }
+    }
+}

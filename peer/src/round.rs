@@ -1,0 +1,334 @@
+//! What a peer waits for, and what it may do next: no clock, no socket, no tensor. The training thread tells it what
+//! has arrived and asks it before every step.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use cohort_proto::contribution::{Contribution, Position};
+use cohort_proto::control::{Stop, StopKind};
+use cohort_proto::id::{PeerName, RunId, Step, ViewId};
+use cohort_proto::limits::INBOX_PER_SOURCE;
+use cohort_proto::view::View;
+
+/// Something arrived.
+#[derive(Debug, Clone)]
+pub enum Arrival {
+    /// The members from a step on.
+    View(View),
+    /// Steps below this may be taken.
+    Lease(Step),
+    /// A source said something.
+    Heard(Arc<Contribution>),
+    /// The run ends.
+    Stop(Stop),
+}
+
+/// What may be done at a step's beginning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Permission {
+    /// Take the step, in this view.
+    Go(ViewId),
+    /// Not yet.
+    Wait(WaitsFor),
+    /// Save and leave.
+    Leave(Stop),
+}
+
+/// What a peer waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// The other peers to join.
+    View,
+    /// The coordinator to grant more steps.
+    Lease,
+    /// The coordinator to say that everybody is done.
+    Finish,
+    /// These sources' contributions.
+    Sources(Vec<PeerName>),
+}
+
+impl fmt::Display for WaitsFor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::View => f.write_str("the other peers to join"),
+            Self::Lease => f.write_str("the coordinator to grant more steps"),
+            Self::Finish => f.write_str("the others to complete the last step"),
+            Self::Sources(names) => {
+                let names: Vec<&str> = names.iter().map(PeerName::as_str).collect();
+                write!(f, "what {} say", names.join(", "))
+            }
+        }
+    }
+}
+
+/// A contribution that does not belong here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Stray {
+    /// From nobody that this peer follows.
+    #[error("a contribution came from {0}, which this peer does not follow")]
+    Source(PeerName),
+    /// Of another run or view.
+    #[error("{source_name} sent a contribution of run {run}, view {view}, which is not this run and view")]
+    RunOrView {
+        /// Who sent it.
+        source_name: PeerName,
+        /// Its run.
+        run: RunId,
+        /// Its view.
+        view: ViewId,
+    },
+    /// So far ahead that it cannot have waited for anybody.
+    #[error("{source_name} sent step {step} while step {expected} was awaited")]
+    Ahead {
+        /// Who sent it.
+        source_name: PeerName,
+        /// The step it sent.
+        step: Step,
+        /// The step that was awaited.
+        expected: Step,
+    },
+}
+
+/// What has arrived for one peer.
+#[derive(Debug)]
+pub struct Rounds {
+    me: PeerName,
+    run: RunId,
+    total: Step,
+    next: Step,
+    view: Option<View>,
+    lease: Step,
+    stop: Option<Stop>,
+    /// Whether this peer needs what the others say.
+    listens: bool,
+    inbox: BTreeMap<PeerName, BTreeMap<Position, Arc<Contribution>>>,
+}
+
+impl Rounds {
+    /// A peer that has heard nothing yet. `total` is the number of steps of the whole run.
+    pub fn new(me: PeerName, run: RunId, total: Step, listens: bool) -> Self {
+        let (next, lease) = (0, 0);
+        Self { me, run, total, next, view: None, lease, stop: None, listens, inbox: BTreeMap::new() }
+    }
+
+    /// Takes note of an arrival.
+    pub fn arrived(&mut self, arrival: Arrival) -> Result<(), Stray> {
+        match arrival {
+            Arrival::View(view) => {
+                // The first view says where to start; a later one changes members from its first step on.
+                if self.view.is_none() {
+                    self.next = view.begins_at;
+                }
+                let sources = view.members.iter().map(|member| &member.name).filter(|name| **name != self.me);
+                self.inbox = sources.map(|name| (name.clone(), BTreeMap::new())).collect();
+                self.view = Some(view);
+            }
+            Arrival::Lease(until) => self.lease = self.lease.max(until),
+            // A milder way to stop does not take back a harder one.
+            Arrival::Stop(stop) => {
+                if !self.stop.as_ref().is_some_and(|known| known.kind == StopKind::AtOnce) {
+                    self.stop = Some(stop);
+                }
+            }
+            Arrival::Heard(contribution) => return self.heard(contribution),
+        }
+        Ok(())
+    }
+
+    fn heard(&mut self, contribution: Arc<Contribution>) -> Result<(), Stray> {
+        let header = contribution.header();
+        let source_name = header.source.clone();
+        let view = self.view.as_ref().map(|view| view.id);
+        if header.run != self.run || Some(header.view) != view {
+            return Err(Stray::RunOrView { source_name, run: header.run, view: header.view });
+        }
+        let Some(inbox) = self.inbox.get_mut(&source_name) else { return Err(Stray::Source(source_name)) };
+        if header.position.step >= self.next.saturating_add(INBOX_PER_SOURCE as u64) {
+            return Err(Stray::Ahead { source_name, step: header.position.step, expected: self.next });
+        }
+        // What was consumed before is sent again by a source that replays; it is skipped.
+        if header.position.step >= self.next {
+            inbox.insert(header.position, contribution);
+        }
+        Ok(())
+    }
+
+    /// The step that comes next.
+    pub fn next_step(&self) -> Step {
+        self.next
+    }
+
+    /// The view that holds.
+    pub fn view(&self) -> Option<&View> {
+        self.view.as_ref()
+    }
+
+    /// Whether the next step may begin.
+    pub fn permission(&self) -> Permission {
+        if let Some(stop) = self.stop.as_ref().filter(|stop| stop.kind != StopKind::Graceful) {
+            return Permission::Leave(stop.clone());
+        }
+        let Some(view) = &self.view else {
+            return self.stop.clone().map_or(Permission::Wait(WaitsFor::View), Permission::Leave);
+        };
+        if self.next >= self.total {
+            return Permission::Wait(WaitsFor::Finish);
+        }
+        if self.next < self.lease {
+            return Permission::Go(view.id);
+        }
+        self.stop.clone().map_or(Permission::Wait(WaitsFor::Lease), Permission::Leave)
+    }
+
+    /// Whether a step that has begun must be given up: nobody will say what it waits for.
+    pub fn abandon(&self) -> Option<&Stop> {
+        self.stop.as_ref().filter(|stop| stop.kind == StopKind::AtOnce)
+    }
+
+    /// The sources whose contribution to a round has not arrived.
+    pub fn missing(&self, position: Position) -> Vec<PeerName> {
+        let silent = self.inbox.iter().filter(|(_, said)| self.listens && !said.contains_key(&position));
+        silent.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Hands over what all sources said in a round, in the order of the peers' indices; `None` if one is missing.
+    pub fn take(&mut self, position: Position) -> Option<Vec<(usize, Arc<Contribution>)>> {
+        if !self.missing(position).is_empty() {
+            return None;
+        }
+        let Self { inbox, view, .. } = self;
+        let members = view.iter().flat_map(|view| &view.members);
+        Some(
+            members
+                .filter_map(|member| Some((member.index, inbox.get_mut(&member.name)?.remove(&position)?)))
+                .collect(),
+        )
+    }
+
+    /// The step is complete.
+    pub fn completed(&mut self) {
+        self.next += 1;
+        let next = self.next;
+        self.inbox.values_mut().for_each(|said| said.retain(|position, _| position.step >= next));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cohort_proto::contribution::Header;
+    use cohort_proto::schema::Schema;
+    use cohort_proto::view::Member;
+
+    fn name(text: &str) -> PeerName {
+        PeerName::new(text).unwrap()
+    }
+
+    fn view() -> View {
+        let member = |index, text| Member {
+            index,
+            name: name(text),
+            address: format!("127.0.0.1:{}", 4000 + index),
+            schema: Schema::default(),
+        };
+        // The order of names is not that of indices.
+        View { id: ViewId(1), begins_at: 2, members: vec![member(0, "c"), member(1, "b"), member(2, "a")] }
+    }
+
+    fn said(source: &str, step: Step) -> Arc<Contribution> {
+        let header = Header {
+            run: RunId(5),
+            view: ViewId(1),
+            position: Position::of(step),
+            source: name(source),
+            batch_hash: 0,
+        };
+        Arc::new(Contribution::seal(header, vec![], &Schema::default()).unwrap())
+    }
+
+    fn stop(kind: StopKind) -> Stop {
+        Stop { kind, sentence: "asked".into() }
+    }
+
+    fn peer_b() -> Rounds {
+        let mut rounds = Rounds::new(name("b"), RunId(5), 10, true);
+        rounds.arrived(Arrival::View(view())).unwrap();
+        rounds.arrived(Arrival::Lease(4)).unwrap();
+        rounds
+    }
+
+    #[test]
+    fn waits_for_view_then_lease_then_goes() {
+        let mut rounds = Rounds::new(name("b"), RunId(5), 10, true);
+        assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::View));
+        rounds.arrived(Arrival::View(view())).unwrap();
+        assert_eq!(rounds.next_step(), 2, "training starts where the view begins");
+        assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::Lease));
+        rounds.arrived(Arrival::Lease(4)).unwrap();
+        assert_eq!(rounds.permission(), Permission::Go(ViewId(1)));
+    }
+
+    #[test]
+    fn takes_in_the_order_of_indices_when_all_have_spoken() {
+        let mut rounds = peer_b();
+        rounds.arrived(Arrival::Heard(said("a", 2))).unwrap();
+        assert_eq!(rounds.missing(Position::of(2)), [name("c")]);
+        assert!(rounds.take(Position::of(2)).is_none());
+        rounds.arrived(Arrival::Heard(said("c", 2))).unwrap();
+        let taken = rounds.take(Position::of(2)).unwrap();
+        let order: Vec<_> = taken.iter().map(|(index, c)| (*index, c.header().source.as_str())).collect();
+        assert_eq!(order, [(0, "c"), (2, "a")]);
+    }
+
+    #[test]
+    fn replayed_entries_are_skipped_and_strays_refused() {
+        let mut rounds = peer_b();
+        rounds.arrived(Arrival::Heard(said("a", 1))).unwrap();
+        assert_eq!(rounds.missing(Position::of(1)).len(), 2, "an entry of the past is not kept");
+        let far = rounds.arrived(Arrival::Heard(said("a", 6)));
+        assert!(matches!(far, Err(Stray::Ahead { step: 6, expected: 2, .. })));
+        assert!(matches!(rounds.arrived(Arrival::Heard(said("x", 2))), Err(Stray::Source(_))));
+        let mut other = Rounds::new(name("b"), RunId(6), 10, true);
+        other.arrived(Arrival::View(view())).unwrap();
+        assert!(matches!(other.arrived(Arrival::Heard(said("a", 2))), Err(Stray::RunOrView { .. })));
+    }
+
+    #[test]
+    fn a_graceful_stop_runs_to_the_end_of_the_lease() {
+        let mut rounds = peer_b();
+        rounds.arrived(Arrival::Stop(stop(StopKind::Graceful))).unwrap();
+        assert_eq!(rounds.permission(), Permission::Go(ViewId(1)));
+        assert!(rounds.abandon().is_none());
+        rounds.completed();
+        rounds.completed();
+        assert_eq!(rounds.permission(), Permission::Leave(stop(StopKind::Graceful)));
+    }
+
+    #[test]
+    fn at_once_is_at_once_and_stays() {
+        let mut rounds = peer_b();
+        rounds.arrived(Arrival::Stop(stop(StopKind::AtOnce))).unwrap();
+        rounds.arrived(Arrival::Stop(stop(StopKind::Graceful))).unwrap();
+        assert_eq!(rounds.permission(), Permission::Leave(stop(StopKind::AtOnce)));
+        assert!(rounds.abandon().is_some());
+    }
+
+    #[test]
+    fn the_last_step_waits_for_the_others() {
+        let mut rounds = peer_b();
+        rounds.arrived(Arrival::Lease(10)).unwrap();
+        (2..10).for_each(|_| rounds.completed());
+        assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::Finish));
+        rounds.arrived(Arrival::Stop(stop(StopKind::Finished))).unwrap();
+        assert_eq!(rounds.permission(), Permission::Leave(stop(StopKind::Finished)));
+    }
+
+    #[test]
+    fn one_who_does_not_listen_misses_nobody() {
+        let mut rounds = Rounds::new(name("b"), RunId(5), 10, false);
+        rounds.arrived(Arrival::View(view())).unwrap();
+        assert!(rounds.missing(Position::of(2)).is_empty());
+        assert_eq!(rounds.take(Position::of(2)), Some(vec![]));
+    }
+}

@@ -1,0 +1,53 @@
+//! Act 4: waiting for what the sources say about the same batch. This is the barrier of a step: there is no other.
+
+use candle_core::{Device, Result, Tensor};
+use cohort_proto::contribution::{self, Contribution, Position};
+use cohort_proto::id::{Digest, PeerName};
+use cohort_proto::schema::DType;
+
+use super::{Company, Interruption};
+use crate::methods::{Heard, LOGITS};
+
+/// Waits for all sources and turns what they said into constants. Returns also whose digest was consumed.
+///
+/// # Errors
+/// If the run stops meanwhile, a source is on another batch, or the device fails.
+pub fn listen(
+    company: &mut dyn Company,
+    at: Position,
+    batch_hash: u64,
+    device: &Device,
+) -> std::result::Result<(Vec<(PeerName, Digest)>, Vec<Heard>), Interruption> {
+    let said = company.listen(at, batch_hash)?;
+    let consumed = said.iter().map(|(_, c)| (c.header().source.clone(), c.digest())).collect();
+    let heard = said.iter().map(|(index, contribution)| heard(*index, contribution, device)).collect::<Result<_>>()?;
+    Ok((consumed, heard))
+}
+
+/// A contribution as the losses take it: embeddings are in the order of their stages, since the schema is.
+fn heard(index: usize, contribution: &Contribution, device: &Device) -> Result<Heard> {
+    let mut heard = Heard { index, logits: None, embeddings: Vec::new() };
+    for tensor in contribution.tensors() {
+        let values = from_wire(tensor, device)?;
+        if tensor.spec.name == LOGITS {
+            heard.logits = Some(values);
+        } else {
+            heard.embeddings.push(values);
+        }
+    }
+    Ok(heard)
+}
+
+fn from_wire(tensor: &contribution::Tensor, device: &Device) -> Result<Tensor> {
+    let shape = tensor.spec.shape.as_slice();
+    match tensor.spec.dtype {
+        DType::F32 => {
+            let values: Vec<f32> = tensor.data.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+            Tensor::from_vec(values, shape, device)
+        }
+        DType::F64 => {
+            let values: Vec<f64> = tensor.data.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
+            Tensor::from_vec(values, shape, device)
+        }
+    }
+}

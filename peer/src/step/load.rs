@@ -1,0 +1,26 @@
+//! Act 1: the batch, which the loader thread prepared in plain memory, becomes tensors on the device.
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::data::loader::Batch;
+
+/// A batch on the device.
+#[derive(Debug)]
+pub struct Input {
+    /// The step.
+    pub step: u64,
+    /// Normalised pixels [B, channels, height, width].
+    pub images: Tensor,
+    /// Classes [B], u32.
+    pub labels: Tensor,
+}
+
+/// Moves a batch to the device.
+///
+/// # Errors
+/// If the device fails.
+pub fn load(batch: &Batch, device: &Device) -> Result<Input> {
+    let images = Tensor::from_slice(&batch.images, batch.shape.as_slice(), device)?;
+    let labels = Tensor::from_slice(&batch.labels, batch.labels.len(), device)?;
+    Ok(Input { step: batch.step, images, labels })
+}

@@ -1,0 +1,17 @@
+//! Act 5: the peer's share of the cohort's loss. The others' tensors are constants in it.
+
+use candle_core::Result;
+
+use super::forward::Forward;
+use super::load::Input;
+use crate::learner::Learner;
+use crate::methods::{Heard, Own, Terms};
+
+/// Local terms, and every term of a pair that contains this peer's own tensors.
+///
+/// # Errors
+/// If what was heard does not fit, or the device fails.
+pub fn loss(learner: &Learner, forward: &Forward, heard: &[Heard], input: &Input) -> Result<Terms> {
+    let own = Own { logits: &forward.logits, embeddings: &forward.embeddings };
+    learner.method.loss(learner.index, heard.len() + 1, own, heard, &input.labels)
+}

@@ -1,0 +1,123 @@
+//! One step, act by act, in the order in which they happen. Each act is a file.
+//!
+//! Nothing is written to the network or the optimiser before [`update`], so a step that is given up half way leaves no
+//! trace and is simply taken again.
+
+pub mod load;
+pub mod forward;
+pub mod say;
+pub mod listen;
+pub mod loss;
+pub mod backward;
+pub mod update;
+pub mod report;
+
+use std::sync::Arc;
+
+use cohort_proto::contribution::{Contribution, Position, Tensor};
+use cohort_proto::control::{StepReport, Stop};
+use cohort_proto::id::{Digest, Step, ViewId};
+
+use crate::clock::Acts;
+use crate::data::loader::Batch;
+use crate::error::PeerError;
+use crate::learner::Learner;
+
+/// The rest of the cohort, as a step sees it: somewhere to say things, and someone to listen to.
+pub trait Company {
+    /// The view that holds.
+    fn view(&self) -> ViewId;
+
+    /// Publishes what this peer says in a round. The tensors are in the order of the schema; it may be empty, and
+    /// then nothing is published and nothing returned.
+    ///
+    /// # Errors
+    /// If a value is not finite, or the log is full.
+    fn say(&mut self, at: Position, batch_hash: u64, tensors: Vec<Tensor>) -> Result<Option<Digest>, Interruption>;
+
+    /// Waits for what all sources say in a round, by ascending index.
+    ///
+    /// # Errors
+    /// [`Interruption::Stopped`] if somebody will never say it.
+    fn listen(&mut self, at: Position, batch_hash: u64) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption>;
+
+    /// Bytes that the contribution log holds.
+    fn log_bytes(&self) -> u64;
+}
+
+/// Why a step was not completed.
+#[derive(Debug)]
+pub enum Interruption {
+    /// The run ends before it can be.
+    Stopped(Stop),
+    /// It went wrong.
+    Failed(PeerError),
+}
+
+impl<E: Into<PeerError>> From<E> for Interruption {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Takes one step: forward, exchange, loss, backward, update. Read this first.
+///
+/// # Errors
+/// [`Interruption`]; the learner is then as it was before.
+pub fn run(learner: &mut Learner, company: &mut dyn Company, batch: &Batch) -> Result<StepReport, Interruption> {
+    let at = Position::of(batch.step);
+    let mut acts = Acts::new();
+
+    let input = load::load(batch, &learner.device)?;
+    acts.done("load");
+    let forward = forward::forward(learner, &input)?;
+    acts.done("forward");
+    let own_digest = say::say(learner, company, at, batch.hash, &forward)?;
+    acts.done("say");
+    let (consumed, heard) = listen::listen(company, at, batch.hash, &learner.device)?;
+    acts.done("listen");
+    let loss = loss::loss(learner, &forward, &heard, &input)?;
+    acts.done("loss");
+    let gradients = backward::backward(learner, &loss)?;
+    acts.done("backward");
+    let terms = report::terms(batch.step, &loss)?;
+    update::update(learner, forward.pass, gradients, batch.lr)?;
+    acts.done("update");
+
+    Ok(report::report(batch, company, own_digest, consumed, terms, acts))
+}
+
+/// Takes a step without anybody: the loop of a single network.
+///
+/// # Errors
+/// [`Interruption`]; the learner is then as it was before.
+pub fn run_alone(learner: &mut Learner, batch: &Batch) -> Result<StepReport, Interruption> {
+    run(learner, &mut Nobody, batch)
+}
+
+/// The company of one who trains alone.
+#[derive(Debug)]
+struct Nobody;
+
+impl Company for Nobody {
+    fn view(&self) -> ViewId {
+        ViewId(0)
+    }
+
+    fn say(&mut self, _: Position, _: u64, _: Vec<Tensor>) -> Result<Option<Digest>, Interruption> {
+        Ok(None)
+    }
+
+    fn listen(&mut self, _: Position, _: u64) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
+        Ok(Vec::new())
+    }
+
+    fn log_bytes(&self) -> u64 {
+        0
+    }
+}
+
+/// The number of a step in an error about numbers that are no longer finite.
+fn diverged(step: Step, what: impl Into<String>) -> Interruption {
+    Interruption::Failed(PeerError::Diverged { step, what: what.into() })
+}

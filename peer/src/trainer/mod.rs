@@ -1,0 +1,247 @@
+//! The training thread. It owns every tensor of the peer; words come in through one bounded channel and go out through
+//! another, so nothing async touches a tensor and nothing that computes blocks the network.
+
+mod prepare;
+mod company;
+
+pub use prepare::{Facts, Inputs, Prepared};
+
+use std::thread::JoinHandle;
+
+use cohort_proto::control::{StepReport, Stop};
+use cohort_proto::id::{RunId, Step};
+use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH};
+use cohort_proto::view::View;
+use tokio::sync::mpsc;
+
+use crate::checkpoint::{Progress, Store};
+use crate::data::loader::{Loader, LoaderInputs};
+use crate::error::PeerError;
+use crate::learner::Learner;
+use crate::log::ContributionLog;
+use crate::net::follow::Delivery;
+use crate::round::Permission;
+use crate::step::{self, Interruption};
+use company::Live;
+
+/// To the training thread.
+#[derive(Debug)]
+pub enum Word {
+    /// The coordinator accepted this peer.
+    Joined(RunId),
+    /// The members from a step on.
+    View(View),
+    /// Steps below this may be taken.
+    Lease(Step),
+    /// A source said something.
+    Heard(Delivery),
+    /// The run ends.
+    Stop(Stop),
+    /// A source can no longer be followed.
+    Lost(PeerError),
+}
+
+impl From<Delivery> for Word {
+    fn from(delivery: Delivery) -> Self {
+        Self::Heard(delivery)
+    }
+}
+
+/// From the training thread.
+#[derive(Debug)]
+pub enum News {
+    /// The peer is built and can be presented to the coordinator.
+    Prepared(Box<Facts>),
+    /// A step is complete.
+    Step(StepReport),
+    /// A checkpoint is safely on disk.
+    Saved(Step),
+    /// Training has ended; nothing follows.
+    Ended(Ending),
+}
+
+/// How training ended.
+#[derive(Debug)]
+pub struct Ending {
+    /// Completed steps.
+    pub steps_done: Step,
+    /// Whether a checkpoint of them is on disk (at step 0 there is nothing to save).
+    pub saved: bool,
+    /// The word that ended it, or what went wrong.
+    pub cause: Result<Stop, PeerError>,
+}
+
+/// A handle to the training thread.
+#[derive(Debug)]
+pub struct Trainer {
+    /// Words for it.
+    pub words: mpsc::Sender<Word>,
+    /// Its news.
+    pub news: mpsc::Receiver<News>,
+    thread: JoinHandle<()>,
+}
+
+/// Starts the thread. It prepares, says [`News::Prepared`], and waits for [`Word::Joined`].
+///
+/// # Errors
+/// If the system gives no thread.
+pub fn start(inputs: Inputs, log: std::sync::Arc<ContributionLog>) -> Result<Trainer, PeerError> {
+    // Room for every contribution that may be under way, and for the coordinator's words besides.
+    let (words, inbox) = mpsc::channel(QUEUE_DEPTH + inputs.spec.peers.len() * INBOX_PER_SOURCE);
+    let (outbox, news) = mpsc::channel(QUEUE_DEPTH);
+    let thread = std::thread::Builder::new().name("trainer".into()).spawn(move || {
+        let ending = match prepare::prepare(inputs) {
+            Ok(prepared) => train(prepared, inbox, &outbox, log),
+            Err(error) => Ending { steps_done: 0, saved: false, cause: Err(error) },
+        };
+        // If nobody listens any more, there is nobody to tell.
+        let _ = outbox.blocking_send(News::Ended(ending));
+    });
+    let thread = thread.map_err(|error| PeerError::Internal(format!("no training thread: {error}")))?;
+    Ok(Trainer { words, news, thread })
+}
+
+impl Trainer {
+    /// What the thread died of, once its news have ended without [`News::Ended`].
+    pub fn cause_of_death(self) -> String {
+        match self.thread.join() {
+            Ok(()) => "the training thread ended without a word".into(),
+            Err(panic) => {
+                let words = panic.downcast_ref::<&str>().map(|words| (*words).to_owned());
+                let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
+                format!("the training thread panicked: {}", words.unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// What the thread works with once the peer has joined.
+struct Training<'a> {
+    learner: Learner,
+    company: Live,
+    outbox: &'a mpsc::Sender<News>,
+    store: Store,
+    progress: Progress,
+    checkpoint_every: Step,
+    /// Steps of the newest checkpoint that this thread wrote or loaded.
+    saved: Step,
+}
+
+fn train(
+    prepared: Prepared,
+    mut inbox: mpsc::Receiver<Word>,
+    outbox: &mpsc::Sender<News>,
+    log: std::sync::Arc<ContributionLog>,
+) -> Ending {
+    let Prepared { learner, loader, store, facts, spec, peer } = prepared;
+    let total = facts.total_steps;
+    let progress = Progress {
+        steps_done: 0,
+        run: RunId(0),
+        spec_hash: facts.spec_hash,
+        peer: peer.name.to_string(),
+        arch: peer.arch.clone(),
+    };
+    let schema = facts.schema.clone();
+    let not_joined = |cause| Ending { steps_done: 0, saved: false, cause };
+    if outbox.blocking_send(News::Prepared(Box::new(facts))).is_err() {
+        return not_joined(Err(PeerError::Internal("nobody listens to the training thread".into())));
+    }
+    let run = match inbox.blocking_recv() {
+        Some(Word::Joined(run)) => run,
+        Some(Word::Stop(stop)) => return not_joined(Ok(stop)),
+        other => return not_joined(Err(PeerError::Internal(format!("not joined, but {other:?}")))),
+    };
+    let company = Live::new(company::Identity { me: peer.name, run, schema, total_steps: total }, inbox, log);
+    let checkpoint_every = spec.run.checkpoint_every;
+    let progress = Progress { run, ..progress };
+    let mut training = Training { learner, company, outbox, store, progress, checkpoint_every, saved: 0 };
+    let cause = training.run(loader);
+    training.end(cause)
+}
+
+impl Training<'_> {
+    /// Trains until the coordinator says stop, or something goes wrong.
+    fn run(&mut self, loader: LoaderInputs) -> Result<Stop, PeerError> {
+        let view = match self.company.wait_for_view()? {
+            Ok(view) => view,
+            Err(stop) => return Ok(stop),
+        };
+        self.start_at(view.begins_at)?;
+        let total = loader.plan.total_steps();
+        let mut loader = Loader::start(loader, view.begins_at)?;
+        loop {
+            self.company.drain()?;
+            match self.company.permission() {
+                Permission::Leave(stop) => return Ok(stop),
+                Permission::Wait(_) => self.company.wait()?,
+                Permission::Go(_) => {
+                    let Some(batch) = loader.next_batch()? else {
+                        return Err(PeerError::Internal("the plan ended before the run did".into()));
+                    };
+                    match step::run(&mut self.learner, &mut self.company, &batch) {
+                        Ok(report) => self.completed(report, total)?,
+                        Err(Interruption::Stopped(stop)) => return Ok(stop),
+                        Err(Interruption::Failed(error)) => return Err(error),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Goes to where the view begins: fresh weights, or a checkpoint that was offered when joining.
+    fn start_at(&mut self, step: Step) -> Result<(), PeerError> {
+        self.progress.steps_done = step;
+        self.saved = step;
+        self.company.restart_log_at(step);
+        if step > 0 {
+            let checkpoint = self.store.load(step)?;
+            self.learner.restore(&checkpoint).map_err(|error| {
+                PeerError::Mismatch(format!("checkpoint {}: {error}", self.store.path(step).display()))
+            })?;
+            tracing::info!("going on from {}", self.store.path(step).display());
+        }
+        Ok(())
+    }
+
+    fn completed(&mut self, report: StepReport, total: Step) -> Result<(), PeerError> {
+        self.progress.steps_done = report.step + 1;
+        self.company.completed();
+        self.tell(News::Step(report))?;
+        let done = self.progress.steps_done;
+        if done == total || done.is_multiple_of(self.checkpoint_every) {
+            self.save()?;
+            self.tell(News::Saved(done))?;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<(), PeerError> {
+        let (model, optimizer) = self.learner.state()?;
+        self.store.save(&self.progress, &model, &optimizer)?;
+        self.saved = self.progress.steps_done;
+        Ok(())
+    }
+
+    fn tell(&self, news: News) -> Result<(), PeerError> {
+        let lost = |_| PeerError::Internal("nobody listens to the training thread".into());
+        self.outbox.blocking_send(news).map_err(lost)
+    }
+
+    /// Saves what is complete, whatever ended the training.
+    fn end(mut self, cause: Result<Stop, PeerError>) -> Ending {
+        let steps_done = self.progress.steps_done;
+        let cause = match cause {
+            _ if self.saved == steps_done => cause,
+            cause => match (self.save(), cause) {
+                (Ok(()), cause) => cause,
+                (Err(error), Err(first)) => {
+                    tracing::error!("after {first}, the state could not be saved: {error}");
+                    Err(first)
+                }
+                (Err(error), Ok(_)) => Err(error),
+            },
+        };
+        Ending { steps_done, saved: self.saved == steps_done && steps_done > 0, cause }
+    }
+}

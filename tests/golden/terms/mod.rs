@@ -1,0 +1,34 @@
+//! The functions under test by the name of their term, one file a family.
+
+mod cross_entropy;
+mod dml;
+mod mcl;
+mod metrics;
+mod sgd;
+
+use anyhow::Result;
+use candle_core::Tensor;
+
+use crate::case::{Tensors, Trial};
+
+/// Computes what the `out.*` of a case are compared with.
+pub(crate) type Term = fn(&Trial<'_>) -> Result<Tensors>;
+
+const TERMS: &[(&str, Term)] = &[
+    ("ce", cross_entropy::ce),
+    ("dml", dml::dml),
+    ("mcl", mcl::mcl),
+    ("mcl_logit_kd", mcl::mcl_logit_kd),
+    ("metrics", metrics::metrics),
+    ("sgd", sgd::sgd),
+];
+
+/// The function of a term.
+pub(crate) fn find(name: &str) -> Option<Term> {
+    TERMS.iter().find(|(known, _)| *known == name).map(|(_, term)| *term)
+}
+
+/// The outputs of a term that is nothing but a loss.
+fn loss(loss: Tensor) -> Tensors {
+    Tensors::from([("loss".to_owned(), loss)])
+}
