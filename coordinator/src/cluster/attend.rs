@@ -1,0 +1,203 @@
+//! What an attending peer says, and what follows from it.
+
+use std::collections::BTreeMap;
+
+use cohort_proto::control::{FromPeer, StepReport, Stop, StopKind, ToPeer};
+use cohort_proto::id::{Digest, PeerName, RunId, Step};
+
+use super::{Cluster, Stage, note};
+use crate::agreement::Disagreement;
+use crate::event::{Action, Entry, StreamId, Tick};
+use crate::membership::Presence;
+
+impl Cluster {
+    /// A stream begins. Everything that its peer may have missed is said again: all of it is state, not news.
+    pub(super) fn hello(
+        &mut self,
+        now: Tick,
+        stream: StreamId,
+        run: RunId,
+        name: &PeerName,
+        session: u64,
+        out: &mut Vec<Action>,
+    ) {
+        let (index, older) = match self.members.hello(now, stream, run, name, session) {
+            Ok(found) => found,
+            Err(error) => return out.push(Action::Close { stream, error: Some(error) }),
+        };
+        if let Some(older) = older {
+            let error = Some(format!("a newer stream of peer {name} took its place"));
+            out.push(Action::Close { stream: older, error });
+        }
+        note(out, false, format!("peer {name} attends"));
+        let mut say = |message| out.push(Action::Send { streams: vec![stream], message });
+        if let Some(training) = &mut self.training {
+            if let Some(repeats) = training.repeats.get_mut(index) {
+                *repeats = true;
+            }
+            say(ToPeer::View(training.view.clone()));
+            say(ToPeer::Lease(training.lease.until()));
+            say(ToPeer::RetainFrom(training.lease.retain_from()));
+        }
+        match &self.stage {
+            Stage::Stopping { stop, .. } => say(ToPeer::Stop(stop.clone())),
+            Stage::Finished { .. } => say(ToPeer::Stop(self.finished_stop())),
+            Stage::Gathering | Stage::Running | Stage::Over { .. } => {}
+        }
+    }
+
+    pub(super) fn hear(&mut self, now: Tick, index: usize, message: FromPeer, out: &mut Vec<Action>) {
+        match message {
+            FromPeer::Heartbeat => {}
+            FromPeer::Hello { .. } => self.fault(now, index, "said hello twice on one stream", out),
+            FromPeer::Report(report) => self.report(now, index, report, out),
+            FromPeer::CheckpointSaved(step) => self.saved(now, index, step, out),
+            FromPeer::StopWish(reason) => self.stop_wish(now, index, &reason, out),
+            FromPeer::Leaving { steps_done, finished, reason } => {
+                self.leaving(now, index, steps_done, finished, &reason, out);
+            }
+        }
+    }
+
+    fn report(&mut self, now: Tick, index: usize, report: StepReport, out: &mut Vec<Action>) {
+        let Some(training) = &mut self.training else {
+            return self.fault(now, index, "reported a step before the run began", out);
+        };
+        let StepReport { step, view, own_digest, .. } = report;
+        if view != training.view.id {
+            let what = format!("reported step {step} in view {view}, but view {} holds", training.view.id);
+            return self.fault(now, index, &what, out);
+        }
+        if let Some(repeats) = training.repeats.get_mut(index) {
+            if *repeats && step < training.lease.completed(index) {
+                return;
+            }
+            *repeats = false;
+        }
+        let heard: BTreeMap<usize, Digest> = report
+            .consumed
+            .iter()
+            .filter_map(|(name, digest)| Some((self.members.index(name)?, *digest)))
+            .collect();
+        if heard.len() != report.consumed.len() {
+            let what = format!(
+                "reported for step {step} that it consumed something of a peer that is not in the run, or twice of one"
+            );
+            return self.fault(now, index, &what, out);
+        }
+        if let Err(error) = training.lease.report(now, index, step) {
+            return self.fault(now, index, &error.to_string(), out);
+        }
+        if let Err(difference) = training.agreement.report(index, step, own_digest, &heard) {
+            let sentence = self.disagreement(step, difference);
+            return self.stop(now, StopKind::AtOnce, sentence, out);
+        }
+        let report = Box::new(report);
+        let peer = self.members.peers()[index].name.clone();
+        out.push(Action::Record(Entry::Report { peer, report: report.clone() }));
+        self.members.reported(index, report);
+        self.after_progress(now, out);
+    }
+
+    fn disagreement(&self, step: Step, difference: Disagreement) -> String {
+        let Disagreement { source, hearer, heard, other, others } = difference;
+        let (source, hearer) = (self.members.name(source), self.members.name(hearer));
+        let other = if other == difference.source {
+            "that peer itself says".to_owned()
+        } else {
+            format!("peer {} consumed", self.members.name(other))
+        };
+        format!(
+            "peers no longer agree: at step {step} peer {hearer} consumed {} of peer {source}, but {other} {}; the run \
+             stops because its peers would learn from different things",
+            heard.short(),
+            others.short()
+        )
+    }
+
+    fn saved(&mut self, now: Tick, index: usize, step: Step, out: &mut Vec<Action>) {
+        let Some(training) = &mut self.training else {
+            return self.fault(now, index, "saved a checkpoint before the run began", out);
+        };
+        match training.lease.saved(index, step) {
+            Err(error) => {
+                let what = format!("saved a checkpoint of {step} steps, but {error}");
+                self.fault(now, index, &what, out);
+            }
+            Ok(grown) => {
+                let peer = self.members.peers()[index].name.clone();
+                out.push(Action::Record(Entry::Checkpoint { peer, step }));
+                if let Some(step) = grown {
+                    let message = ToPeer::RetainFrom(step);
+                    out.push(Action::Send { streams: self.members.streams(), message });
+                }
+            }
+        }
+    }
+
+    fn stop_wish(&mut self, now: Tick, index: usize, reason: &str, out: &mut Vec<Action>) {
+        let name = self.members.name(index);
+        let reason = if reason.is_empty() { "it gave no reason" } else { reason };
+        let sentence = format!("peer {name} asked to stop: {reason}");
+        match self.stage {
+            Stage::Running => self.stop(now, StopKind::Graceful, sentence, out),
+            // Nothing has begun that the others would have to end: that one peer may go.
+            Stage::Gathering => {
+                note(out, false, sentence.clone());
+                let streams = self.members.peer(index).and_then(|peer| peer.stream()).into_iter().collect();
+                let message = ToPeer::Stop(Stop { kind: StopKind::AtOnce, sentence });
+                out.push(Action::Send { streams, message });
+            }
+            Stage::Stopping { .. } | Stage::Finished { .. } | Stage::Over { .. } => {}
+        }
+    }
+
+    fn leaving(
+        &mut self,
+        now: Tick,
+        index: usize,
+        steps_done: Step,
+        finished: bool,
+        reason: &str,
+        out: &mut Vec<Action>,
+    ) {
+        let gathering = matches!(self.stage, Stage::Gathering);
+        let finished = finished && self.training.as_ref().is_some_and(|t| t.lease.is_done(index));
+        let stream = if gathering {
+            self.members.forget(index)
+        } else {
+            self.members.gone(index, Presence::Left { finished })
+        };
+        if let Some(stream) = stream {
+            out.push(Action::Close { stream, error: None });
+        }
+        let name = self.members.name(index);
+        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        let sentence = format!("peer {name} left after {steps_done} steps{why}");
+        // Who leaves before the end of the lease leaves steps that the others cannot take without it.
+        let early = !finished && steps_done < self.lease_until();
+        match &self.stage {
+            Stage::Running if !finished => {
+                let sentence = format!("{sentence}; the others save what is complete and stop");
+                self.stop(now, StopKind::AtOnce, sentence, out);
+            }
+            Stage::Stopping { stop, .. } if stop.kind == StopKind::Graceful && early => {
+                self.stop(now, StopKind::AtOnce, format!("{}; {sentence}", stop.sentence), out);
+            }
+            _ => note(out, false, sentence),
+        }
+    }
+
+    /// A peer does not keep to the protocol. Before the run it is shown the door; a run that it is part of stops.
+    pub(super) fn fault(&mut self, now: Tick, index: usize, what: &str, out: &mut Vec<Action>) {
+        let sentence = format!("peer {} {what}", self.members.name(index));
+        if matches!(self.stage, Stage::Gathering) {
+            if let Some(stream) = self.members.forget(index) {
+                out.push(Action::Close { stream, error: Some(sentence.clone()) });
+            }
+            note(out, true, sentence);
+        } else {
+            self.stop(now, StopKind::AtOnce, format!("{sentence}; the run stops"), out);
+        }
+    }
+}

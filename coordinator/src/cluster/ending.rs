@@ -1,0 +1,167 @@
+//! How a run ends: finished, stopped gracefully, stopped at once; and what happens when peers do not go.
+
+use cohort_proto::control::{Stop, StopKind, ToPeer};
+use cohort_proto::limits::SENTENCE_CHARS_MAX;
+
+use super::{Cluster, REMINDER_MS, Stage, note};
+use crate::event::{Action, Ended, Entry, Phase, Tick};
+use crate::membership::Presence;
+
+/// Beyond the failure timeout: how long peers may take to save their state.
+const SAVING_MS: u64 = 5_000;
+
+impl Cluster {
+    /// Stops the run, or stops it harder than before. Nothing that is over or finished can be stopped.
+    pub(super) fn stop(&mut self, now: Tick, kind: StopKind, sentence: String, out: &mut Vec<Action>) {
+        match &self.stage {
+            Stage::Over { .. } | Stage::Finished { .. } => return note(out, true, sentence),
+            Stage::Stopping { stop, .. } if stop.kind == StopKind::AtOnce || kind == StopKind::Graceful => {
+                return note(out, true, sentence);
+            }
+            Stage::Gathering | Stage::Running | Stage::Stopping { .. } => {}
+        }
+        let sentence: String = sentence.chars().take(SENTENCE_CHARS_MAX).collect();
+        let lease_ms = match (kind, &self.training) {
+            (StopKind::Graceful, Some(training)) => training.lease.left_ms(),
+            _ => 0,
+        };
+        let patience = self.spec.policy.failure_timeout_ms + SAVING_MS + lease_ms.saturating_mul(2);
+        let stop = Stop { kind, sentence: sentence.clone() };
+        note(out, true, format!("stopping ({kind}): {sentence}"));
+        self.stage = Stage::Stopping { stop: stop.clone(), deadline: now.plus(patience) };
+        out.push(Action::Record(Entry::Phase(Phase::Stopping)));
+        let streams = self.members.streams();
+        if !streams.is_empty() {
+            out.push(Action::Send { streams, message: ToPeer::Stop(stop) });
+        }
+    }
+
+    pub(super) fn stop_asked(&mut self, now: Tick, by: &str, out: &mut Vec<Action>) {
+        let sentence = format!("the coordinator was asked to stop ({by})");
+        match &self.stage {
+            Stage::Gathering => self.stop(now, StopKind::AtOnce, sentence, out),
+            Stage::Running => self.stop(now, StopKind::Graceful, sentence, out),
+            Stage::Stopping { stop, .. } if stop.kind == StopKind::Graceful => {
+                self.stop(now, StopKind::AtOnce, format!("{sentence} at once"), out);
+            }
+            Stage::Stopping { .. } | Stage::Finished { .. } => self.over(out),
+            Stage::Over { .. } => {}
+        }
+    }
+
+    pub(super) fn journal_failed(&mut self, now: Tick, cause: &str, out: &mut Vec<Action>) {
+        if !self.journal_failed {
+            self.journal_failed = true;
+            let sentence = format!("the coordinator's journal cannot be written: {cause}");
+            self.stop(now, StopKind::AtOnce, sentence, out);
+        }
+    }
+
+    /// Every member has completed the last step.
+    pub(super) fn finish(&mut self, now: Tick, out: &mut Vec<Action>) {
+        let stop = self.finished_stop();
+        note(out, false, stop.sentence.clone());
+        self.stage = Stage::Finished { deadline: now.plus(self.spec.policy.failure_timeout_ms + SAVING_MS) };
+        out.push(Action::Record(Entry::Phase(Phase::Finished)));
+        out.push(Action::Send { streams: self.members.streams(), message: ToPeer::Stop(stop) });
+    }
+
+    pub(super) fn finished_stop(&self) -> Stop {
+        Stop { kind: StopKind::Finished, sentence: self.finished_sentence() }
+    }
+
+    pub(super) fn finished_sentence(&self) -> String {
+        let total = self.members.data().map_or(0, |data| data.total_steps);
+        format!("all {total} steps are complete")
+    }
+
+    /// A peer is gone for good while the run needs it.
+    pub(super) fn died(&mut self, now: Tick, index: usize, cause: &str, out: &mut Vec<Action>) {
+        let at = self.steps_done(index);
+        if let Some(stream) = self.members.gone(index, Presence::Dead) {
+            out.push(Action::Close { stream, error: Some(format!("given up: {cause}")) });
+        }
+        let name = self.members.name(index);
+        let sentence = format!(
+            "peer {name} died at step {at}: {cause}; the others save what is complete and stop; start the run again to \
+             go on from there"
+        );
+        self.stop(now, StopKind::AtOnce, sentence, out);
+    }
+
+    /// What the passing of time decides.
+    pub(super) fn expire(&mut self, now: Tick, out: &mut Vec<Action>) {
+        for lost in self.members.lost(now) {
+            match self.stage {
+                Stage::Over { .. } => {}
+                Stage::Gathering => {
+                    if let Some(stream) = self.members.forget(lost.index) {
+                        out.push(Action::Close { stream, error: Some(lost.cause.clone()) });
+                    }
+                    let name = self.members.name(lost.index);
+                    note(out, true, format!("peer {name} is expected again: {}", lost.cause));
+                }
+                Stage::Running | Stage::Stopping { .. } | Stage::Finished { .. } => {
+                    self.died(now, lost.index, &lost.cause, out);
+                }
+            }
+        }
+        match &self.stage {
+            Stage::Gathering if now >= self.remind_at => {
+                self.remind_at = now.plus(REMINDER_MS);
+                note(out, false, self.waiting_for());
+            }
+            Stage::Stopping { stop, deadline } if now >= *deadline => match stop.kind {
+                StopKind::Graceful => {
+                    let sentence =
+                        format!("{}; it took too long to reach the end of the lease", stop.sentence);
+                    self.stop(now, StopKind::AtOnce, sentence, out);
+                }
+                StopKind::AtOnce | StopKind::Finished => self.over(out),
+            },
+            Stage::Finished { deadline } if now >= *deadline => self.over(out),
+            _ => {}
+        }
+    }
+
+    /// Nothing more will happen: streams that are left are closed, and the process may end.
+    pub(super) fn over(&mut self, out: &mut Vec<Action>) {
+        let unsaved = self.unsaved();
+        let (ended, sentence) = match &self.stage {
+            _ if self.journal_failed => (Ended::JournalFailed, self.message()),
+            Stage::Finished { .. } if unsaved.is_empty() => (Ended::Finished, self.finished_sentence()),
+            Stage::Finished { .. } => {
+                let peers = unsaved.join(", ");
+                let done = self.finished_sentence();
+                (
+                    Ended::Stopped,
+                    format!(
+                        "{done}, but the last checkpoint is not known to be saved by {peers}; start the run again"
+                    ),
+                )
+            }
+            _ => (Ended::Stopped, self.message()),
+        };
+        for stream in self.members.streams() {
+            let error = Some(format!("the coordinator ends: {sentence}"));
+            out.push(Action::Close { stream, error });
+        }
+        note(out, ended != Ended::Finished, format!("the run is over: {sentence}"));
+        self.stage = Stage::Over { ended, sentence };
+        out.push(Action::Record(Entry::Phase(self.phase())));
+        out.push(Action::Exit(ended));
+    }
+
+    /// Peers that neither left as finished nor said that their last checkpoint is on the disk.
+    fn unsaved(&self) -> Vec<&str> {
+        let Some(training) = &self.training else { return vec![] };
+        let peers = self.members.peers().iter().enumerate();
+        peers
+            .filter(|(index, peer)| {
+                peer.presence != Presence::Left { finished: true }
+                    && !training.lease.has_last_checkpoint(*index)
+            })
+            .map(|(_, peer)| peer.name.as_str())
+            .collect()
+    }
+}

@@ -1,0 +1,236 @@
+//! The SQLite side of the journal: the statements, and what is read back at a start.
+
+use std::path::Path;
+
+use cohort_proto::control::StepReport;
+use cohort_proto::id::{Digest, RunId, ViewId};
+use cohort_proto::spec::RunSpec;
+use cohort_proto::view::View;
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::{JournalError, Line};
+use crate::cluster::History;
+use crate::event::{DataFacts, Entry};
+
+/// The tables.
+const SCHEMA: &str = include_str!("schema.sql");
+/// Their version, in the file's `user_version`.
+const FORMAT: i64 = 1;
+
+/// The open file.
+pub(super) struct Store {
+    connection: Connection,
+    archs: Vec<String>,
+    view: ViewId,
+}
+
+impl Store {
+    pub(super) fn open(
+        folder: &Path,
+        file: &Path,
+        spec: &RunSpec,
+        fresh: RunId,
+        at_ms: u64,
+    ) -> Result<(Self, History), JournalError> {
+        let failed = |source| JournalError::Sqlite { path: file.to_owned(), source };
+        let mut connection = Connection::open(file).map_err(failed)?;
+        // Readers never block the writer in this mode, so a user may query while the run goes on.
+        connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
+        connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+        let format: i64 =
+            connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+        match format {
+            0 => make(&mut connection, spec, fresh, at_ms).map_err(failed)?,
+            FORMAT => check_run(&connection, folder, file, spec)?,
+            got => return Err(JournalError::Format { path: file.to_owned(), got, known: FORMAT }),
+        }
+        let history = read_back(&connection).map_err(failed)?;
+        connection.execute("UPDATE runs SET starts = starts + 1", []).map_err(failed)?;
+        let archs = spec.peers.iter().map(|peer| peer.arch.clone()).collect();
+        Ok((Self { connection, archs, view: history.last_view }, history))
+    }
+
+    /// Writes lines in one transaction. Without `durable` a crash of the machine (not of the process) may lose them.
+    pub(super) fn write<'a>(
+        &mut self,
+        lines: impl Iterator<Item = (u64, &'a Line)>,
+        durable: bool,
+    ) -> rusqlite::Result<()> {
+        let synchronous = if durable { "FULL" } else { "NORMAL" };
+        self.connection.pragma_update(None, "synchronous", synchronous)?;
+        let transaction = self.connection.transaction()?;
+        for (at_ms, line) in lines {
+            write_line(&transaction, &self.archs, &mut self.view, whole(at_ms), line)?;
+        }
+        transaction.commit()
+    }
+}
+
+fn make(connection: &mut Connection, spec: &RunSpec, fresh: RunId, at_ms: u64) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(SCHEMA)?;
+    transaction.execute(
+        "INSERT INTO runs (id, name, spec_hash, spec_json, made_at, starts, phase) VALUES (?, ?, ?, ?, ?, 0, 'gathering')",
+        params![fresh.to_string(), spec.run.name, spec.hash().to_string(), spec.to_json(), whole(at_ms)],
+    )?;
+    transaction.pragma_update(None, "user_version", FORMAT)?;
+    transaction.commit()
+}
+
+fn check_run(
+    connection: &Connection,
+    folder: &Path,
+    file: &Path,
+    spec: &RunSpec,
+) -> Result<(), JournalError> {
+    let ours = spec.hash();
+    let row = connection.query_row("SELECT name, spec_hash FROM runs", [], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+    });
+    let (theirs, their_hash) =
+        row.map_err(|source| JournalError::Sqlite { path: file.to_owned(), source })?;
+    if their_hash == ours.to_string() {
+        return Ok(());
+    }
+    let their_hash = their_hash.chars().take(12).collect();
+    Err(JournalError::OtherRun { path: folder.to_owned(), theirs, their_hash, our_hash: ours.short() })
+}
+
+fn read_back(connection: &Connection) -> rusqlite::Result<History> {
+    let (run, starts, total, fingerprint) = connection.query_row(
+        "SELECT id, starts, total_steps, fingerprint FROM runs",
+        [],
+        |row| -> rusqlite::Result<(String, i64, Option<i64>, Option<String>)> {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        },
+    )?;
+    let run = u64::from_str_radix(&run, 16).map_err(|error| unreadable(0, error))?;
+    let last_view: Option<i64> = connection
+        .query_row("SELECT view FROM views ORDER BY view DESC LIMIT 1", [], |row| row.get(0))
+        .optional()?;
+    let data = match (total, fingerprint) {
+        (Some(total), Some(hex)) => {
+            let fingerprint = digest(&hex).ok_or_else(|| unreadable(3, std::fmt::Error))?;
+            Some(DataFacts { fingerprint, total_steps: count(total) })
+        }
+        _ => None,
+    };
+    Ok(History {
+        run: RunId(run),
+        starts: count(starts),
+        last_view: ViewId(count(last_view.unwrap_or(0))),
+        data,
+    })
+}
+
+fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
+}
+
+fn digest(hex: &str) -> Option<Digest> {
+    let mut bytes = [0; 32];
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hex.get(2 * i..2 * i + 2)?, 16).ok()?;
+    }
+    (hex.len() == 64).then_some(Digest(bytes))
+}
+
+fn write_line(
+    transaction: &Transaction,
+    archs: &[String],
+    view: &mut ViewId,
+    at: i64,
+    line: &Line,
+) -> rusqlite::Result<()> {
+    let run = |sql: &str, params: &[&dyn rusqlite::ToSql]| transaction.prepare_cached(sql)?.execute(params);
+    match line {
+        Line::Event { warn, sentence } => {
+            run("INSERT INTO events VALUES (?, ?, ?)", params![at, warn, sentence])?;
+        }
+        Line::Entry(Entry::View { view: new, data }) => {
+            *view = new.id;
+            write_view(transaction, archs, at, new, data)?;
+        }
+        Line::Entry(Entry::Lease { until }) => {
+            let params = params![whole(view.0), whole(*until), at];
+            run("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", params)?;
+        }
+        Line::Entry(Entry::Checkpoint { peer, step }) => {
+            let params = params![peer.as_str(), whole(*step), at];
+            run("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?)", params)?;
+        }
+        Line::Entry(Entry::Phase(phase)) => {
+            run("UPDATE runs SET phase = ?", params![phase.name()])?;
+        }
+        Line::Entry(Entry::Report { peer, report }) => write_report(transaction, peer.as_str(), at, report)?,
+    }
+    Ok(())
+}
+
+fn write_view(
+    transaction: &Transaction,
+    archs: &[String],
+    at: i64,
+    view: &View,
+    data: &DataFacts,
+) -> rusqlite::Result<()> {
+    transaction.execute(
+        "UPDATE runs SET total_steps = ?, fingerprint = ?",
+        params![whole(data.total_steps), data.fingerprint.to_string()],
+    )?;
+    let id = whole(view.id.0);
+    transaction.execute("INSERT INTO views VALUES (?, ?, ?)", params![id, whole(view.begins_at), at])?;
+    let mut insert = transaction.prepare_cached("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?)")?;
+    for member in &view.members {
+        let arch = archs.get(member.index).map_or("", String::as_str);
+        let says = member.schema.to_string();
+        insert.execute(params![
+            id,
+            whole(member.index as u64),
+            member.name.as_str(),
+            arch,
+            member.address,
+            says
+        ])?;
+    }
+    Ok(())
+}
+
+fn write_report(transaction: &Transaction, peer: &str, at: i64, report: &StepReport) -> rusqlite::Result<()> {
+    let step = whole(report.step);
+    transaction.prepare_cached("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(
+        params![
+            peer,
+            step,
+            whole(report.view.0),
+            whole(report.epoch),
+            finite(report.lr),
+            report.own_digest.to_string(),
+            whole(report.images),
+            whole(report.log_bytes),
+            at
+        ],
+    )?;
+    let mut term = transaction.prepare_cached("INSERT OR REPLACE INTO terms VALUES (?, ?, ?, ?)")?;
+    for each in &report.terms {
+        term.execute(params![peer, step, each.name, finite(each.value)])?;
+    }
+    let mut timing = transaction.prepare_cached("INSERT OR REPLACE INTO timings VALUES (?, ?, ?, ?)")?;
+    for each in &report.timings {
+        timing.execute(params![peer, step, each.act, finite(each.ms)])?;
+    }
+    Ok(())
+}
+
+/// SQLite's integers are signed; a count that does not fit is a hostile one, and its greatest value says that too.
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn count(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+fn finite(number: f64) -> Option<f64> {
+    number.is_finite().then_some(number)
+}

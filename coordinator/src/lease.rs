@@ -1,0 +1,298 @@
+//! Which steps are granted, and which log entries are still needed. Sans-IO; knows members by index only.
+
+use std::collections::BTreeSet;
+
+use cohort_proto::id::Step;
+use cohort_proto::limits::{CHECKPOINTS_MAX, LEASE_SPAN, LEASE_STEPS_MAX, LEASE_STEPS_MIN};
+
+use crate::event::Tick;
+
+/// The steps that members may take, and how far each is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lease {
+    until: Step,
+    total: Step,
+    members: Vec<Progress>,
+    /// The fewest completed steps of any member, and since when.
+    slowest: Step,
+    slowest_since: Tick,
+    /// Recent time per step of the slowest member, in microseconds.
+    pace_us: Option<u64>,
+    retain_from: Step,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Progress {
+    completed: Step,
+    checkpoints: BTreeSet<Step>,
+}
+
+/// A report that does not continue its sender's trajectory.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OutOfOrder {
+    /// A step came twice.
+    #[error("reported step {got} again: step {expected} is its next")]
+    Doubled {
+        /// The step that came.
+        got: Step,
+        /// The one that was due.
+        expected: Step,
+    },
+    /// Steps in between are missing.
+    #[error("reported step {got}, but step {expected} was never reported: a step is lost")]
+    Lost {
+        /// The step that came.
+        got: Step,
+        /// The one that was due.
+        expected: Step,
+    },
+    /// A step that was not granted.
+    #[error("took step {got}, but its lease ends before step {until}")]
+    BeyondLease {
+        /// The step that came.
+        got: Step,
+        /// The end of the lease.
+        until: Step,
+    },
+}
+
+impl Lease {
+    /// Nothing is granted yet; every member has completed `begins_at` steps and holds a checkpoint of that.
+    pub fn new(now: Tick, begins_at: Step, total: Step, members: usize) -> Self {
+        let progress = Progress { completed: begins_at, checkpoints: BTreeSet::from([begins_at]) };
+        Self {
+            until: begins_at.min(total),
+            total,
+            members: vec![progress; members],
+            slowest: begins_at,
+            slowest_since: now,
+            pace_us: None,
+            retain_from: begins_at,
+        }
+    }
+
+    /// Steps below this may be taken.
+    pub fn until(&self) -> Step {
+        self.until
+    }
+
+    /// Log entries below this will not be asked for again.
+    pub fn retain_from(&self) -> Step {
+        self.retain_from
+    }
+
+    /// Steps that a member has completed.
+    pub fn completed(&self, member: usize) -> Step {
+        self.members.get(member).map_or(0, |progress| progress.completed)
+    }
+
+    /// The fewest steps that any member has completed.
+    pub fn slowest(&self) -> Step {
+        self.slowest
+    }
+
+    /// Whether a member has completed the last step.
+    pub fn is_done(&self, member: usize) -> bool {
+        self.completed(member) >= self.total
+    }
+
+    /// About how long the slowest member needs to the end of the lease, in milliseconds; 0 before its pace is known.
+    pub fn left_ms(&self) -> u64 {
+        let steps = self.until.saturating_sub(self.slowest);
+        self.pace_us.unwrap_or(0).saturating_mul(steps) / 1000
+    }
+
+    /// Whether every member has completed the last step.
+    pub fn all_done(&self) -> bool {
+        self.slowest >= self.total
+    }
+
+    /// Whether a member's last checkpoint is on its disk.
+    pub fn has_last_checkpoint(&self, member: usize) -> bool {
+        self.members.get(member).is_some_and(|progress| progress.checkpoints.contains(&self.total))
+    }
+
+    /// Takes a member's report of a completed step. O(members).
+    ///
+    /// # Errors
+    /// The step is not the member's next, or was not granted.
+    pub fn report(&mut self, now: Tick, member: usize, step: Step) -> Result<(), OutOfOrder> {
+        let until = self.until;
+        let Some(progress) = self.members.get_mut(member) else { return Ok(()) };
+        let expected = progress.completed;
+        if step < expected {
+            return Err(OutOfOrder::Doubled { got: step, expected });
+        }
+        if step >= until {
+            return Err(OutOfOrder::BeyondLease { got: step, until });
+        }
+        if step > expected {
+            return Err(OutOfOrder::Lost { got: step, expected });
+        }
+        progress.completed = step + 1;
+        self.measure(now);
+        Ok(())
+    }
+
+    /// Follows the slowest member's pace: a moving average that forgets half in about three steps.
+    fn measure(&mut self, now: Tick) {
+        let slowest = self.members.iter().map(|progress| progress.completed).min().unwrap_or(0);
+        let steps = slowest.saturating_sub(self.slowest);
+        if steps == 0 {
+            return;
+        }
+        let sample = now.since(self.slowest_since).saturating_mul(1000) / steps;
+        let pace = self.pace_us.map_or(sample, |pace| (pace.saturating_mul(4).saturating_add(sample)) / 5);
+        self.pace_us = Some(pace);
+        self.slowest = slowest;
+        self.slowest_since = now;
+    }
+
+    /// Steps that the lease should reach beyond the slowest member: as many as fit its span at the recent pace.
+    fn ahead(&self) -> u64 {
+        let span_us = LEASE_SPAN.as_micros() as u64;
+        match self.pace_us {
+            None => LEASE_STEPS_MIN,
+            Some(pace_us) => (span_us / pace_us.max(1)).clamp(LEASE_STEPS_MIN, LEASE_STEPS_MAX),
+        }
+    }
+
+    /// Extends the lease when half of it or less is left; returns its new end if so. Not on every report, so that
+    /// fast steps do not cost a message each.
+    pub fn renew(&mut self) -> Option<Step> {
+        let ahead = self.ahead();
+        let target = self.slowest.saturating_add(ahead).min(self.total);
+        let left = self.until.saturating_sub(self.slowest);
+        let useful = left.saturating_mul(2) <= ahead || target == self.total;
+        if target > self.until && useful {
+            self.until = target;
+            Some(target)
+        } else {
+            None
+        }
+    }
+
+    /// Takes a member's word that a checkpoint of so many completed steps is on its disk; returns the new
+    /// `retain_from` if the newest checkpoint that all hold has grown.
+    ///
+    /// # Errors
+    /// A checkpoint of steps that nobody may have taken yet.
+    pub fn saved(&mut self, member: usize, step: Step) -> Result<Option<Step>, OutOfOrder> {
+        if step > self.until {
+            return Err(OutOfOrder::BeyondLease { got: step.saturating_sub(1), until: self.until });
+        }
+        let Some(progress) = self.members.get_mut(member) else { return Ok(None) };
+        progress.checkpoints.insert(step);
+        while progress.checkpoints.len() > CHECKPOINTS_MAX {
+            progress.checkpoints.pop_first();
+        }
+        match newest_common(self.members.iter().map(|progress| &progress.checkpoints)) {
+            Some(common) if common > self.retain_from => {
+                self.retain_from = common;
+                // What is older than the common one is never started from again.
+                self.members.iter_mut().for_each(|p| p.checkpoints = p.checkpoints.split_off(&common));
+                Ok(Some(common))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The greatest number that is in every set.
+pub fn newest_common<'a>(mut sets: impl Iterator<Item = &'a BTreeSet<Step>>) -> Option<Step> {
+    let first = sets.next()?;
+    let rest: Vec<&BTreeSet<Step>> = sets.collect();
+    first.iter().rev().find(|step| rest.iter().all(|set| set.contains(step))).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A lease of two members at the given pace, both reported up to `steps`.
+    fn paced(ms_per_step: u64, steps: u64, total: Step) -> Lease {
+        let mut lease = Lease::new(Tick(0), 0, total, 2);
+        for step in 0..steps {
+            lease.renew();
+            let now = Tick((step + 1) * ms_per_step);
+            lease.report(now, 0, step).unwrap();
+            lease.report(now, 1, step).unwrap();
+        }
+        lease
+    }
+
+    #[test]
+    fn the_first_grant_is_the_shortest_and_then_it_follows_the_pace() {
+        let mut lease = Lease::new(Tick(0), 5, 1000, 2);
+        assert_eq!(lease.renew(), Some(5 + LEASE_STEPS_MIN));
+        assert_eq!(lease.renew(), None);
+        let mut slow = paced(10_000, 3, 1000);
+        assert_eq!(slow.renew(), Some(3 + LEASE_STEPS_MIN));
+        let mut medium = paced(100, 2, 1000);
+        assert_eq!(medium.renew(), Some(2 + 20));
+        let mut fast = paced(0, 2, 1000);
+        assert_eq!(fast.renew(), Some(2 + LEASE_STEPS_MAX));
+    }
+
+    #[test]
+    fn it_is_renewed_when_half_is_left_and_never_beyond_the_end() {
+        let mut lease = paced(100, 2, 1000);
+        assert_eq!(lease.renew(), Some(22));
+        for step in 2..30 {
+            for member in 0..2 {
+                lease.report(Tick(100 * (step + 1)), member, step).unwrap();
+            }
+            if let Some(until) = lease.renew() {
+                assert_eq!((step, until), (11, 32));
+                break;
+            }
+        }
+        let mut end = paced(0, 2, 10);
+        assert_eq!(end.renew(), Some(10));
+        assert_eq!(end.renew(), None);
+    }
+
+    #[test]
+    fn the_slowest_member_holds_the_lease() {
+        let mut lease = paced(0, 2, 1000);
+        let until = lease.renew().unwrap();
+        for step in 2..until {
+            lease.report(Tick(0), 0, step).unwrap();
+        }
+        assert_eq!(lease.renew(), None);
+        assert_eq!(lease.report(Tick(0), 0, until), Err(OutOfOrder::BeyondLease { got: until, until }));
+    }
+
+    #[test]
+    fn steps_come_one_after_the_other() {
+        let mut lease = paced(0, 2, 1000);
+        lease.renew();
+        assert_eq!(lease.report(Tick(0), 0, 1), Err(OutOfOrder::Doubled { got: 1, expected: 2 }));
+        assert_eq!(lease.report(Tick(0), 0, 3), Err(OutOfOrder::Lost { got: 3, expected: 2 }));
+        assert_eq!(lease.completed(0), 2);
+    }
+
+    #[test]
+    fn the_log_is_kept_back_to_the_newest_common_checkpoint() {
+        let mut lease = paced(0, 2, 1000);
+        lease.renew();
+        assert_eq!(lease.saved(0, 10), Ok(None));
+        assert_eq!(lease.saved(0, 20), Ok(None));
+        assert_eq!(lease.saved(1, 10), Ok(Some(10)));
+        assert_eq!(lease.saved(1, 10), Ok(None));
+        assert_eq!(lease.saved(1, 20), Ok(Some(20)));
+        assert!(lease.saved(1, 1000).is_err());
+    }
+
+    #[test]
+    fn a_member_that_saves_without_end_costs_no_memory() {
+        let mut lease = paced(0, 2, 1 << 20);
+        for step in 2..5000 {
+            lease.renew();
+            lease.saved(0, step.min(lease.until())).unwrap();
+            lease.report(Tick(0), 0, step).unwrap();
+            lease.report(Tick(0), 1, step).unwrap();
+        }
+        assert!(lease.members[0].checkpoints.len() <= CHECKPOINTS_MAX);
+    }
+}

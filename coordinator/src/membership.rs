@@ -1,0 +1,434 @@
+//! Who is expected, who attends, who is silent and who is gone. Sans-IO: whoever composes it decides what follows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use cohort_proto::control::{Accepted, JoinRequest, Refusal, RefusalReason, StepReport};
+use cohort_proto::id::{Digest, PeerName, RunId, Step};
+use cohort_proto::schema::Schema;
+use cohort_proto::spec::RunSpec;
+use cohort_proto::view::Member;
+
+use crate::admission;
+use crate::event::{DataFacts, StreamId, Tick};
+use crate::lease::newest_common;
+
+/// Sessions of one start of the coordinator; the number of the start is in the bits above, so that a session of an
+/// earlier start is never mistaken for one of this.
+const SESSION_BITS: u32 = 32;
+
+/// The peers of a run, by index in the spec.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Membership {
+    run: RunId,
+    spec_hash: Digest,
+    failure_timeout_ms: u64,
+    next_session: u64,
+    /// What the peers agree on, and whether that is settled by an earlier view.
+    data: Option<DataFacts>,
+    settled: bool,
+    peers: Vec<Peer>,
+    by_name: BTreeMap<PeerName, usize>,
+    by_stream: BTreeMap<StreamId, usize>,
+}
+
+/// One peer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Peer {
+    /// Its name.
+    pub name: PeerName,
+    /// Its architecture, as the spec has it.
+    pub arch: String,
+    /// Whether it is here.
+    pub presence: Presence,
+    /// What it said when it joined.
+    pub joined: Option<Joined>,
+    /// When it was heard last.
+    pub last_heard: Tick,
+    /// Its last report.
+    pub report: Option<Box<StepReport>>,
+}
+
+/// What a peer said when it joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    /// Names this attendance.
+    pub session: u64,
+    /// Where its log is served.
+    pub address: String,
+    /// What it says.
+    pub schema: Schema,
+    /// Checkpoints it can start from; fresh weights (0) always.
+    pub checkpoints: BTreeSet<Step>,
+}
+
+/// Whether a peer is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Presence {
+    /// Not yet.
+    Expected,
+    /// Accepted, its stream is still to come.
+    Accepted,
+    /// On this stream.
+    Attending(StreamId),
+    /// Its stream broke; it may come back until its time is over.
+    Suspected {
+        /// When it broke.
+        broke_at: Tick,
+        /// How.
+        cause: String,
+    },
+    /// It did not come back.
+    Dead,
+    /// It said goodbye.
+    Left {
+        /// Whether it had completed the whole run.
+        finished: bool,
+    },
+}
+
+/// A peer whose time is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The peer.
+    pub index: usize,
+    /// Its stream, if it still has one.
+    pub stream: Option<StreamId>,
+    /// Why, for people: the end of a sentence that begins with its name.
+    pub cause: String,
+}
+
+impl Membership {
+    /// All peers of the spec are expected. `starts`: how often this run's coordinator was started before; `data`: of
+    /// the run's earlier views.
+    pub fn new(run: RunId, spec: &RunSpec, starts: u64, data: Option<DataFacts>) -> Self {
+        let peer = |peer: &cohort_proto::spec::PeerSpec| Peer {
+            name: peer.name.clone(),
+            arch: peer.arch.clone(),
+            presence: Presence::Expected,
+            joined: None,
+            last_heard: Tick::default(),
+            report: None,
+        };
+        Self {
+            run,
+            spec_hash: spec.hash(),
+            failure_timeout_ms: spec.policy.failure_timeout_ms,
+            next_session: (starts << SESSION_BITS) + 1,
+            settled: data.is_some(),
+            data,
+            peers: spec.peers.iter().map(peer).collect(),
+            by_name: spec.peers.iter().enumerate().map(|(i, peer)| (peer.name.clone(), i)).collect(),
+            by_stream: BTreeMap::new(),
+        }
+    }
+
+    /// The peers, by index.
+    pub fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
+    /// A peer.
+    pub fn peer(&self, index: usize) -> Option<&Peer> {
+        self.peers.get(index)
+    }
+
+    /// A peer's name, for sentences.
+    pub fn name(&self, index: usize) -> &str {
+        self.peers.get(index).map_or("?", |peer| peer.name.as_str())
+    }
+
+    /// The peer of a name.
+    pub fn index(&self, name: &PeerName) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The peer that attends on a stream.
+    pub fn on_stream(&self, stream: StreamId) -> Option<usize> {
+        self.by_stream.get(&stream).copied()
+    }
+
+    /// What the peers train on, once one has said it.
+    pub fn data(&self) -> Option<DataFacts> {
+        self.data
+    }
+
+    /// From now on no peer may bring other data.
+    pub fn settle(&mut self) {
+        self.settled = self.data.is_some();
+    }
+
+    /// How often a peer should be heard, in milliseconds.
+    pub fn heartbeat_ms(&self) -> u64 {
+        (self.failure_timeout_ms / 5).clamp(50, 2000)
+    }
+
+    /// The streams of all who attend.
+    pub fn streams(&self) -> Vec<StreamId> {
+        self.peers.iter().filter_map(|peer| peer.stream()).collect()
+    }
+
+    /// Whether every peer attends.
+    pub fn all_attend(&self) -> bool {
+        self.peers.iter().all(|peer| peer.stream().is_some())
+    }
+
+    /// Whether somebody attends or may come back.
+    pub fn any_present(&self) -> bool {
+        self.peers.iter().any(|p| matches!(p.presence, Presence::Attending(_) | Presence::Suspected { .. }))
+    }
+
+    /// The names of those who do not attend.
+    pub fn missing(&self) -> Vec<&str> {
+        self.peers.iter().filter(|peer| peer.stream().is_none()).map(|peer| peer.name.as_str()).collect()
+    }
+
+    /// The view's members, in the order of the spec.
+    pub fn members(&self) -> Vec<Member> {
+        let joined =
+            self.peers.iter().enumerate().filter_map(|(i, peer)| Some((i, peer, peer.joined.as_ref()?)));
+        joined
+            .map(|(index, peer, joined)| Member {
+                index,
+                name: peer.name.clone(),
+                address: joined.address.clone(),
+                schema: joined.schema.clone(),
+            })
+            .collect()
+    }
+
+    /// The newest step from which every peer can start.
+    pub fn newest_common_checkpoint(&self) -> Step {
+        newest_common(
+            self.peers.iter().filter_map(|peer| peer.joined.as_ref()).map(|joined| &joined.checkpoints),
+        )
+        .unwrap_or(0)
+    }
+
+    /// Takes or refuses a peer. Every check of a kind comes before those that need its result.
+    ///
+    /// # Errors
+    /// The first check that failed.
+    pub fn join(
+        &mut self,
+        now: Tick,
+        spec: &RunSpec,
+        remote: Option<IpAddr>,
+        request: &JoinRequest,
+    ) -> Result<Accepted, Refusal> {
+        admission::check_version(request.protocol_version)?;
+        let index = self.check_name(request)?;
+        admission::check_spec_hash(request.spec_hash, self.spec_hash)?;
+        let Some(peer) = spec.peers.get(index) else { return Err(self.unknown(&request.name)) };
+        admission::check_arch(&request.arch, peer)?;
+        admission::check_classes(request.classes, spec)?;
+        if let Some((expected, first)) = self.expected_data(index) {
+            admission::check_data(request, expected, &first)?;
+        }
+        self.check_address(index, &request.address)?;
+        admission::check_reachable(&request.address, remote)?;
+        admission::check_schema(request, spec)?;
+        admission::check_checkpoints(request, self.run)?;
+        Ok(self.accept(now, index, request))
+    }
+
+    fn unknown(&self, name: &PeerName) -> Refusal {
+        let known: Vec<&str> = self.peers.iter().take(16).map(|peer| peer.name.as_str()).collect();
+        let more = if self.peers.len() > 16 { ", ..." } else { "" };
+        let sentence = format!("run.toml has no peer {name}; its peers are {}{more}", known.join(", "));
+        admission::refusal(RefusalReason::UnknownName, sentence)
+    }
+
+    pub(crate) fn check_name(&self, request: &JoinRequest) -> Result<usize, Refusal> {
+        let index = self.index(&request.name).ok_or_else(|| self.unknown(&request.name))?;
+        match self.peers.get(index) {
+            Some(Peer { presence: Presence::Attending(_), joined: Some(joined), name, .. }) => {
+                let sentence = format!(
+                    "a peer named {name} attends already, from {}; stop that one, or join under another name of run.toml",
+                    joined.address
+                );
+                Err(admission::refusal(RefusalReason::TakenName, sentence))
+            }
+            _ => Ok(index),
+        }
+    }
+
+    /// What a peer's data must be, and who said so. A peer that is the only one here may correct itself.
+    fn expected_data(&self, index: usize) -> Option<(DataFacts, String)> {
+        let data = self.data?;
+        if self.settled {
+            return Some((data, "this run".to_owned()));
+        }
+        let other = self.peers.iter().enumerate().find(|(i, peer)| *i != index && peer.joined.is_some())?;
+        Some((data, format!("peer {}", other.1.name)))
+    }
+
+    fn check_address(&self, index: usize, address: &str) -> Result<(), Refusal> {
+        let taken = self.peers.iter().enumerate().find(|(i, peer)| {
+            *i != index && peer.joined.as_ref().is_some_and(|joined| joined.address == address)
+        });
+        taken.map_or(Ok(()), |(_, other)| {
+            let sentence = format!(
+                "the address {address} is that of peer {}; give each peer its own with --listen or --advertise",
+                other.name
+            );
+            Err(admission::refusal(RefusalReason::Address, sentence))
+        })
+    }
+
+    fn accept(&mut self, now: Tick, index: usize, request: &JoinRequest) -> Accepted {
+        let session = self.next_session;
+        self.next_session += 1;
+        if !self.settled {
+            let fingerprint = request.dataset_fingerprint;
+            self.data = Some(DataFacts { fingerprint, total_steps: request.total_steps });
+        }
+        if let Some(peer) = self.peers.get_mut(index) {
+            let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied());
+            let checkpoints = held.filter(|&step| step <= request.total_steps).chain([0]).collect();
+            let (address, schema) = (request.address.clone(), request.schema.clone());
+            peer.joined = Some(Joined { session, address, schema, checkpoints });
+            peer.presence = Presence::Accepted;
+            peer.last_heard = now;
+        }
+        Accepted { run: self.run, session, heartbeat_ms: self.heartbeat_ms() }
+    }
+
+    /// A stream began with a hello. Returns the peer and the older stream that it replaces, if any.
+    ///
+    /// # Errors
+    /// No such attendance; what to do.
+    pub fn hello(
+        &mut self,
+        now: Tick,
+        stream: StreamId,
+        run: RunId,
+        name: &PeerName,
+        session: u64,
+    ) -> Result<(usize, Option<StreamId>), String> {
+        if run != self.run {
+            return Err(format!("this is run {}, not run {run}; join again", self.run));
+        }
+        let index = self.index(name).ok_or_else(|| format!("run.toml has no peer {name}"))?;
+        let Some(peer) = self.peers.get_mut(index) else {
+            return Err(format!("run.toml has no peer {name}"));
+        };
+        if peer.joined.as_ref().is_none_or(|joined| joined.session != session) {
+            return Err(format!("session {session} of peer {name} is not known here (any more); join again"));
+        }
+        let older = match peer.presence {
+            Presence::Accepted | Presence::Suspected { .. } => None,
+            Presence::Attending(older) => Some(older),
+            Presence::Expected | Presence::Dead | Presence::Left { .. } => {
+                return Err(format!("session {session} of peer {name} is over; join again"));
+            }
+        };
+        peer.presence = Presence::Attending(stream);
+        peer.last_heard = now;
+        if let Some(older) = older {
+            self.by_stream.remove(&older);
+        }
+        self.by_stream.insert(stream, index);
+        Ok((index, older))
+    }
+
+    /// A peer was heard on its stream.
+    pub fn heard(&mut self, now: Tick, index: usize) {
+        if let Some(peer) = self.peers.get_mut(index) {
+            peer.last_heard = peer.last_heard.max(now);
+        }
+    }
+
+    /// Keeps a peer's last report for whoever asks for the status.
+    pub fn reported(&mut self, index: usize, report: Box<StepReport>) {
+        if let Some(peer) = self.peers.get_mut(index) {
+            peer.report = Some(report);
+        }
+    }
+
+    /// A stream ended without goodbye; returns whose it was.
+    pub fn broke(&mut self, now: Tick, stream: StreamId, cause: String) -> Option<usize> {
+        let index = self.by_stream.remove(&stream)?;
+        self.peers.get_mut(index)?.presence = Presence::Suspected { broke_at: now, cause };
+        Some(index)
+    }
+
+    /// A peer is gone for good; returns its stream, which is to be closed. Its last words stay for the status.
+    pub fn gone(&mut self, index: usize, presence: Presence) -> Option<StreamId> {
+        let peer = self.peers.get_mut(index)?;
+        let stream = peer.stream();
+        peer.presence = presence;
+        stream.inspect(|stream| _ = self.by_stream.remove(stream))
+    }
+
+    /// A peer is expected anew, as if it had never been here; returns its stream, which is to be closed. When it was
+    /// the last one here, the data are open again, so that one with wrong data does not lock out all others.
+    pub fn forget(&mut self, index: usize) -> Option<StreamId> {
+        let stream = self.gone(index, Presence::Expected);
+        if let Some(peer) = self.peers.get_mut(index) {
+            peer.joined = None;
+        }
+        if !self.settled && self.peers.iter().all(|peer| peer.joined.is_none()) {
+            self.data = None;
+        }
+        stream
+    }
+
+    /// When a peer's time is over: a silent one's after the failure timeout, one whose stream broke after half of it
+    /// if that is sooner.
+    fn deadline(&self, peer: &Peer) -> Option<Tick> {
+        let silent = peer.last_heard.plus(self.failure_timeout_ms);
+        match peer.presence {
+            Presence::Accepted | Presence::Attending(_) => Some(silent),
+            Presence::Suspected { broke_at, .. } => {
+                Some(silent.min(broke_at.plus(self.failure_timeout_ms / 2)))
+            }
+            Presence::Expected | Presence::Dead | Presence::Left { .. } => None,
+        }
+    }
+
+    /// The next moment at which somebody's time is over.
+    pub fn poll_timeout(&self) -> Option<Tick> {
+        self.peers.iter().filter_map(|peer| self.deadline(peer)).min()
+    }
+
+    /// Those whose time is over.
+    pub fn lost(&self, now: Tick) -> Vec<Lost> {
+        let over = |peer: &Peer| self.deadline(peer).is_some_and(|deadline| deadline <= now);
+        let lost = self.peers.iter().enumerate().filter(|(_, peer)| over(peer));
+        lost.map(|(index, peer)| Lost { index, stream: peer.stream(), cause: self.cause(now, peer) })
+            .collect()
+    }
+
+    fn cause(&self, now: Tick, peer: &Peer) -> String {
+        let silent = now.since(peer.last_heard) as f64 / 1000.0;
+        match &peer.presence {
+            Presence::Suspected { broke_at, cause } => {
+                let gone = now.since(*broke_at) as f64 / 1000.0;
+                format!("its connection {cause} and it did not come back within {gone:.1} s")
+            }
+            Presence::Accepted => format!("it was accepted but did not attend within {silent:.1} s"),
+            _ => format!("nothing was heard of it for {silent:.1} s"),
+        }
+    }
+
+    /// This process was not woken for so long: that is no peer's silence.
+    pub fn forgive(&mut self, late_ms: u64) {
+        for peer in &mut self.peers {
+            peer.last_heard = peer.last_heard.plus(late_ms);
+            if let Presence::Suspected { broke_at, .. } = &mut peer.presence {
+                *broke_at = broke_at.plus(late_ms);
+            }
+        }
+    }
+}
+
+impl Peer {
+    /// The stream on which it attends.
+    pub fn stream(&self) -> Option<StreamId> {
+        match self.presence {
+            Presence::Attending(stream) => Some(stream),
+            _ => None,
+        }
+    }
+}
