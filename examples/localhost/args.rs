@@ -93,10 +93,8 @@ impl Args {
         // Errors are those of the file as it was written; only a good one is changed.
         RunSpec::parse(&text).map_err(bad)?;
         let text = self.changed(&text)?;
-        let mut spec = RunSpec::parse(&text).map_err(bad)?;
-        if let Some(folder) = &folder {
-            spec.resolve_paths(folder);
-        }
+        let text = with_paths(&text, folder.as_deref())?;
+        let spec = RunSpec::parse(&text).map_err(bad)?;
         let out = self.out.clone().unwrap_or_else(|| free_folder(&spec));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.threads.unwrap_or_else(|| (cores / spec.peers.len()).max(1));
@@ -107,10 +105,7 @@ impl Args {
             false => None,
             true => {
                 let text = alone_text(&text)?;
-                let mut spec = RunSpec::parse(&text).map_err(bad)?;
-                if let Some(folder) = &folder {
-                    spec.resolve_paths(folder);
-                }
+                let spec = RunSpec::parse(&text).map_err(bad)?;
                 Some(Job { spec, text, data: data.clone(), out: out.join("alone"), threads })
             }
         };
@@ -177,6 +172,26 @@ fn architectures(flag: &str, spec: &RunSpec) -> Result<Vec<String>, Failure> {
         Some(unknown) => Err(bad(format!("{unknown:?} is not an architecture (known: {})", ARCHITECTURES.join(", ")))),
         None => Ok(named),
     }
+}
+
+/// The text with paths that no longer depend on the folder of the file, since the coordinator reads a copy of it.
+fn with_paths(text: &str, folder: Option<&Path>) -> Result<String, Failure> {
+    let Some(folder) = folder else { return Ok(text.to_owned()) };
+    let mut spec = RunSpec::parse(text).map_err(Failure::internal)?;
+    spec.resolve_paths(folder);
+    let mut table: toml::Table = text.parse().map_err(Failure::internal)?;
+    let set = |section: Option<&mut toml::Value>, key: &str, path: &Option<PathBuf>| {
+        if let (Some(toml::Value::Table(section)), Some(path)) = (section, path) {
+            section.insert(key.into(), path.display().to_string().into());
+        }
+    };
+    set(table.get_mut("data"), "path", &spec.data.path);
+    if let Some(toml::Value::Array(peers)) = table.get_mut("peer") {
+        for (section, peer) in peers.iter_mut().zip(&spec.peers) {
+            set(Some(section), "init", &peer.init);
+        }
+    }
+    toml::to_string(&table).map_err(Failure::internal)
 }
 
 /// The same run with every network by itself.

@@ -27,8 +27,7 @@ pub(crate) async fn run(job: &Job, title: &str) -> Result<Results, Failure> {
     let run_toml = job.out.join("run.toml");
     let write = |error: std::io::Error| Failure::new(Exit::Storage, format!("cannot write {}: {error}", run_toml.display()));
     fs::create_dir_all(&job.out).map_err(write)?;
-    // The spec as it is meant, with paths that no longer depend on where the file was.
-    fs::write(&run_toml, job.text_with_paths()).map_err(write)?;
+    fs::write(&run_toml, &job.text).map_err(write)?;
     let mut processes = Processes::start(job, &run_toml).await?;
     let mut watch = Watch::new(job, title, &processes.url);
     let outcome = follow(&mut processes, &mut watch).await;
