@@ -66,7 +66,7 @@ pub enum Normalize {
 impl DataSpec {
     /// `contrasts`: whether the method needs positives in a batch, which decides what `sampler = "auto"` means.
     pub(super) fn read(mut section: Section, contrasts: bool) -> Result<Self, SpecError> {
-        let dataset = match section.text("dataset")? {
+        let dataset: DatasetKind = match section.text("dataset")? {
             None => return Err(section.missing("dataset", "write dataset = \"fashion-mnist\"")),
             Some(name) => name.parse().map_err(|_| {
                 section.error("dataset", unknown_word(&name, &DatasetKind::ALL.map(DatasetKind::name)))
@@ -77,7 +77,10 @@ impl DataSpec {
         let batch = section.whole("batch", 1..=65_536)?.unwrap_or(128) as usize;
         let per_class = section.whole("per_class", 1..=65_536)?;
         let m = per_class.unwrap_or(2) as usize;
-        let auto = if contrasts { SamplerSpec::PerClass(m) } else { SamplerSpec::Shuffle };
+        // Per class where contrasts need it and it is possible. With few classes and a large batch it is not, and need
+        // not be: a shuffled batch of 128 from 10 classes holds about 13 samples of each.
+        let possible = per_class.is_some() || (batch % m == 0 && m * dataset.classes() >= batch);
+        let auto = if contrasts && possible { SamplerSpec::PerClass(m) } else { SamplerSpec::Shuffle };
         let choices =
             [("auto", auto), ("shuffle", SamplerSpec::Shuffle), ("per-class", SamplerSpec::PerClass(m))];
         let sampler = section.choice("sampler", &choices)?.unwrap_or(auto);

@@ -30,7 +30,7 @@ fn defaults_are_filled_in() {
     assert_eq!(spec.run.checkpoint_every, 200);
     assert_eq!(spec.run.keep, 3);
     assert_eq!(spec.data.batch, 128);
-    assert_eq!(spec.data.sampler, SamplerSpec::PerClass(2));
+    assert_eq!(spec.data.sampler, SamplerSpec::Shuffle);
     assert_eq!(spec.optim.schedule, ScheduleSpec::Cosine);
     assert!(spec.optim.nesterov);
     assert_eq!(spec.policy.failure_timeout_ms, 10_000);
@@ -41,8 +41,12 @@ fn defaults_are_filled_in() {
 
 #[test]
 fn auto_sampler_follows_the_method() {
-    let spec = RunSpec::parse(&GOOD.replace("\"mcl\"", "\"dml\"")).unwrap();
-    assert_eq!(spec.data.sampler, SamplerSpec::Shuffle);
+    let sampler = |text: &str| RunSpec::parse(text).unwrap().data.sampler;
+    let small = GOOD.replace("train_limit", "batch = 20\ntrain_limit");
+    assert_eq!(sampler(&small), SamplerSpec::PerClass(2));
+    assert_eq!(sampler(&small.replace("\"mcl\"", "\"dml\"")), SamplerSpec::Shuffle);
+    assert_eq!(sampler(GOOD), SamplerSpec::Shuffle, "2 of each of 10 classes do not fill a batch of 128");
+    assert_eq!(sampler(&GOOD.replace("train_limit", "per_class = 16\ntrain_limit")), SamplerSpec::PerClass(16));
 }
 
 #[test]
