@@ -55,6 +55,14 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn zero_where_not_positive(self, y: Self) -> Self {
+        // SAFETY: AVX-512F is there, see above.
+        Self(unsafe {
+            _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(y.0, _mm512_setzero_ps()), self.0)
+        })
+    }
+
+    #[inline(always)]
     fn transpose8(from: &[f32], from_step: usize, to: &mut [f32], to_step: usize) {
         Avx2::transpose8(from, from_step, to, to_step);
     }
@@ -101,6 +109,15 @@ impl Lanes for Avx2 {
     fn plus_product(self, a: Self, b: Self) -> Self {
         // SAFETY: AVX and FMA are there, see above.
         unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
+    }
+
+    #[inline(always)]
+    fn zero_where_not_positive(self, y: Self) -> Self {
+        // SAFETY: AVX is there, see above.
+        unsafe {
+            let positive = |y| _mm256_cmp_ps::<_CMP_NLE_UQ>(y, _mm256_setzero_ps());
+            Self(_mm256_and_ps(positive(y.0), self.0), _mm256_and_ps(positive(y.1), self.1))
+        }
     }
 
     #[inline(always)]

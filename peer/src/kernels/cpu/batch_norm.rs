@@ -133,30 +133,12 @@ pub(in crate::kernels) fn gradient_sums(
         type Output = (f64, f64);
         #[inline(always)]
         fn run<V: Lanes>(self) -> (f64, f64) {
-            let Self(x, g, mask, centre) = self;
-            let mut sums = ([0.0; LANES], [0.0; LANES]);
-            let mut add = |x: &[f32], g: &[f32], y: Option<&[f32]>| {
-                for i in 0..x.len() {
-                    let g = if y.is_some_and(|y| y[i] <= 0.0) { 0.0 } else { g[i] };
-                    sums.0[i] += g;
-                    sums.1[i] += g * (x[i] - centre);
-                }
-            };
-            let whole = x.len() / LANES * LANES;
-            match mask {
+            match self.2 {
                 Some(y) => {
-                    for i in (0..whole).step_by(LANES) {
-                        add(&x[i..i + LANES], &g[i..i + LANES], Some(&y[i..i + LANES]));
-                    }
+                    plane_sums::<V>(self.0, self.1, |g, at| g.zero_where_not_positive(vector(y, at)), self.3)
                 }
-                None => {
-                    for i in (0..whole).step_by(LANES) {
-                        add(&x[i..i + LANES], &g[i..i + LANES], None);
-                    }
-                }
+                None => plane_sums::<V>(self.0, self.1, |g, _| g, self.3),
             }
-            add(&x[whole..], &g[whole..], mask.map(|y| &y[whole..]));
-            (f64::from(V::load(&sums.0).sum()), f64::from(V::load(&sums.1).sum()))
         }
     }
     let parts = per_plane(p, |n, c| {
@@ -170,6 +152,33 @@ pub(in crate::kernels) fn gradient_sums(
         }
     }
     sums
+}
+
+/// Sums of `masked(g)` and of `masked(g) (x - centre)` over a plane.
+#[inline(always)]
+fn plane_sums<V: Lanes>(x: &[f32], g: &[f32], masked: impl Fn(V, usize) -> V, centre: f32) -> (f64, f64) {
+    let mut sums = (V::splat(0.0), V::splat(0.0));
+    for at in (0..x.len()).step_by(LANES) {
+        let g = masked(vector(g, at), at);
+        sums.0 = sums.0.add(g);
+        // Past the end of the plane both factors are finite and `g` is zero.
+        sums.1 = sums.1.plus_product(g, vector::<V>(x, at).sub(V::splat(centre)));
+    }
+    (f64::from(sums.0.sum()), f64::from(sums.1.sum()))
+}
+
+/// Sixteen values of a plane, zeros past its end.
+#[inline(always)]
+fn vector<V: Lanes>(plane: &[f32], at: usize) -> V {
+    let rest = &plane[at..];
+    match rest.first_chunk::<LANES>() {
+        Some(whole) => V::load(whole),
+        None => {
+            let mut padded = [0.0; LANES];
+            padded[..rest.len()].copy_from_slice(rest);
+            V::load(&padded)
+        }
+    }
 }
 
 /// The gradient by `x` is `scale (g - mean - (x - centre) slope)`; with running statistics both terms are zero.

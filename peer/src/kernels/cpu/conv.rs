@@ -6,6 +6,7 @@ use super::geometry::ConvShape;
 use super::isa::{Isa, Kernel, dispatch};
 use super::lanes::Lanes;
 use super::parallel::{build, partial_sums};
+use super::winograd;
 
 /// A map of one image to another.
 pub(super) trait ImageMap: Sync {
@@ -31,17 +32,28 @@ pub(super) trait WeightSums: Sync {
 
 /// `x` `[B][Ci][H][W]`, `w` `[Co][Ci][kh][kw]` to `[B][Co][Ho][Wo]`.
 pub(in crate::kernels) fn forward(isa: Isa, s: ConvShape, x: &[f32], w: &[f32]) -> Vec<f32> {
-    map_batch(isa, s.batch, &direct::Forward::new(s, w), x, (s.image_in(), s.image_out()))
+    let sizes = (s.image_in(), s.image_out());
+    match winograd::suits(&s) {
+        true => map_batch(isa, s.batch, &winograd::Map::forward(&s, w), x, sizes),
+        false => map_batch(isa, s.batch, &direct::Forward::new(s, w), x, sizes),
+    }
 }
 
 /// The gradient by `x` from that by the output.
 pub(in crate::kernels) fn backward_data(isa: Isa, s: ConvShape, w: &[f32], dy: &[f32]) -> Vec<f32> {
-    map_batch(isa, s.batch, &direct::BackwardData::new(s, w), dy, (s.image_out(), s.image_in()))
+    let sizes = (s.image_out(), s.image_in());
+    match winograd::suits(&s) {
+        true => map_batch(isa, s.batch, &winograd::Map::backward(&s, w), dy, sizes),
+        false => map_batch(isa, s.batch, &direct::BackwardData::new(s, w), dy, sizes),
+    }
 }
 
 /// The gradient by `w` from that by the output.
 pub(in crate::kernels) fn backward_weights(isa: Isa, s: ConvShape, x: &[f32], dy: &[f32]) -> Vec<f32> {
-    sum_batch(isa, s, &direct::BackwardWeights::new(s), x, dy)
+    match winograd::suits(&s) {
+        true => sum_batch(isa, s, &winograd::Weights::new(&s), x, dy),
+        false => sum_batch(isa, s, &direct::BackwardWeights::new(s), x, dy),
+    }
 }
 
 fn map_batch<M: ImageMap>(
