@@ -51,7 +51,8 @@ impl Tiling {
 
     /// Floats of the transformed tiles of a strip.
     fn transformed(&self, channels: usize) -> usize {
-        PRODUCTS * channels.div_ceil(LANES) * self.strip * self.cols * LANES
+        let full = Strip { first: 0, rows: self.strip, cols: self.cols };
+        PRODUCTS * full.step(channels.div_ceil(LANES))
     }
 
     /// First rows of the strips and their tiles.
@@ -75,6 +76,12 @@ struct Strip {
 impl Strip {
     fn tiles(self) -> usize {
         self.rows * self.cols
+    }
+
+    /// Floats between two products. One vector more than they need: at a distance of a power of two all sixteen
+    /// would fall into the same few lines of the first-level cache.
+    fn step(self, blocks: usize) -> usize {
+        (blocks * self.tiles() + 1) * LANES
     }
 }
 
@@ -142,7 +149,7 @@ impl ImageMap for Map {
             let plane = strip.tiles() * LANES;
             for product in 0..PRODUCTS {
                 Correlation {
-                    x: &scratch.transformed[product * blocks.0 * plane..],
+                    x: &scratch.transformed[product * strip.step(blocks.0)..],
                     x_plane: plane,
                     x_row: plane,
                     channels: self.from,
@@ -150,7 +157,7 @@ impl ImageMap for Map {
                     w: &self.u[product * (self.u.len() / PRODUCTS)..],
                     out_blocks: blocks.1,
                     count: (1, strip.tiles()),
-                    out: &mut scratch.products[product * blocks.1 * plane..],
+                    out: &mut scratch.products[product * strip.step(blocks.1)..],
                     out_plane: plane,
                     out_row: plane,
                     out_pixel: LANES,
@@ -207,12 +214,12 @@ impl WeightSums for Weights {
             let plane = strip.tiles() * LANES;
             for (product, sums) in sums.chunks_exact_mut(sums_of_product).enumerate() {
                 WeightGradient {
-                    x: &scratch.transformed[product * blocks.0 * plane..],
+                    x: &scratch.transformed[product * strip.step(blocks.0)..],
                     x_plane: plane,
                     x_row: plane,
                     channels: self.ci,
                     taps: &[0],
-                    dy: &scratch.products[product * blocks.1 * plane..],
+                    dy: &scratch.products[product * strip.step(blocks.1)..],
                     dy_plane: plane,
                     dy_row: plane,
                     out_blocks: blocks.1,
@@ -236,8 +243,7 @@ impl WeightSums for Weights {
 /// `B^T d B` of every window of 4x4 pixels, to `[product][block][tile][lane]`.
 #[inline(always)]
 fn transform_windows<V: Lanes>(from: &[f32], frame: &Frame, strip: Strip, to: &mut [f32]) {
-    let blocks = frame.channels.div_ceil(LANES);
-    let step = blocks * strip.tiles() * LANES;
+    let step = strip.step(frame.channels.div_ceil(LANES));
     for (block, plane) in from.chunks_exact(frame.plane()).enumerate() {
         for tile in 0..strip.tiles() {
             let (y, x) = (2 * (strip.first + tile / strip.cols), 2 * (tile % strip.cols));
@@ -256,14 +262,18 @@ fn transform_windows<V: Lanes>(from: &[f32], frame: &Frame, strip: Strip, to: &m
 /// `A^T m A` of every tile's products, to its 2x2 pixels.
 #[inline(always)]
 fn outputs_of_products<V: Lanes>(from: &[f32], frame: &Frame, strip: Strip, to: &mut [f32]) {
-    let blocks = frame.channels.div_ceil(LANES);
-    let step = blocks * strip.tiles() * LANES;
+    let step = strip.step(frame.channels.div_ceil(LANES));
     for (block, plane) in to.chunks_exact_mut(frame.plane()).enumerate() {
         for tile in 0..strip.tiles() {
             let place = (block * strip.tiles() + tile) * LANES;
-            let row =
-                |r: usize| -> [V; 4] { std::array::from_fn(|c| get(&from[(4 * r + c) * step + place..])) };
-            let halfway = columns([row(0), row(1), row(2), row(3)], output_1d);
+            // Loops, since `array::from_fn` need not be inlined and would then run on the least set.
+            let mut products = [[V::splat(0.0); 4]; 4];
+            for (r, row) in products.iter_mut().enumerate() {
+                for (c, value) in row.iter_mut().enumerate() {
+                    *value = get(&from[(4 * r + c) * step + place..]);
+                }
+            }
+            let halfway = columns(products, output_1d);
             let (y, x) = (2 * (strip.first + tile / strip.cols), 2 * (tile % strip.cols));
             for (r, values) in halfway.into_iter().enumerate() {
                 for (c, value) in output_1d(values).into_iter().enumerate() {
@@ -277,8 +287,7 @@ fn outputs_of_products<V: Lanes>(from: &[f32], frame: &Frame, strip: Strip, to: 
 /// `A dy A^T` of every tile's 2x2 gradients, to `[product][block][tile][lane]`.
 #[inline(always)]
 fn products_of_gradients<V: Lanes>(from: &[f32], frame: &Frame, strip: Strip, to: &mut [f32]) {
-    let blocks = frame.channels.div_ceil(LANES);
-    let step = blocks * strip.tiles() * LANES;
+    let step = strip.step(frame.channels.div_ceil(LANES));
     for (block, plane) in from.chunks_exact(frame.plane()).enumerate() {
         for tile in 0..strip.tiles() {
             let (y, x) = (2 * (strip.first + tile / strip.cols), 2 * (tile % strip.cols));
