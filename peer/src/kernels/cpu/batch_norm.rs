@@ -1,6 +1,8 @@
 //! Batch normalisation with residual and rectifier in the same pass, forward and backward
 //! (Ioffe and Szegedy 2015, algorithm 1). `[B][C][pixels]` throughout.
 
+use rayon::prelude::*;
+
 use super::isa::{Isa, Kernel, dispatch};
 use super::lanes::{LANES, Lanes};
 use super::parallel::build;
@@ -15,17 +17,14 @@ pub(in crate::kernels) struct Planes {
 }
 
 impl Planes {
-    fn image(self) -> usize {
-        self.channels * self.pixels
-    }
-
     /// Values per channel.
     pub(in crate::kernels) fn count(self) -> usize {
         self.batch * self.pixels
     }
 
-    fn plane(self, values: &[f32], image: usize, channel: usize) -> &[f32] {
-        &values[(image * self.channels + channel) * self.pixels..][..self.pixels]
+    /// The pixels of one channel of one image, of which there are `batch` times `channels`.
+    fn plane(self, values: &[f32], plane: usize) -> &[f32] {
+        &values[plane * self.pixels..][..self.pixels]
     }
 }
 
@@ -56,7 +55,7 @@ pub(in crate::kernels) fn moments(isa: Isa, p: Planes, x: &[f32]) -> (Vec<f64>, 
             (f64::from(mean) + shift, squares - sum * shift)
         }
     }
-    let parts = per_plane(p, |n, c| dispatch(isa, OfPlane(p.plane(x, n, c))));
+    let parts = per_plane(p, |plane| dispatch(isa, OfPlane(p.plane(x, plane))));
     let mut mean = vec![0.0; p.channels];
     let mut var = vec![0.0; p.channels];
     for c in 0..p.channels {
@@ -107,14 +106,12 @@ pub(in crate::kernels) fn apply(
         }
     }
     build(
-        p.batch,
-        p.image(),
+        (x.len(), p.pixels),
+        p.channels,
         || (),
-        |(), n, image| {
-            for (c, y) in image.chunks_mut(p.pixels).enumerate() {
-                let residual = residual.map(|r| p.plane(r, n, c));
-                dispatch(isa, OnePlane(p.plane(x, n, c), of_channel[c], residual, rectify, y));
-            }
+        |(), plane, y| {
+            let residual = residual.map(|r| p.plane(r, plane));
+            dispatch(isa, OnePlane(p.plane(x, plane), of_channel[plane % p.channels], residual, rectify, y));
         },
     )
 }
@@ -141,9 +138,10 @@ pub(in crate::kernels) fn gradient_sums(
             }
         }
     }
-    let parts = per_plane(p, |n, c| {
-        let mask = mask.map(|y| p.plane(y, n, c));
-        dispatch(isa, OfPlane(p.plane(x, n, c), p.plane(g, n, c), mask, of_channel[c].centre))
+    let parts = per_plane(p, |plane| {
+        let mask = mask.map(|y| p.plane(y, plane));
+        let centre = of_channel[plane % p.channels].centre;
+        dispatch(isa, OfPlane(p.plane(x, plane), p.plane(g, plane), mask, centre))
     });
     let mut sums = vec![(0.0, 0.0); p.channels];
     for image in parts.chunks(p.channels.max(1)) {
@@ -219,22 +217,18 @@ pub(in crate::kernels) fn gradient(
         }
     }
     build(
-        p.batch,
-        p.image(),
+        (x.len(), p.pixels),
+        p.channels,
         || (),
-        |(), n, image| {
-            for (c, dx) in image.chunks_mut(p.pixels).enumerate() {
-                let mask = mask.map(|y| p.plane(y, n, c));
-                dispatch(isa, OnePlane(p.plane(x, n, c), p.plane(g, n, c), mask, of_channel[c], dx));
-            }
+        |(), plane, dx| {
+            let mask = mask.map(|y| p.plane(y, plane));
+            let of_channel = of_channel[plane % p.channels];
+            dispatch(isa, OnePlane(p.plane(x, plane), p.plane(g, plane), mask, of_channel, dx));
         },
     )
 }
 
-/// One result per plane, in the order `[B][C]`.
-fn per_plane<T: Send>(p: Planes, of_plane: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
-    use rayon::prelude::*;
-    let of_image = |n: usize| (0..p.channels).map(|c| of_plane(n, c)).collect::<Vec<T>>();
-    let images: Vec<Vec<T>> = (0..p.batch).into_par_iter().map(of_image).collect();
-    images.into_iter().flatten().collect()
+/// One result per plane, in order.
+fn per_plane<T: Send>(p: Planes, of_plane: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+    (0..p.batch * p.channels).into_par_iter().with_min_len(p.channels).map(of_plane).collect()
 }

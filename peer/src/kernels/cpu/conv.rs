@@ -72,8 +72,8 @@ fn map_batch<M: ImageMap>(
         }
     }
     build(
-        batch,
-        to,
+        (batch * to, to),
+        1,
         || map.scratch(),
         |scratch, n, out| dispatch(isa, OneImage(map, scratch, &x[n * from..][..from], out)),
     )
@@ -96,15 +96,19 @@ fn sum_batch<M: WeightSums>(isa: Isa, s: ConvShape, map: &M, x: &[f32], dy: &[f3
         }
     }
     let (len_x, len_dy) = (s.image_in(), s.image_out());
-    let mut sums = partial_sums(s.batch, parts(map.sums_len()), |images| {
-        let mut scratch = map.scratch();
-        let mut sums = vec![0.0; map.sums_len()];
-        for n in images {
-            let (x, dy) = (&x[n * len_x..][..len_x], &dy[n * len_dy..][..len_dy]);
-            dispatch(isa, OneImage(map, &mut scratch, x, dy, &mut sums));
-        }
-        sums
-    })
+    let mut sums = partial_sums(
+        s.batch,
+        parts(map.sums_len()),
+        || map.scratch(),
+        |scratch, images| {
+            let mut sums = vec![0.0; map.sums_len()];
+            for n in images {
+                let (x, dy) = (&x[n * len_x..][..len_x], &dy[n * len_dy..][..len_dy]);
+                dispatch(isa, OneImage(map, scratch, x, dy, &mut sums));
+            }
+            sums
+        },
+    )
     .into_iter();
     let mut total = sums.next().unwrap_or_else(|| vec![0.0; map.sums_len()]);
     for part in sums {
