@@ -55,6 +55,14 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn zero_where_not_positive(self, y: Self) -> Self {
+        // SAFETY: AVX-512F is there, see above.
+        Self(unsafe {
+            _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLE_UQ>(y.0, _mm512_setzero_ps()), self.0)
+        })
+    }
+
+    #[inline(always)]
     fn transpose8(from: &[f32], from_step: usize, to: &mut [f32], to_step: usize) {
         Avx2::transpose8(from, from_step, to, to_step);
     }
@@ -104,22 +112,35 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn zero_where_not_positive(self, y: Self) -> Self {
+        // SAFETY: AVX is there, see above.
+        unsafe {
+            let positive = |y| _mm256_cmp_ps::<_CMP_NLE_UQ>(y, _mm256_setzero_ps());
+            Self(_mm256_and_ps(positive(y.0), self.0), _mm256_and_ps(positive(y.1), self.1))
+        }
+    }
+
+    #[inline(always)]
     fn transpose8(from: &[f32], from_step: usize, to: &mut [f32], to_step: usize) {
         assert!(from.len() >= 7 * from_step + 8 && to.len() >= 7 * to_step + 8, "8 rows of 8 values");
         // SAFETY: AVX is there, and the assertion above covers every row read and written.
         unsafe {
-            let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(from.as_ptr().add(i * from_step)));
-            let pairs: [__m256; 8] = std::array::from_fn(|i| match i % 2 {
-                0 => _mm256_unpacklo_ps(r[i], r[i + 1]),
-                _ => _mm256_unpackhi_ps(r[i - 1], r[i]),
-            });
-            let fours: [__m256; 8] = std::array::from_fn(|i| {
-                let first = i / 4 * 4 + i % 4 / 2;
-                match i % 2 {
-                    0 => _mm256_shuffle_ps::<0x44>(pairs[first], pairs[first + 2]),
-                    _ => _mm256_shuffle_ps::<0xEE>(pairs[first], pairs[first + 2]),
-                }
-            });
+            // Loops, since `array::from_fn` need not be inlined and would then run on the least set.
+            let mut rows = [_mm256_setzero_ps(); 8];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = _mm256_loadu_ps(from.as_ptr().add(i * from_step));
+            }
+            let mut pairs = rows;
+            for i in [0, 2, 4, 6] {
+                pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+                pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+            }
+            let mut fours = pairs;
+            for i in [0, 1, 4, 5] {
+                let to = i / 4 * 4 + i % 4 * 2;
+                fours[to] = _mm256_shuffle_ps::<0x44>(pairs[i], pairs[i + 2]);
+                fours[to + 1] = _mm256_shuffle_ps::<0xEE>(pairs[i], pairs[i + 2]);
+            }
             for i in 0..4 {
                 let low = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
                 let high = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);

@@ -1,6 +1,8 @@
 //! Batch normalisation with residual and rectifier in the same pass, forward and backward
 //! (Ioffe and Szegedy 2015, algorithm 1). `[B][C][pixels]` throughout.
 
+use rayon::prelude::*;
+
 use super::isa::{Isa, Kernel, dispatch};
 use super::lanes::{LANES, Lanes};
 use super::parallel::build;
@@ -15,17 +17,14 @@ pub(in crate::kernels) struct Planes {
 }
 
 impl Planes {
-    fn image(self) -> usize {
-        self.channels * self.pixels
-    }
-
     /// Values per channel.
     pub(in crate::kernels) fn count(self) -> usize {
         self.batch * self.pixels
     }
 
-    fn plane(self, values: &[f32], image: usize, channel: usize) -> &[f32] {
-        &values[(image * self.channels + channel) * self.pixels..][..self.pixels]
+    /// The pixels of one channel of one image, of which there are `batch` times `channels`.
+    fn plane(self, values: &[f32], plane: usize) -> &[f32] {
+        &values[plane * self.pixels..][..self.pixels]
     }
 }
 
@@ -56,7 +55,7 @@ pub(in crate::kernels) fn moments(isa: Isa, p: Planes, x: &[f32]) -> (Vec<f64>, 
             (f64::from(mean) + shift, squares - sum * shift)
         }
     }
-    let parts = per_plane(p, |n, c| dispatch(isa, OfPlane(p.plane(x, n, c))));
+    let parts = per_plane(p, |plane| dispatch(isa, OfPlane(p.plane(x, plane))));
     let mut mean = vec![0.0; p.channels];
     let mut var = vec![0.0; p.channels];
     for c in 0..p.channels {
@@ -107,14 +106,12 @@ pub(in crate::kernels) fn apply(
         }
     }
     build(
-        p.batch,
-        p.image(),
+        (x.len(), p.pixels),
+        p.channels,
         || (),
-        |(), n, image| {
-            for (c, y) in image.chunks_mut(p.pixels).enumerate() {
-                let residual = residual.map(|r| p.plane(r, n, c));
-                dispatch(isa, OnePlane(p.plane(x, n, c), of_channel[c], residual, rectify, y));
-            }
+        |(), plane, y| {
+            let residual = residual.map(|r| p.plane(r, plane));
+            dispatch(isa, OnePlane(p.plane(x, plane), of_channel[plane % p.channels], residual, rectify, y));
         },
     )
 }
@@ -133,35 +130,18 @@ pub(in crate::kernels) fn gradient_sums(
         type Output = (f64, f64);
         #[inline(always)]
         fn run<V: Lanes>(self) -> (f64, f64) {
-            let Self(x, g, mask, centre) = self;
-            let mut sums = ([0.0; LANES], [0.0; LANES]);
-            let mut add = |x: &[f32], g: &[f32], y: Option<&[f32]>| {
-                for i in 0..x.len() {
-                    let g = if y.is_some_and(|y| y[i] <= 0.0) { 0.0 } else { g[i] };
-                    sums.0[i] += g;
-                    sums.1[i] += g * (x[i] - centre);
-                }
-            };
-            let whole = x.len() / LANES * LANES;
-            match mask {
+            match self.2 {
                 Some(y) => {
-                    for i in (0..whole).step_by(LANES) {
-                        add(&x[i..i + LANES], &g[i..i + LANES], Some(&y[i..i + LANES]));
-                    }
+                    plane_sums::<V>(self.0, self.1, |g, at| g.zero_where_not_positive(vector(y, at)), self.3)
                 }
-                None => {
-                    for i in (0..whole).step_by(LANES) {
-                        add(&x[i..i + LANES], &g[i..i + LANES], None);
-                    }
-                }
+                None => plane_sums::<V>(self.0, self.1, |g, _| g, self.3),
             }
-            add(&x[whole..], &g[whole..], mask.map(|y| &y[whole..]));
-            (f64::from(V::load(&sums.0).sum()), f64::from(V::load(&sums.1).sum()))
         }
     }
-    let parts = per_plane(p, |n, c| {
-        let mask = mask.map(|y| p.plane(y, n, c));
-        dispatch(isa, OfPlane(p.plane(x, n, c), p.plane(g, n, c), mask, of_channel[c].centre))
+    let parts = per_plane(p, |plane| {
+        let mask = mask.map(|y| p.plane(y, plane));
+        let centre = of_channel[plane % p.channels].centre;
+        dispatch(isa, OfPlane(p.plane(x, plane), p.plane(g, plane), mask, centre))
     });
     let mut sums = vec![(0.0, 0.0); p.channels];
     for image in parts.chunks(p.channels.max(1)) {
@@ -170,6 +150,33 @@ pub(in crate::kernels) fn gradient_sums(
         }
     }
     sums
+}
+
+/// Sums of `masked(g)` and of `masked(g) (x - centre)` over a plane.
+#[inline(always)]
+fn plane_sums<V: Lanes>(x: &[f32], g: &[f32], masked: impl Fn(V, usize) -> V, centre: f32) -> (f64, f64) {
+    let mut sums = (V::splat(0.0), V::splat(0.0));
+    for at in (0..x.len()).step_by(LANES) {
+        let g = masked(vector(g, at), at);
+        sums.0 = sums.0.add(g);
+        // Past the end of the plane both factors are finite and `g` is zero.
+        sums.1 = sums.1.plus_product(g, vector::<V>(x, at).sub(V::splat(centre)));
+    }
+    (f64::from(sums.0.sum()), f64::from(sums.1.sum()))
+}
+
+/// Sixteen values of a plane, zeros past its end.
+#[inline(always)]
+fn vector<V: Lanes>(plane: &[f32], at: usize) -> V {
+    let rest = &plane[at..];
+    match rest.first_chunk::<LANES>() {
+        Some(whole) => V::load(whole),
+        None => {
+            let mut padded = [0.0; LANES];
+            padded[..rest.len()].copy_from_slice(rest);
+            V::load(&padded)
+        }
+    }
 }
 
 /// The gradient by `x` is `scale (g - mean - (x - centre) slope)`; with running statistics both terms are zero.
@@ -210,22 +217,18 @@ pub(in crate::kernels) fn gradient(
         }
     }
     build(
-        p.batch,
-        p.image(),
+        (x.len(), p.pixels),
+        p.channels,
         || (),
-        |(), n, image| {
-            for (c, dx) in image.chunks_mut(p.pixels).enumerate() {
-                let mask = mask.map(|y| p.plane(y, n, c));
-                dispatch(isa, OnePlane(p.plane(x, n, c), p.plane(g, n, c), mask, of_channel[c], dx));
-            }
+        |(), plane, dx| {
+            let mask = mask.map(|y| p.plane(y, plane));
+            let of_channel = of_channel[plane % p.channels];
+            dispatch(isa, OnePlane(p.plane(x, plane), p.plane(g, plane), mask, of_channel, dx));
         },
     )
 }
 
-/// One result per plane, in the order `[B][C]`.
-fn per_plane<T: Send>(p: Planes, of_plane: impl Fn(usize, usize) -> T + Sync) -> Vec<T> {
-    use rayon::prelude::*;
-    let of_image = |n: usize| (0..p.channels).map(|c| of_plane(n, c)).collect::<Vec<T>>();
-    let images: Vec<Vec<T>> = (0..p.batch).into_par_iter().map(of_image).collect();
-    images.into_iter().flatten().collect()
+/// One result per plane, in order.
+fn per_plane<T: Send>(p: Planes, of_plane: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+    (0..p.batch * p.channels).into_par_iter().with_min_len(p.channels).map(of_plane).collect()
 }

@@ -6,6 +6,7 @@ use super::geometry::ConvShape;
 use super::isa::{Isa, Kernel, dispatch};
 use super::lanes::Lanes;
 use super::parallel::{build, partial_sums};
+use super::winograd;
 
 /// A map of one image to another.
 pub(super) trait ImageMap: Sync {
@@ -31,17 +32,28 @@ pub(super) trait WeightSums: Sync {
 
 /// `x` `[B][Ci][H][W]`, `w` `[Co][Ci][kh][kw]` to `[B][Co][Ho][Wo]`.
 pub(in crate::kernels) fn forward(isa: Isa, s: ConvShape, x: &[f32], w: &[f32]) -> Vec<f32> {
-    map_batch(isa, s.batch, &direct::Forward::new(s, w), x, (s.image_in(), s.image_out()))
+    let sizes = (s.image_in(), s.image_out());
+    match winograd::suits(&s) {
+        true => map_batch(isa, s.batch, &winograd::Map::forward(&s, w), x, sizes),
+        false => map_batch(isa, s.batch, &direct::Forward::new(s, w), x, sizes),
+    }
 }
 
 /// The gradient by `x` from that by the output.
 pub(in crate::kernels) fn backward_data(isa: Isa, s: ConvShape, w: &[f32], dy: &[f32]) -> Vec<f32> {
-    map_batch(isa, s.batch, &direct::BackwardData::new(s, w), dy, (s.image_out(), s.image_in()))
+    let sizes = (s.image_out(), s.image_in());
+    match winograd::suits(&s) {
+        true => map_batch(isa, s.batch, &winograd::Map::backward(&s, w), dy, sizes),
+        false => map_batch(isa, s.batch, &direct::BackwardData::new(s, w), dy, sizes),
+    }
 }
 
 /// The gradient by `w` from that by the output.
 pub(in crate::kernels) fn backward_weights(isa: Isa, s: ConvShape, x: &[f32], dy: &[f32]) -> Vec<f32> {
-    sum_batch(isa, s, &direct::BackwardWeights::new(s), x, dy)
+    match winograd::suits(&s) {
+        true => sum_batch(isa, s, &winograd::Weights::new(&s), x, dy),
+        false => sum_batch(isa, s, &direct::BackwardWeights::new(s), x, dy),
+    }
 }
 
 fn map_batch<M: ImageMap>(
@@ -60,8 +72,8 @@ fn map_batch<M: ImageMap>(
         }
     }
     build(
-        batch,
-        to,
+        (batch * to, to),
+        1,
         || map.scratch(),
         |scratch, n, out| dispatch(isa, OneImage(map, scratch, &x[n * from..][..from], out)),
     )
@@ -84,15 +96,19 @@ fn sum_batch<M: WeightSums>(isa: Isa, s: ConvShape, map: &M, x: &[f32], dy: &[f3
         }
     }
     let (len_x, len_dy) = (s.image_in(), s.image_out());
-    let mut sums = partial_sums(s.batch, parts(map.sums_len()), |images| {
-        let mut scratch = map.scratch();
-        let mut sums = vec![0.0; map.sums_len()];
-        for n in images {
-            let (x, dy) = (&x[n * len_x..][..len_x], &dy[n * len_dy..][..len_dy]);
-            dispatch(isa, OneImage(map, &mut scratch, x, dy, &mut sums));
-        }
-        sums
-    })
+    let mut sums = partial_sums(
+        s.batch,
+        parts(map.sums_len()),
+        || map.scratch(),
+        |scratch, images| {
+            let mut sums = vec![0.0; map.sums_len()];
+            for n in images {
+                let (x, dy) = (&x[n * len_x..][..len_x], &dy[n * len_dy..][..len_dy]);
+                dispatch(isa, OneImage(map, scratch, x, dy, &mut sums));
+            }
+            sums
+        },
+    )
     .into_iter();
     let mut total = sums.next().unwrap_or_else(|| vec![0.0; map.sums_len()]);
     for part in sums {

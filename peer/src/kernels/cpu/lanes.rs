@@ -16,6 +16,8 @@ pub(super) trait Lanes: Copy {
     fn sub(self, other: Self) -> Self;
     /// `self + a b`, rounded once where the set can.
     fn plus_product(self, a: Self, b: Self) -> Self;
+    /// The lanes at which `y <= 0` become zero; where `y` is NaN they stay.
+    fn zero_where_not_positive(self, y: Self) -> Self;
 
     /// Transposes 8 rows of 8 values: `to[j * to_step + i] = from[i * from_step + j]`.
     fn transpose8(from: &[f32], from_step: usize, to: &mut [f32], to_step: usize) {
@@ -79,6 +81,11 @@ impl Lanes for Portable {
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
         self.zip(other, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn zero_where_not_positive(self, y: Self) -> Self {
+        self.zip(y, |v, y| if y <= 0.0 { 0.0 } else { v })
     }
 
     #[inline(always)]

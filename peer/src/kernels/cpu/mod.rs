@@ -9,6 +9,7 @@ pub(super) mod geometry;
 mod pack;
 mod micro;
 mod direct;
+mod winograd;
 pub(super) mod conv;
 pub(super) mod batch_norm;
 pub(super) mod pointwise;

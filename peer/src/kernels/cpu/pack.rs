@@ -20,7 +20,7 @@ pub(super) fn image_to_frame<V: Lanes>(image: &[f32], (h, w): (usize, usize), fr
                 let place = row * frame.row() + frame.left * LANES;
                 channels_to_lanes::<V>(from, h * w, lanes, width, &mut plane[place..]);
             } else {
-                strided_row(from, h * w, lanes, w, frame, (ry, row), plane);
+                strided_row::<V>(from, h * w, lanes, w, frame, (ry, row), plane);
             }
         }
     }
@@ -28,7 +28,7 @@ pub(super) fn image_to_frame<V: Lanes>(image: &[f32], (h, w): (usize, usize), fr
 
 /// One row of an image for a stride above 1: neighbours go to different parts of the frame.
 #[inline(always)]
-fn strided_row(
+fn strided_row<V: Lanes>(
     from: &[f32],
     step: usize,
     lanes: usize,
@@ -37,14 +37,17 @@ fn strided_row(
     (ry, row): (usize, usize),
     plane: &mut [f32],
 ) {
-    for x in 0..w {
-        let (rx, col) = ((x + frame.left) % frame.stride, (x + frame.left) / frame.stride);
-        if rx >= frame.remainders.1 || col >= frame.cols {
-            continue;
-        }
-        let place = (((ry * frame.remainders.1 + rx) * frame.rows + row) * frame.cols + col) * LANES;
-        for (lane, value) in plane[place..place + lanes].iter_mut().enumerate() {
-            *value = from[lane * step + x];
+    let mut pixels = [0.0; 8 * LANES];
+    for first in (0..w).step_by(8) {
+        let width = 8.min(w - first);
+        channels_to_lanes::<V>(&from[first..], step, lanes, width, &mut pixels);
+        for (i, pixel) in pixels.chunks_exact(LANES).take(width).enumerate() {
+            let x = first + i + frame.left;
+            let (rx, col) = (x % frame.stride, x / frame.stride);
+            if rx < frame.remainders.1 && col < frame.cols {
+                let place = ((ry * frame.remainders.1 + rx) * frame.rows + row) * frame.cols + col;
+                plane[place * LANES..][..LANES].copy_from_slice(pixel);
+            }
         }
     }
 }

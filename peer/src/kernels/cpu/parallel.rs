@@ -1,4 +1,4 @@
-//! Work shared over rayon's threads in parts that the shape alone fixes, writing fresh memory once.
+//! Work shared over rayon's threads in parts that the shape alone fixes, into fresh memory.
 #![expect(unsafe_code, reason = "memory that is written before it is read")]
 
 use std::mem::MaybeUninit;
@@ -6,46 +6,49 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-/// Parts that a pass over a batch is cut into: enough for the threads of a large machine to even out.
-const PARTS_MAX: usize = 64;
-
-/// Fills a vector of `units` times `unit` values: `write(state, index, values)` per unit, each handed out as zeros,
-/// with a `state` made once per part of consecutive units.
+/// Fills a vector of `len` values in units of `unit`, of which the last may be shorter: `write(state, index, values)`
+/// per unit, each handed out as zeros.
+///
+/// A thread takes `together` consecutive units at a time. A `state` is memory that is used for many units; which
+/// ones depends on timing, so `write` must not let one unit see what another left there.
 pub(super) fn build<S>(
-    units: usize,
-    unit: usize,
-    state: impl Fn() -> S + Sync,
+    (len, unit): (usize, usize),
+    together: usize,
+    state: impl Fn() -> S + Sync + Send,
     write: impl Fn(&mut S, usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
-    let len = units * unit;
     let mut values = Vec::with_capacity(len);
     if len == 0 {
         return values;
     }
-    let per_part = units.div_ceil(PARTS_MAX);
-    let part = |(p, chunk): (usize, &mut [MaybeUninit<f32>])| {
-        let mut state = state();
+    let together = together.max(1);
+    let part = |state: &mut S, (p, chunk): (usize, &mut [MaybeUninit<f32>])| {
         for (i, raw) in chunk.chunks_mut(unit).enumerate() {
-            // Zeroed here, where the unit is about to be written, it costs the first-level cache only.
+            // Zeroed here, where the unit is about to be written, it costs the nearest cache only.
             raw.fill(MaybeUninit::new(0.0));
             // SAFETY: every value of `raw` was initialised in the line above.
             let unit = unsafe { &mut *(std::ptr::from_mut(raw) as *mut [f32]) };
-            write(&mut state, p * per_part + i, unit);
+            write(state, p * together + i, unit);
         }
     };
-    values.spare_capacity_mut()[..len].par_chunks_mut(per_part * unit).enumerate().for_each(part);
+    values.spare_capacity_mut()[..len].par_chunks_mut(together * unit).enumerate().for_each_init(state, part);
     // SAFETY: the parts above cover all `len` values, and each initialises all of its own.
     unsafe { values.set_len(len) };
     values
 }
 
-/// Sums over a batch: `parts` ranges of consecutive images go to `sum`, whose results are returned in order.
-pub(super) fn partial_sums<T: Send>(
+/// Sums over a batch: `parts` ranges of consecutive images go to `sum`, whose results are returned in order. The
+/// state is as for [`build`].
+pub(super) fn partial_sums<S, T: Send>(
     batch: usize,
     parts: usize,
-    sum: impl Fn(Range<usize>) -> T + Sync,
+    state: impl Fn() -> S + Sync + Send,
+    sum: impl Fn(&mut S, Range<usize>) -> T + Sync + Send,
 ) -> Vec<T> {
     let per_part = batch.div_ceil(parts.clamp(1, batch.max(1))).max(1);
     let ranges = batch.div_ceil(per_part);
-    (0..ranges).into_par_iter().map(|p| sum(p * per_part..((p + 1) * per_part).min(batch))).collect()
+    (0..ranges)
+        .into_par_iter()
+        .map_init(state, |state, p| sum(state, p * per_part..((p + 1) * per_part).min(batch)))
+        .collect()
 }

@@ -39,23 +39,15 @@ pub(in crate::kernels) fn relu_backward(isa: Isa, y: &[f32], dy: &[f32]) -> Vec<
 
 /// Fills a vector in fixed chunks: `write(index of the first value, chunk)`.
 fn by_chunks(len: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    // Whole chunks in parallel; what is left over is less than one.
-    let whole = len / CHUNK;
-    let mut values = build(whole, CHUNK, || (), |(), i, chunk| write(i * CHUNK, chunk));
-    let done = values.len();
-    values.resize(len, 0.0);
-    if done < len {
-        write(done, &mut values[done..]);
-    }
-    values
+    build((len, CHUNK), 1, || (), |(), i, chunk| write(i * CHUNK, chunk))
 }
 
 /// The mean of each of `planes` planes of `pixels` values.
 pub(in crate::kernels) fn plane_means(isa: Isa, x: &[f32], pixels: usize) -> Vec<f32> {
     let planes = x.len() / pixels.max(1);
     build(
-        planes,
-        1,
+        (planes, 1),
+        64,
         || (),
         |(), i, mean| {
             mean[0] = (dispatch(isa, Sum(&x[i * pixels..][..pixels])) / pixels as f64) as f32;
@@ -65,7 +57,12 @@ pub(in crate::kernels) fn plane_means(isa: Isa, x: &[f32], pixels: usize) -> Vec
 
 /// The gradient of [`plane_means`]: each plane filled with its share.
 pub(in crate::kernels) fn plane_means_backward(dy: &[f32], pixels: usize) -> Vec<f32> {
-    build(dy.len(), pixels, || (), |(), i, plane| plane.fill((f64::from(dy[i]) / pixels as f64) as f32))
+    build(
+        (dy.len() * pixels, pixels),
+        64,
+        || (),
+        |(), i, plane| plane.fill((f64::from(dy[i]) / pixels as f64) as f32),
+    )
 }
 
 /// Sum of a plane, in 16 lanes.

@@ -48,7 +48,7 @@ const TOLERANCE: f64 = 3e-6;
 /// Batch, channels in, height, width, channels out, window, stride, padding.
 type Case = ([usize; 4], usize, [usize; 2], usize, usize);
 
-const CONVOLUTIONS: [Case; 20] = [
+const CONVOLUTIONS: [Case; 22] = [
     ([1, 1, 1, 1], 1, [1, 1], 1, 0),
     ([1, 1, 1, 1], 1, [3, 3], 1, 1),
     ([2, 3, 9, 7], 16, [3, 3], 1, 1),
@@ -69,6 +69,8 @@ const CONVOLUTIONS: [Case; 20] = [
     ([1, 2, 5, 4], 3, [1, 1], 3, 2),
     ([2, 3, 6, 11], 4, [1, 5], 2, 2),
     ([1, 18, 2, 2], 17, [3, 3], 3, 1),
+    ([1, 1, 1, 1], 1, [3, 3], 3, 2),
+    ([2, 16, 30, 31], 17, [3, 3], 1, 1),
 ];
 
 fn geometry(stride: usize, padding: usize) -> ConvGeometry {
@@ -173,7 +175,7 @@ fn bits_do_not_depend_on_threads() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn any_convolution_agrees_with_f64(
