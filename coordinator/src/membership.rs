@@ -178,6 +178,12 @@ impl Membership {
         self.peers.iter().any(|p| matches!(p.presence, Presence::Attending(_) | Presence::Suspected { .. }))
     }
 
+    /// The names of those whose streams broke and who may still come back.
+    pub fn suspected(&self) -> Vec<&str> {
+        let peers = self.peers.iter().filter(|peer| matches!(peer.presence, Presence::Suspected { .. }));
+        peers.map(|peer| peer.name.as_str()).collect()
+    }
+
     /// The names of those who do not attend.
     pub fn missing(&self) -> Vec<&str> {
         self.peers.iter().filter(|peer| peer.stream().is_none()).map(|peer| peer.name.as_str()).collect()
@@ -222,6 +228,7 @@ impl Membership {
         let Some(peer) = spec.peers.get(index) else { return Err(self.unknown(&request.name)) };
         admission::check_arch(&request.arch, peer)?;
         admission::check_classes(request.classes, spec)?;
+        admission::check_total(request.total_steps, spec)?;
         if let Some((expected, first)) = self.expected_data(index) {
             admission::check_data(request, expected, &first)?;
         }

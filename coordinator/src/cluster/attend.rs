@@ -178,7 +178,14 @@ impl Cluster {
         let early = !finished && steps_done < self.lease_until();
         match &self.stage {
             Stage::Running if !finished => {
-                let sentence = format!("{sentence}; the others save what is complete and stop");
+                // A peer that leaves because it lost another tells only half of the story.
+                let suspected = self.members.suspected().join(", ");
+                let also = if suspected.is_empty() {
+                    suspected
+                } else {
+                    format!(" (the connection of {suspected} broke before)")
+                };
+                let sentence = format!("{sentence}{also}; the others save what is complete and stop");
                 self.stop(now, StopKind::AtOnce, sentence, out);
             }
             Stage::Stopping { stop, .. } if stop.kind == StopKind::Graceful && early => {
