@@ -412,7 +412,7 @@ impl Membership {
         match &peer.presence {
             Presence::Suspected { broke_at, cause } => {
                 let gone = now.since(*broke_at) as f64 / 1000.0;
-                format!("its connection {cause} and it did not come back within {gone:.1} s")
+                format!("its connection {cause}, and it did not come back within {gone:.1} s")
             }
             Presence::Accepted => format!("it was accepted but did not attend within {silent:.1} s"),
             _ => format!("nothing was heard of it for {silent:.1} s"),

@@ -172,7 +172,9 @@ impl Cluster {
             out.push(Action::Close { stream, error: None });
         }
         let name = self.members.name(index);
-        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        // A peer that was told to stop gives the reason that it was told.
+        let told = matches!(&self.stage, Stage::Stopping { stop, .. } if stop.sentence == reason);
+        let why = if reason.is_empty() || told { String::new() } else { format!(": {reason}") };
         let sentence = format!("peer {name} left after {steps_done} steps{why}");
         // Who leaves before the end of the lease leaves steps that the others cannot take without it.
         let early = !finished && steps_done < self.lease_until();
