@@ -144,7 +144,8 @@ impl RunSpec {
         Ok(())
     }
 
-    fn resolve_paths(&mut self, folder: &Path) {
+    /// Makes relative paths absolute that exist in a folder; the others are left to whoever opens them.
+    pub fn resolve_paths(&mut self, folder: &Path) {
         let paths =
             self.peers.iter_mut().filter_map(|peer| peer.init.as_mut()).chain(self.data.path.as_mut());
         for path in paths {

@@ -1,0 +1,169 @@
+//! The child processes: one coordinator, one process a peer, each this same binary under another name.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use cohort_proto::exit::Exit;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::Failure;
+use crate::args::Job;
+
+/// The first argument that makes this binary a coordinator.
+pub(crate) const COORDINATOR: &str = "coordinator";
+/// The first argument that makes this binary a peer.
+pub(crate) const PEER: &str = "peer";
+
+/// How long the coordinator may take to listen.
+const START: Duration = Duration::from_secs(20);
+
+/// A child, and where its words go.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) name: String,
+    pub(crate) child: Child,
+    log: PathBuf,
+}
+
+/// A run of processes. Dropping it kills what is left of them.
+#[derive(Debug)]
+pub(crate) struct Processes {
+    pub(crate) coordinator: Process,
+    pub(crate) peers: Vec<Process>,
+    /// `http://127.0.0.1:port`.
+    pub(crate) url: String,
+}
+
+impl Processes {
+    /// Starts the coordinator, waits until it listens, and starts every peer.
+    ///
+    /// # Errors
+    /// If a process cannot be started, or the coordinator ends at once (with its own exit code and last words).
+    pub(crate) async fn start(job: &Job, run_toml: &Path) -> Result<Self, Failure> {
+        let logs = job.out.join("logs");
+        fs::create_dir_all(&logs).map_err(|error| cannot_write(&logs, &error))?;
+        let mut command = this_binary()?;
+        command.arg(COORDINATOR).arg("serve").arg("--run").arg(run_toml);
+        command.args(["--listen", "127.0.0.1:0", "--state"]).arg(job.out.join("coordinator"));
+        let mut coordinator = Process::spawn(command, "coordinator", &logs, Stdio::piped())?;
+        let url = listening(&mut coordinator).await?;
+        let mut peers = Vec::new();
+        for peer in &job.spec.peers {
+            let name = peer.name.as_str();
+            let mut command = this_binary()?;
+            command.args([PEER, "join", "--coordinator", &url, "--name", name]);
+            command.arg("--threads").arg(job.threads.to_string());
+            command.arg("--state").arg(job.out.join("peers").join(name));
+            if let Some(data) = &job.data {
+                command.arg("--data").arg(data);
+            }
+            peers.push(Process::spawn(command, name, &logs, Stdio::null())?);
+        }
+        Ok(Self { coordinator, peers, url })
+    }
+
+    /// Asks the coordinator to stop the run; asked again, it stops at once.
+    pub(crate) fn ask_to_stop(&self) {
+        #[cfg(unix)]
+        if let Some(pid) = self.coordinator.child.id().and_then(|id| i32::try_from(id).ok()) {
+            let terminate = nix::sys::signal::Signal::SIGTERM;
+            // A process that has just ended needs no signal.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), terminate);
+        }
+    }
+
+    /// The first process that has failed, if any.
+    pub(crate) fn failed(&mut self) -> Option<Failure> {
+        let all = self.peers.iter_mut().chain(std::iter::once(&mut self.coordinator));
+        let mut failures: Vec<Failure> = all.filter_map(Process::failure).collect();
+        // One that stopped because another failed says 75: whoever says something else is the cause.
+        failures.sort_by_key(|failure| failure.exit == Exit::Stopped);
+        failures.into_iter().next()
+    }
+
+    /// Whether every process has ended.
+    pub(crate) fn all_ended(&mut self) -> bool {
+        let all = self.peers.iter_mut().chain(std::iter::once(&mut self.coordinator));
+        all.fold(true, |ended, process| process.status().is_some() && ended)
+    }
+}
+
+impl Process {
+    fn spawn(mut command: Command, name: &str, logs: &Path, stdout: Stdio) -> Result<Self, Failure> {
+        let log = logs.join(format!("{name}.log"));
+        let file = File::create(&log).map_err(|error| cannot_write(&log, &error))?;
+        command.stdin(Stdio::null()).stdout(stdout).stderr(file).kill_on_drop(true);
+        // Its own group: Ctrl-C reaches this process alone, which passes it on once, to the coordinator.
+        #[cfg(unix)]
+        command.process_group(0);
+        let child = command.spawn().map_err(|error| Failure::internal(format!("cannot start {name}: {error}")))?;
+        Ok(Self { name: name.to_owned(), child, log })
+    }
+
+    fn status(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// How it failed, if it has ended otherwise than well.
+    fn failure(&mut self) -> Option<Failure> {
+        let status = self.status().filter(|status| !status.success())?;
+        Some(self.failure_of(status))
+    }
+
+    fn failure_of(&self, status: std::process::ExitStatus) -> Failure {
+        let known = [
+            Exit::Usage,
+            Exit::BadData,
+            Exit::Unreachable,
+            Exit::Storage,
+            Exit::Stopped,
+            Exit::Mismatch,
+            Exit::BadSpec,
+        ];
+        let exit = known.into_iter().find(|exit| Some(*exit as i32) == status.code()).unwrap_or(Exit::Internal);
+        let how = match status.code() {
+            Some(_) => self.last_words(),
+            None => format!("it was killed ({status})"),
+        };
+        Failure::new(exit, format!("{}: {how} (log: {})", self.name, self.log.display()))
+    }
+
+    /// The last line of its log, without the program's name.
+    fn last_words(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it ended without a word");
+        let programs = ["cohort-peer: ", "cohort-coordinator: "];
+        programs.iter().find_map(|program| line.strip_prefix(program)).unwrap_or(line).to_owned()
+    }
+}
+
+fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(Exit::Storage, format!("cannot write {}: {error}", path.display()))
+}
+
+fn this_binary() -> Result<Command, Failure> {
+    let path = std::env::current_exe();
+    path.map(Command::new).map_err(|error| Failure::internal(format!("cannot find this program: {error}")))
+}
+
+/// Reads the line in which the coordinator says where it listens.
+async fn listening(coordinator: &mut Process) -> Result<String, Failure> {
+    let Some(stdout) = coordinator.child.stdout.take() else {
+        return Err(Failure::internal("the coordinator has no stdout"));
+    };
+    let mut line = String::new();
+    let read = timeout(START, BufReader::new(stdout).read_line(&mut line)).await;
+    let address = serde_json::from_str::<serde_json::Value>(&line).ok();
+    let address = address.as_ref().and_then(|said| said.get("listening")).and_then(|address| address.as_str());
+    if let (Ok(Ok(_)), Some(address)) = (read, address) {
+        return Ok(format!("http://{address}"));
+    }
+    match timeout(Duration::from_secs(1), coordinator.child.wait()).await {
+        Ok(Ok(status)) => Err(coordinator.failure_of(status)),
+        _ => Err(Failure::internal("the coordinator did not say where it listens")),
+    }
+}

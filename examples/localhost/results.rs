@@ -1,0 +1,168 @@
+//! What the networks are worth: evaluation by the same command that users have, the ensemble, the summary, the table.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use cohort_peer::data;
+use cohort_peer::evaluate::{self, Metrics, ensemble};
+use cohort_peer::models::state;
+use cohort_proto::dataset::{self, Split};
+use cohort_proto::exit::Exit;
+use cohort_proto::id::Digest;
+use cohort_proto::spec::Normalize;
+use serde::Serialize;
+use tokio::process::Command;
+
+use crate::Failure;
+use crate::args::Job;
+use crate::process::PEER;
+
+/// One network after the run.
+#[derive(Debug, Serialize)]
+pub(crate) struct PeerResult {
+    name: String,
+    arch: String,
+    steps: u64,
+    #[serde(flatten)]
+    metrics: Metrics,
+    /// SHA-256 of model.safetensors.
+    weights_sha256: String,
+    /// Share of its step time spent publishing and waiting, over the steps that were seen.
+    waiting_share: f64,
+}
+
+/// One run.
+#[derive(Debug, Serialize)]
+pub(crate) struct Results {
+    method: String,
+    peers: Vec<PeerResult>,
+    /// Of the mean of the networks' probabilities.
+    ensemble: Metrics,
+    wall_s: f64,
+}
+
+/// The whole command.
+#[derive(Debug, Serialize)]
+pub(crate) struct Summary {
+    #[serde(flatten)]
+    pub(crate) cohort: Results,
+    /// The same networks without each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) alone: Option<Results>,
+}
+
+/// Evaluates the last checkpoint of every peer.
+///
+/// # Errors
+/// If one is missing or an evaluation fails.
+pub(crate) async fn evaluate(job: &Job, waiting: BTreeMap<String, f64>, wall_s: f64) -> Result<Results, Failure> {
+    let folder = data::folder(&job.spec.data, job.data.as_deref());
+    let folder = folder.map_err(|error| Failure::new(Exit::BadData, error.to_string()))?;
+    let labels = dataset::load_labels(&folder, job.spec.data.dataset, Split::Test, None);
+    let labels = labels.map_err(|error| Failure::new(Exit::BadData, error.to_string()))?;
+    let labels: Vec<usize> = labels.into_iter().map(usize::from).collect();
+    let classes = job.spec.data.dataset.classes();
+    let mut peers = Vec::new();
+    let mut members = Vec::new();
+    for peer in &job.spec.peers {
+        let (steps, weights) = last_checkpoint(&job.out.join("peers").join(peer.name.as_str()))?;
+        let logits_file = job.out.join(format!("logits-{}.safetensors", peer.name));
+        eval(job, &peer.arch, &weights, &folder, &logits_file).await?;
+        let logits = read_logits(&logits_file)?;
+        let metrics = evaluate::evaluate(&logits, classes, &labels).map_err(Failure::internal)?;
+        let bytes = fs::read(&weights).map_err(Failure::internal)?;
+        peers.push(PeerResult {
+            name: peer.name.to_string(),
+            arch: peer.arch.clone(),
+            steps,
+            metrics,
+            weights_sha256: Digest::of(&bytes).to_string(),
+            waiting_share: waiting.get(peer.name.as_str()).copied().unwrap_or_default(),
+        });
+        members.push(logits);
+    }
+    let members: Vec<&[f64]> = members.iter().map(Vec::as_slice).collect();
+    let mean = ensemble::mean_of_softmax(&members, classes).map_err(Failure::internal)?;
+    let ensemble = evaluate::evaluate(&mean, classes, &labels).map_err(Failure::internal)?;
+    Ok(Results { method: job.spec.method.name().to_owned(), peers, ensemble, wall_s })
+}
+
+fn last_checkpoint(peer: &Path) -> Result<(u64, PathBuf), Failure> {
+    let entries = fs::read_dir(peer).into_iter().flatten().flatten();
+    let steps = entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok());
+    let newest: Option<u64> = steps.max();
+    let missing = || Failure::new(Exit::Storage, format!("no checkpoint in {}", peer.display()));
+    newest.map(|step| (step, peer.join(format!("checkpoint-{step}")).join("model.safetensors"))).ok_or_else(missing)
+}
+
+/// Runs `cohort-peer eval` as a process of its own.
+async fn eval(job: &Job, arch: &str, weights: &Path, data: &Path, logits: &Path) -> Result<(), Failure> {
+    let program = std::env::current_exe().map_err(Failure::internal)?;
+    let mut command = Command::new(program);
+    command.args([PEER, "eval", "--arch", arch, "--dataset", job.spec.data.dataset.name(), "--weights"]).arg(weights);
+    command.arg("--data").arg(data).arg("--logits").arg(logits);
+    if let Normalize::By { mean, std } = &job.spec.data.normalize {
+        let list = |numbers: &[f64]| numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
+        command.arg(format!("--mean={}", list(mean))).arg(format!("--std={}", list(std)));
+    }
+    let output = command.stdin(Stdio::null()).output().await.map_err(Failure::internal)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    Err(Failure::internal(format!("evaluating {}: {}", weights.display(), words.lines().last().unwrap_or_default())))
+}
+
+fn read_logits(path: &Path) -> Result<Vec<f64>, Failure> {
+    let tensors = state::load_safetensors(path).map_err(Failure::internal)?;
+    let logits = tensors.get("logits").ok_or_else(|| Failure::internal("no logits were written"))?;
+    let values = logits.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).map_err(Failure::internal)?;
+    Ok(values.into_iter().map(f64::from).collect())
+}
+
+impl Summary {
+    /// Writes `summary.json`.
+    ///
+    /// # Errors
+    /// If that is not possible.
+    pub(crate) fn write(&self, out: &Path) -> Result<(), Failure> {
+        let path = out.join("summary.json");
+        let text = serde_json::to_string_pretty(self).map_err(Failure::internal)?;
+        let failed = |error| Failure::new(Exit::Storage, format!("cannot write {}: {error}", path.display()));
+        fs::write(&path, text + "\n").map_err(failed)
+    }
+
+    /// The closing table.
+    pub(crate) fn table(&self) -> String {
+        let Self { cohort, alone } = self;
+        let mut table = String::new();
+        let mut row = |cells: [String; 5]| {
+            let [name, together, alone, gain, waits] = cells;
+            // Writing to a String cannot fail.
+            let _ = writeln!(table, "{name:<20} {together:>24} {alone:>24} {gain:>7} {waits:>7}");
+        };
+        let text = |words: &str| words.to_owned();
+        row([text("test set"), format!("{}: top-1 top-5 NLL", cohort.method), text(alone.as_ref().map_or("", |_| "alone: top-1 top-5 NLL")), text(alone.as_ref().map_or("", |_| "gain")), text("waits")]);
+        for (i, peer) in cohort.peers.iter().enumerate() {
+            let other = alone.as_ref().and_then(|alone| alone.peers.get(i)).map(|peer| &peer.metrics);
+            let waits = format!("{:.1} %", 100.0 * peer.waiting_share);
+            row([format!("{} {}", peer.name, peer.arch), cells(Some(&peer.metrics)), cells(other), gain(&peer.metrics, other), waits]);
+        }
+        let other = alone.as_ref().map(|alone| &alone.ensemble);
+        row([text("ensemble"), cells(Some(&cohort.ensemble)), cells(other), gain(&cohort.ensemble, other), String::new()]);
+        let alone_s = alone.as_ref().map_or(String::new(), |alone| format!(" and {:.0} s", alone.wall_s));
+        let _ = writeln!(table, "{} steps each, {:.0} s{alone_s} of wall time", cohort.peers.first().map_or(0, |peer| peer.steps), cohort.wall_s);
+        table
+    }
+}
+
+fn cells(metrics: Option<&Metrics>) -> String {
+    metrics.map_or(String::new(), |m| format!("{:.2} {:.2} {:.4}", m.top1, m.top5, m.nll))
+}
+
+fn gain(together: &Metrics, alone: Option<&Metrics>) -> String {
+    alone.map_or(String::new(), |alone| format!("{:+.2}", together.top1 - alone.top1))
+}
