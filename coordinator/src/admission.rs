@@ -4,37 +4,15 @@
 use std::net::IpAddr;
 
 use cohort_proto::control::{JoinRequest, Refusal, RefusalReason};
-use cohort_proto::id::{Digest, RunId};
+use cohort_proto::id::{Digest, RunId, Step};
 use cohort_proto::limits::{LEASE_STEPS_MAX, LOG_BYTES_MAX, PROTOCOL_VERSION};
-use cohort_proto::schema::{DType, Schema, SchemaError, TensorSpec};
-use cohort_proto::spec::{ARCHITECTURES, LogitKd, MethodSpec, PeerSpec, RunSpec};
+use cohort_proto::schema::Schema;
+use cohort_proto::spec::{ARCHITECTURES, Length, PeerSpec, RunSpec};
 
 use crate::event::DataFacts;
 
 pub(crate) fn refusal(reason: RefusalReason, sentence: String) -> Refusal {
     Refusal { reason, sentence }
-}
-
-/// What every peer of a run must say in round 0: logits `[batch, classes]`, then the embedding of the last stage
-/// `[batch, feat_dim]`, each only if the method has a term for it; nothing where nobody listens.
-///
-/// # Errors
-/// The tensors would exceed what one message may hold.
-pub fn expected_schema(spec: &RunSpec, classes: usize) -> Result<Schema, SchemaError> {
-    let tensor = |name: &str, width: usize| TensorSpec {
-        name: name.to_owned(),
-        dtype: DType::F32,
-        shape: vec![spec.data.batch, width],
-    };
-    let logits = || tensor("logits", classes);
-    let tensors = match &spec.method {
-        _ if spec.peers.len() < 2 => vec![],
-        MethodSpec::Alone => vec![],
-        MethodSpec::Dml(_) => vec![logits()],
-        MethodSpec::Mcl(mcl) if mcl.logit_kd == LogitKd::Off => vec![tensor("embed.0", mcl.feat_dim)],
-        MethodSpec::Mcl(mcl) => vec![logits(), tensor("embed.0", mcl.feat_dim)],
-    };
-    Schema::new(tensors)
 }
 
 /// Whether a log holds what accumulates between two checkpoints.
@@ -117,6 +95,18 @@ pub(crate) fn check_classes(got: u32, spec: &RunSpec) -> Result<(), Refusal> {
     Err(refusal(RefusalReason::Classes, sentence))
 }
 
+/// A run of an exact number of steps has that many, and every run has some.
+pub(crate) fn check_total(got: Step, spec: &RunSpec) -> Result<(), Refusal> {
+    let sentence = match spec.run.length {
+        Length::Steps(steps) if got != steps => {
+            format!("the peer plans {got} steps, but run.toml asks for {steps}; use the same version")
+        }
+        _ if got == 0 => "the peer plans no steps at all; use the same version".to_owned(),
+        _ => return Ok(()),
+    };
+    Err(refusal(RefusalReason::Dataset, sentence))
+}
+
 /// All peers must train on the same samples for the same number of steps. `first`: where the expectation is from.
 pub(crate) fn check_data(request: &JoinRequest, expected: DataFacts, first: &str) -> Result<(), Refusal> {
     let DataFacts { fingerprint, total_steps } = expected;
@@ -162,8 +152,7 @@ pub(crate) fn check_reachable(address: &str, remote: Option<IpAddr>) -> Result<(
 /// What a peer will say must be what the method listens to, and its log must hold it.
 pub(crate) fn check_schema(request: &JoinRequest, spec: &RunSpec) -> Result<(), Refusal> {
     let refuse = |sentence: String| refusal(RefusalReason::Schema, sentence);
-    let expected =
-        expected_schema(spec, spec.data.dataset.classes()).map_err(|error| refuse(error.to_string()))?;
+    let expected = spec.contribution_schema().map_err(|error| refuse(error.to_string()))?;
     if request.schema != expected {
         let sentence = format!(
             "the peer will say {}, but with method {} every peer says {expected}; use the same version",

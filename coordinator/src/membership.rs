@@ -178,6 +178,12 @@ impl Membership {
         self.peers.iter().any(|p| matches!(p.presence, Presence::Attending(_) | Presence::Suspected { .. }))
     }
 
+    /// The names of those whose streams broke and who may still come back.
+    pub fn suspected(&self) -> Vec<&str> {
+        let peers = self.peers.iter().filter(|peer| matches!(peer.presence, Presence::Suspected { .. }));
+        peers.map(|peer| peer.name.as_str()).collect()
+    }
+
     /// The names of those who do not attend.
     pub fn missing(&self) -> Vec<&str> {
         self.peers.iter().filter(|peer| peer.stream().is_none()).map(|peer| peer.name.as_str()).collect()
@@ -222,6 +228,7 @@ impl Membership {
         let Some(peer) = spec.peers.get(index) else { return Err(self.unknown(&request.name)) };
         admission::check_arch(&request.arch, peer)?;
         admission::check_classes(request.classes, spec)?;
+        admission::check_total(request.total_steps, spec)?;
         if let Some((expected, first)) = self.expected_data(index) {
             admission::check_data(request, expected, &first)?;
         }
@@ -405,7 +412,7 @@ impl Membership {
         match &peer.presence {
             Presence::Suspected { broke_at, cause } => {
                 let gone = now.since(*broke_at) as f64 / 1000.0;
-                format!("its connection {cause} and it did not come back within {gone:.1} s")
+                format!("its connection {cause}, and it did not come back within {gone:.1} s")
             }
             Presence::Accepted => format!("it was accepted but did not attend within {silent:.1} s"),
             _ => format!("nothing was heard of it for {silent:.1} s"),

@@ -126,7 +126,7 @@ async fn listen(
         let message = match message {
             Ok(Some(message)) => FromPeer::try_from(message),
             Ok(None) => break "was closed without a goodbye".to_owned(),
-            Err(status) => break format!("broke: {}", status.message()),
+            Err(status) => break format!("broke ({})", status.message()),
         };
         let event = match message {
             Ok(message) => Event::Message { stream, message },

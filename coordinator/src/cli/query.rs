@@ -1,15 +1,24 @@
 //! `plan` and `status`.
 
 use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 
+use cohort_proto::dataset::{self, DatasetError, DatasetKind, Split};
 use cohort_proto::exit::Exit;
+use cohort_proto::id::Step;
 use cohort_proto::limits::{CONNECT_TIMEOUT, CONTROL_MESSAGE_BYTES_MAX};
+use cohort_proto::plan::{PlanError, PlannedBatch};
+use cohort_proto::spec::{DataSpec, RunSpec};
 use cohort_proto::wire;
 use cohort_proto::wire::coordinator_client::CoordinatorClient;
+use serde::Serialize;
 use tonic::transport::Endpoint;
 
-use super::{Failure, Format, PlanArgs, StatusArgs};
+use super::{Failure, Format, PlanArgs, StatusArgs, load};
 use crate::status::StatusView;
+
+/// How far below a checkout's root its binaries are: `target/TRIPLE/PROFILE/deps`, with the binary itself.
+const CHECKOUT_DEPTH_MAX: usize = 5;
 
 pub(super) fn status(args: &StatusArgs) -> Result<Exit, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -60,6 +69,43 @@ fn print(line: &str) -> Result<bool, Failure> {
     }
 }
 
-pub(super) fn plan(_args: &PlanArgs) -> Result<Exit, Failure> {
-    Err(Failure::new(Exit::Internal, "plan"))
+pub(super) fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
+    let spec = load(&args.run)?;
+    let RunSpec { data: DataSpec { dataset, path, train_limit, .. }, .. } = &spec;
+    let told = args.data.as_deref().or(path.as_deref());
+    let bad_data = |error: DatasetError| Failure::new(Exit::BadData, error);
+    let folder = dataset::find(*dataset, &dataset::candidates(told, &bundled(*dataset), *dataset))
+        .map_err(bad_data)?;
+    let labels = dataset::load_labels(&folder, *dataset, Split::Train, *train_limit).map_err(bad_data)?;
+    let wrong = |error: PlanError| Failure::new(Exit::BadSpec, format!("run.toml: {error}"));
+    let mut plan = spec.batch_plan(&labels).map_err(wrong)?;
+    let steps = args.steps.unwrap_or(u64::MAX).min(plan.total_steps());
+    for step in 0..steps {
+        let PlannedBatch { step, epoch, lr, indices, .. } = plan.batch(step).map_err(wrong)?;
+        let line = serde_json::to_string(&PlanLine { step, epoch, lr, indices });
+        let line = line.map_err(|error| Failure::new(Exit::Internal, error))?;
+        if !print(&line)? {
+            break;
+        }
+    }
+    Ok(Exit::Finished)
+}
+
+/// One line of `plan`.
+#[derive(Serialize)]
+struct PlanLine {
+    step: Step,
+    epoch: u64,
+    lr: f64,
+    indices: Vec<u32>,
+}
+
+/// Where a checkout of Cohort keeps the data that come with it: seen from the folder we stand in, and from the binary,
+/// which cargo puts some folders below the checkout's root.
+fn bundled(dataset: DatasetKind) -> Vec<PathBuf> {
+    let inside = Path::new("examples/data").join(dataset.name());
+    let binary = std::env::current_exe().unwrap_or_default();
+    let above = binary.ancestors().skip(1).take(CHECKOUT_DEPTH_MAX).map(|folder| folder.join(&inside));
+    let above: Vec<PathBuf> = above.filter(|folder| folder.is_dir()).collect();
+    [inside].into_iter().chain(above).collect()
 }

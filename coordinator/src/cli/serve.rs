@@ -7,7 +7,6 @@ use std::path::Path;
 
 use cohort_proto::exit::Exit;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Failure, ServeArgs, load};
 use crate::event::Ended;
@@ -84,7 +83,9 @@ fn announce(line: &str, ready_file: Option<&Path>) -> Result<(), Failure> {
 }
 
 /// Passes SIGINT and SIGTERM on, for as long as the process lives.
+#[cfg(unix)]
 fn watch_signals(handle: StopHandle) {
+    use tokio::signal::unix::{SignalKind, signal};
     for (kind, name) in [(SignalKind::interrupt(), "SIGINT"), (SignalKind::terminate(), "SIGTERM")] {
         let handle = handle.clone();
         match signal(kind) {
@@ -100,4 +101,14 @@ fn watch_signals(handle: StopHandle) {
             }
         }
     }
+}
+
+/// Passes Ctrl-C on, for as long as the process lives.
+#[cfg(not(unix))]
+fn watch_signals(handle: StopHandle) {
+    tokio::spawn(async move {
+        while tokio::signal::ctrl_c().await.is_ok() {
+            handle.stop("Ctrl-C").await;
+        }
+    });
 }

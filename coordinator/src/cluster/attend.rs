@@ -172,13 +172,22 @@ impl Cluster {
             out.push(Action::Close { stream, error: None });
         }
         let name = self.members.name(index);
-        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        // A peer that was told to stop gives the reason that it was told.
+        let told = matches!(&self.stage, Stage::Stopping { stop, .. } if stop.sentence == reason);
+        let why = if reason.is_empty() || told { String::new() } else { format!(": {reason}") };
         let sentence = format!("peer {name} left after {steps_done} steps{why}");
         // Who leaves before the end of the lease leaves steps that the others cannot take without it.
         let early = !finished && steps_done < self.lease_until();
         match &self.stage {
             Stage::Running if !finished => {
-                let sentence = format!("{sentence}; the others save what is complete and stop");
+                // A peer that leaves because it lost another tells only half of the story.
+                let suspected = self.members.suspected().join(", ");
+                let also = if suspected.is_empty() {
+                    suspected
+                } else {
+                    format!(" (the connection of {suspected} broke before)")
+                };
+                let sentence = format!("{sentence}{also}; the others save what is complete and stop");
                 self.stop(now, StopKind::AtOnce, sentence, out);
             }
             Stage::Stopping { stop, .. } if stop.kind == StopKind::Graceful && early => {

@@ -1,1 +1,136 @@
+//! The journal in a temporary folder: what is written, what is read back, what is refused.
 
+use cohort_proto::control::{StepReport, Term, Timing};
+use cohort_proto::id::{Digest, PeerName, ViewId};
+use cohort_proto::view::{Member, View};
+use rusqlite::Connection;
+
+use super::*;
+use crate::event::{DataFacts, Phase};
+
+const TOML: &str = "[run]\nsteps = 9\n[data]\ndataset = \"mnist\"\n[method]\nname = \"alone\"\n[[peer]]\nname = \"a\"\narch = \"resnet8\"\n";
+
+fn spec() -> RunSpec {
+    RunSpec::parse(TOML).unwrap()
+}
+
+fn name() -> PeerName {
+    PeerName::new("a").unwrap()
+}
+
+fn data() -> DataFacts {
+    DataFacts { fingerprint: Digest::of("data"), total_steps: 9 }
+}
+
+fn view(id: u64) -> Line {
+    let member = Member { index: 0, name: name(), address: "h:1".into(), schema: Default::default() };
+    let view = View { id: ViewId(id), begins_at: 3, members: vec![member] };
+    Line::Entry(Entry::View { view, data: data() })
+}
+
+fn report(step: u64, value: f64) -> Line {
+    let report = StepReport {
+        step,
+        view: ViewId(1),
+        epoch: u64::MAX,
+        lr: 0.1,
+        own_digest: Digest::of("x"),
+        consumed: vec![],
+        terms: vec![Term { name: "ce".into(), value }, Term { name: "ce".into(), value: 2.0 }],
+        timings: vec![Timing { act: "forward".into(), ms: value }],
+        images: 8,
+        log_bytes: 1,
+    };
+    Line::Entry(Entry::Report { peer: name(), report: Box::new(report) })
+}
+
+/// A second opening waits until the first one's thread has let go.
+fn reopen(folder: &Path) -> (Journal, History) {
+    Journal::open(folder, &spec(), RunId(6), 0).unwrap()
+}
+
+#[tokio::test]
+async fn what_was_written_is_read_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, history) = Journal::open(folder.path(), &spec(), RunId(u64::MAX), 5).unwrap();
+    let fresh = History { run: RunId(u64::MAX), starts: 0, last_view: ViewId(0), data: None };
+    assert_eq!(history, fresh);
+    journal.write(6, view(1)).await.unwrap();
+    journal.write(7, Line::Entry(Entry::Lease { until: 5 })).await.unwrap();
+    for step in 3..5 {
+        journal.write(8, report(step, f64::NAN)).await.unwrap();
+    }
+    journal.write(9, report(3, 1.5)).await.unwrap();
+    journal.write(10, Line::Entry(Entry::Checkpoint { peer: name(), step: 5 })).await.unwrap();
+    journal.write(10, Line::Entry(Entry::Phase(Phase::Running))).await.unwrap();
+    journal.write(11, Line::Event { warn: true, sentence: "it happened".into() }).await.unwrap();
+    journal.flush().await.unwrap();
+    assert!(journal.bytes() > 0);
+
+    let reader = Connection::open(folder.path().join(FILE)).unwrap();
+    let one = |sql: &str| -> String { reader.query_row(sql, [], |row| row.get(0)).unwrap() };
+    assert_eq!(one("SELECT id || phase || starts || total_steps FROM runs"), "ffffffffffffffffrunning19");
+    assert_eq!(one("SELECT view || ' ' || begins_at || ' ' || made_at FROM views"), "1 3 6");
+    assert_eq!(one("SELECT peer || arch || address FROM members"), "aresnet8h:1");
+    assert_eq!(one("SELECT view || ' ' || until FROM leases"), "1 5");
+    assert_eq!(one("SELECT count(*) || ' ' || max(epoch) FROM steps"), "2 9223372036854775807");
+    assert_eq!(one("SELECT CAST(value AS TEXT) FROM terms WHERE step = 3"), "2.0");
+    assert_eq!(one("SELECT count(*) || count(ms) FROM timings"), "21", "NaN is NULL");
+    assert_eq!(one("SELECT peer || step FROM checkpoints"), "a5");
+    assert_eq!(one("SELECT at || warn || sentence FROM events"), "111it happened");
+    drop(journal);
+    let (_journal, history) = reopen(folder.path());
+    let later = History { run: RunId(u64::MAX), starts: 1, last_view: ViewId(1), data: Some(data()) };
+    assert_eq!(history, later);
+}
+
+#[tokio::test]
+async fn a_view_is_on_the_disk_when_its_write_returns() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap();
+    journal.write(0, view(7)).await.unwrap();
+    let reader = Connection::open(folder.path().join(FILE)).unwrap();
+    let last: i64 = reader.query_row("SELECT max(view) FROM views", [], |row| row.get(0)).unwrap();
+    assert_eq!(last, 7);
+}
+
+#[tokio::test]
+async fn a_journal_that_cannot_be_written_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap();
+    journal.write(0, view(1)).await.unwrap();
+    // The number of a view is unique.
+    let failed = journal.write(0, view(1)).await.unwrap_err();
+    assert!(failed.0.contains("UNIQUE"), "{failed}");
+    assert!(journal.write(0, report(1, 1.0)).await.is_err());
+}
+
+#[test]
+fn a_folder_of_another_run_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap());
+    let other = RunSpec::parse(&TOML.replace("9", "8")).unwrap();
+    let refused = Journal::open(folder.path(), &other, RunId(2), 0).unwrap_err();
+    assert!(matches!(refused, JournalError::OtherRun { .. }), "{refused}");
+    assert!(refused.to_string().contains(&folder.path().display().to_string()));
+}
+
+#[test]
+fn a_folder_serves_one_coordinator_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let _first = Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap();
+    let refused = Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap_err();
+    assert!(matches!(refused, JournalError::InUse { .. }), "{refused}");
+}
+
+#[test]
+fn what_is_no_journal_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join(FILE), [7; 4096]).unwrap();
+    let refused = Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap_err();
+    assert!(matches!(refused, JournalError::Sqlite { .. }), "{refused}");
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let refused = Journal::open(&file, &spec(), RunId(1), 0).unwrap_err();
+    assert!(matches!(refused, JournalError::Folder { .. }), "{refused}");
+}
