@@ -1,0 +1,94 @@
+//! The reference for exactness: one process that holds all networks of a run, builds one graph over all of them,
+//! backpropagates the joint loss once, and updates every network. Nothing is sent and nothing is held constant beyond
+//! what the loss itself says.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_core::Device;
+use cohort_peer::data::{self, loader::Loader, loader::LoaderInputs};
+use cohort_peer::learner::Learner;
+use cohort_peer::methods::Own;
+use cohort_peer::models::{ImageShape, StateDict};
+use cohort_peer::step::{forward, load, update};
+use cohort_proto::dataset::{self, Split};
+use cohort_proto::spec::RunSpec;
+
+use crate::joint_loss::joint_loss;
+
+/// All networks of a run.
+pub struct Joint {
+    learners: Vec<Learner>,
+    loader: Loader,
+}
+
+impl Joint {
+    /// Builds every peer of a run spec as its process would, on the data of a folder.
+    ///
+    /// # Errors
+    /// If data or networks cannot be had.
+    pub fn new(spec: &RunSpec, folder: &Path) -> Result<Self> {
+        let samples = dataset::load(folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
+        let images = &samples.images;
+        let image = ImageShape { channels: images.channels, height: images.height, width: images.width };
+        let build = |(index, peer)| Learner::build(spec, index, peer, image, Device::Cpu);
+        let learners: Result<Vec<Learner>, _> = spec.peers.iter().enumerate().map(build).collect();
+        let plan = spec.batch_plan(&samples.labels)?;
+        let augment = data::augmentation(&spec.data);
+        let normalisation = data::normalisation(&spec.data, image.channels)?;
+        let loader = Loader::start(LoaderInputs { samples, plan, augment, normalisation }, 0)?;
+        Ok(Self { learners: learners?, loader })
+    }
+
+    /// Takes the next step of all networks together. Returns the joint loss.
+    ///
+    /// # Errors
+    /// At the end of the plan, or if something cannot be computed.
+    pub fn step(&mut self) -> Result<f64> {
+        let batch = self.loader.next_batch()?.context("the plan has ended")?;
+        let input = load::load(&batch, &Device::Cpu)?;
+        let forward = |learner: &Learner| forward::forward(learner, &input);
+        let outputs = self.learners.iter().map(forward).collect::<candle_core::Result<Vec<_>>>()?;
+        let own = |output| {
+            let forward::Forward { logits, embeddings, .. } = output;
+            Own { logits, embeddings }
+        };
+        let cohort: Vec<Own<'_>> = outputs.iter().map(own).collect();
+        let method = &self.learners.first().context("a run has peers")?.method;
+        let loss = joint_loss(method, &cohort, &input.labels)?;
+        let value = loss.to_scalar::<f64>()?;
+        let gradients = loss.backward()?;
+        for (learner, output) in self.learners.iter_mut().zip(outputs) {
+            let own = learner.params.gradients(&gradients);
+            update::update(learner, output.pass, own, batch.lr)?;
+        }
+        Ok(value)
+    }
+
+    /// Parameters and buffers of each network, by index.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn weights(&self) -> Result<Vec<StateDict>> {
+        let weights = self.learners.iter().map(|learner| learner.params.state_dict());
+        Ok(weights.collect::<candle_core::Result<Vec<_>>>()?)
+    }
+}
+
+/// The greatest absolute difference between two sets of tensors, and the tensor that has it.
+///
+/// # Errors
+/// If they do not have the same names and shapes.
+pub fn max_difference(a: &StateDict, b: &StateDict) -> Result<(f64, String)> {
+    anyhow::ensure!(a.keys().eq(b.keys()), "the tensors have other names");
+    let mut worst = (0.0, String::new());
+    for ((name, a), b) in a.iter().zip(b.values()) {
+        let difference = (a.to_dtype(candle_core::DType::F64)? - b.to_dtype(candle_core::DType::F64)?)?;
+        let greatest = difference.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?;
+        // A NaN is a difference, whatever it compares as.
+        if greatest > worst.0 || greatest.is_nan() {
+            worst = (greatest, name.clone());
+        }
+    }
+    Ok(worst)
+}
