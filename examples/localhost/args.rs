@@ -85,7 +85,9 @@ impl Args {
             None => (builtin.to_owned(), None),
             Some(path) => {
                 let text = fs::read_to_string(path);
-                let text = text.map_err(|e| Failure::new(Exit::BadSpec, format!("cannot read {}: {e}", path.display())))?;
+                let text = text.map_err(|e| {
+                    Failure::new(Exit::BadSpec, format!("cannot read {}: {e}", path.display()))
+                })?;
                 (text, path.parent().map(Path::to_owned))
             }
         };
@@ -169,7 +171,9 @@ fn architectures(flag: &str, spec: &RunSpec) -> Result<Vec<String>, Failure> {
     }
     let named: Vec<String> = flag.split(',').map(|arch| arch.trim().to_owned()).collect();
     match named.iter().find(|arch| !ARCHITECTURES.contains(&arch.as_str())) {
-        Some(unknown) => Err(bad(format!("{unknown:?} is not an architecture (known: {})", ARCHITECTURES.join(", ")))),
+        Some(unknown) => {
+            Err(bad(format!("{unknown:?} is not an architecture (known: {})", ARCHITECTURES.join(", "))))
+        }
         None => Ok(named),
     }
 }
@@ -212,7 +216,8 @@ impl Plan {
     /// What is about to happen, in a line or two.
     pub(crate) fn introduction(&self) -> String {
         let Job { spec, threads, .. } = &self.cohort;
-        let peers: Vec<String> = spec.peers.iter().map(|peer| format!("{} ({})", peer.name, peer.arch)).collect();
+        let peers: Vec<String> =
+            spec.peers.iter().map(|peer| format!("{} ({})", peer.name, peer.arch)).collect();
         let length = match spec.run.length {
             Length::Epochs(epochs) => format!("{epochs} epochs"),
             Length::Steps(steps) => format!("{steps} steps"),

@@ -25,7 +25,9 @@ const LEAVE: Duration = Duration::from_secs(30);
 pub(crate) async fn run(job: &Job, title: &str) -> Result<Results, Failure> {
     let started = Instant::now();
     let run_toml = job.out.join("run.toml");
-    let write = |error: std::io::Error| Failure::new(Exit::Storage, format!("cannot write {}: {error}", run_toml.display()));
+    let write = |error: std::io::Error| {
+        Failure::new(Exit::Storage, format!("cannot write {}: {error}", run_toml.display()))
+    };
     fs::create_dir_all(&job.out).map_err(write)?;
     fs::write(&run_toml, &job.text).map_err(write)?;
     let mut processes = Processes::start(job, &run_toml).await?;

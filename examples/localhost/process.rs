@@ -100,7 +100,8 @@ impl Process {
         // Its own group: Ctrl-C reaches this process alone, which passes it on once, to the coordinator.
         #[cfg(unix)]
         command.process_group(0);
-        let child = command.spawn().map_err(|error| Failure::internal(format!("cannot start {name}: {error}")))?;
+        let child =
+            command.spawn().map_err(|error| Failure::internal(format!("cannot start {name}: {error}")))?;
         Ok(Self { name: name.to_owned(), child, log })
     }
 
@@ -124,7 +125,8 @@ impl Process {
             Exit::Mismatch,
             Exit::BadSpec,
         ];
-        let exit = known.into_iter().find(|exit| Some(*exit as i32) == status.code()).unwrap_or(Exit::Internal);
+        let exit =
+            known.into_iter().find(|exit| Some(*exit as i32) == status.code()).unwrap_or(Exit::Internal);
         let how = match status.code() {
             Some(_) => self.last_words(),
             None => format!("it was killed ({status})"),
@@ -158,7 +160,8 @@ async fn listening(coordinator: &mut Process) -> Result<String, Failure> {
     let mut line = String::new();
     let read = timeout(START, BufReader::new(stdout).read_line(&mut line)).await;
     let address = serde_json::from_str::<serde_json::Value>(&line).ok();
-    let address = address.as_ref().and_then(|said| said.get("listening")).and_then(|address| address.as_str());
+    let address =
+        address.as_ref().and_then(|said| said.get("listening")).and_then(|address| address.as_str());
     if let (Ok(Ok(_)), Some(address)) = (read, address) {
         return Ok(format!("http://{address}"));
     }

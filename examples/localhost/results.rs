@@ -58,7 +58,11 @@ pub(crate) struct Summary {
 ///
 /// # Errors
 /// If one is missing or an evaluation fails.
-pub(crate) async fn evaluate(job: &Job, waiting: BTreeMap<String, f64>, wall_s: f64) -> Result<Results, Failure> {
+pub(crate) async fn evaluate(
+    job: &Job,
+    waiting: BTreeMap<String, f64>,
+    wall_s: f64,
+) -> Result<Results, Failure> {
     let folder = data::folder(&job.spec.data, job.data.as_deref());
     let folder = folder.map_err(|error| Failure::new(Exit::BadData, error.to_string()))?;
     let labels = dataset::load_labels(&folder, job.spec.data.dataset, Split::Test, None);
@@ -92,17 +96,22 @@ pub(crate) async fn evaluate(job: &Job, waiting: BTreeMap<String, f64>, wall_s: 
 
 fn last_checkpoint(peer: &Path) -> Result<(u64, PathBuf), Failure> {
     let entries = fs::read_dir(peer).into_iter().flatten().flatten();
-    let steps = entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok());
+    let steps =
+        entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok());
     let newest: Option<u64> = steps.max();
     let missing = || Failure::new(Exit::Storage, format!("no checkpoint in {}", peer.display()));
-    newest.map(|step| (step, peer.join(format!("checkpoint-{step}")).join("model.safetensors"))).ok_or_else(missing)
+    newest
+        .map(|step| (step, peer.join(format!("checkpoint-{step}")).join("model.safetensors")))
+        .ok_or_else(missing)
 }
 
 /// Runs `cohort-peer eval` as a process of its own.
 async fn eval(job: &Job, arch: &str, weights: &Path, data: &Path, logits: &Path) -> Result<(), Failure> {
     let program = std::env::current_exe().map_err(Failure::internal)?;
     let mut command = Command::new(program);
-    command.args([PEER, "eval", "--arch", arch, "--dataset", job.spec.data.dataset.name(), "--weights"]).arg(weights);
+    command
+        .args([PEER, "eval", "--arch", arch, "--dataset", job.spec.data.dataset.name(), "--weights"])
+        .arg(weights);
     command.arg("--data").arg(data).arg("--logits").arg(logits);
     if let Normalize::By { mean, std } = &job.spec.data.normalize {
         let list = |numbers: &[f64]| numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
@@ -113,7 +122,11 @@ async fn eval(job: &Job, arch: &str, weights: &Path, data: &Path, logits: &Path)
         return Ok(());
     }
     let words = String::from_utf8_lossy(&output.stderr);
-    Err(Failure::internal(format!("evaluating {}: {}", weights.display(), words.lines().last().unwrap_or_default())))
+    Err(Failure::internal(format!(
+        "evaluating {}: {}",
+        weights.display(),
+        words.lines().last().unwrap_or_default()
+    )))
 }
 
 fn read_logits(path: &Path) -> Result<Vec<f64>, Failure> {
@@ -145,16 +158,39 @@ impl Summary {
             let _ = writeln!(table, "{name:<20} {together:>24} {alone:>24} {gain:>7} {waits:>7}");
         };
         let text = |words: &str| words.to_owned();
-        row([text("test set"), format!("{}: top-1 top-5 NLL", cohort.method), text(alone.as_ref().map_or("", |_| "alone: top-1 top-5 NLL")), text(alone.as_ref().map_or("", |_| "gain")), text("waits")]);
+        row([
+            text("test set"),
+            format!("{}: top-1 top-5 NLL", cohort.method),
+            text(alone.as_ref().map_or("", |_| "alone: top-1 top-5 NLL")),
+            text(alone.as_ref().map_or("", |_| "gain")),
+            text("waits"),
+        ]);
         for (i, peer) in cohort.peers.iter().enumerate() {
             let other = alone.as_ref().and_then(|alone| alone.peers.get(i)).map(|peer| &peer.metrics);
             let waits = format!("{:.1} %", 100.0 * peer.waiting_share);
-            row([format!("{} {}", peer.name, peer.arch), cells(Some(&peer.metrics)), cells(other), gain(&peer.metrics, other), waits]);
+            row([
+                format!("{} {}", peer.name, peer.arch),
+                cells(Some(&peer.metrics)),
+                cells(other),
+                gain(&peer.metrics, other),
+                waits,
+            ]);
         }
         let other = alone.as_ref().map(|alone| &alone.ensemble);
-        row([text("ensemble"), cells(Some(&cohort.ensemble)), cells(other), gain(&cohort.ensemble, other), String::new()]);
+        row([
+            text("ensemble"),
+            cells(Some(&cohort.ensemble)),
+            cells(other),
+            gain(&cohort.ensemble, other),
+            String::new(),
+        ]);
         let alone_s = alone.as_ref().map_or(String::new(), |alone| format!(" and {:.0} s", alone.wall_s));
-        let _ = writeln!(table, "{} steps each, {:.0} s{alone_s} of wall time", cohort.peers.first().map_or(0, |peer| peer.steps), cohort.wall_s);
+        let _ = writeln!(
+            table,
+            "{} steps each, {:.0} s{alone_s} of wall time",
+            cohort.peers.first().map_or(0, |peer| peer.steps),
+            cohort.wall_s
+        );
         table
     }
 }

@@ -41,7 +41,11 @@ struct Rate {
 impl Watch {
     pub(crate) fn new(job: &Job, title: &str, url: &str) -> Self {
         let plain = !std::io::stderr().is_terminal();
-        let all = MultiProgress::with_draw_target(if plain { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() });
+        let all = MultiProgress::with_draw_target(if plain {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        });
         let style = ProgressStyle::with_template("{prefix:16} {bar:24} {pos}/{len} {msg}");
         let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
         let bars = job.spec.peers.iter().map(|peer| {
@@ -51,7 +55,17 @@ impl Watch {
         });
         let bars = bars.collect();
         let (title, url) = (title.to_owned(), url.to_owned());
-        Self { title, url, client: None, bars, all, plain, last_plain: None, rates: BTreeMap::new(), message: String::new() }
+        Self {
+            title,
+            url,
+            client: None,
+            bars,
+            all,
+            plain,
+            last_plain: None,
+            rates: BTreeMap::new(),
+            message: String::new(),
+        }
     }
 
     /// Asks the coordinator and shows the answer. One that does not answer is asked again next time.
@@ -93,7 +107,10 @@ impl Watch {
         for member in &status.members {
             if let (Some(report), Some(rate)) = (&member.report, self.rates.get(&member.name)) {
                 let words = words(report, rate, status.total_steps, member.steps_done);
-                eprintln!("{} {} {}/{} {words}", self.title, member.name, member.steps_done, status.total_steps);
+                eprintln!(
+                    "{} {} {}/{} {words}",
+                    self.title, member.name, member.steps_done, status.total_steps
+                );
             }
         }
     }
@@ -129,7 +146,10 @@ impl Rate {
         }
         if self.last_step.replace(report.step) != Some(report.step) {
             let ms = |acts: &[&str]| -> f64 {
-                let counted = report.timings.iter().filter(|timing| acts.is_empty() || acts.contains(&timing.act.as_str()));
+                let counted = report
+                    .timings
+                    .iter()
+                    .filter(|timing| acts.is_empty() || acts.contains(&timing.act.as_str()));
                 counted.map(|timing| timing.ms).sum()
             };
             self.waited_ms += ms(&["say", "listen"]);
@@ -140,7 +160,8 @@ impl Rate {
 
 /// Epoch, loss terms, images per second, waiting, time left.
 fn words(report: &wire::StepReport, rate: &Rate, total: u64, done: u64) -> String {
-    let terms: Vec<String> = report.terms.iter().map(|term| format!("{} {:.3}", term.name, term.value)).collect();
+    let terms: Vec<String> =
+        report.terms.iter().map(|term| format!("{} {:.3}", term.name, term.value)).collect();
     let steps_per_s = rate.images_per_s / (report.images.max(1) as f64);
     let eta = if steps_per_s > 0.0 { total.saturating_sub(done) as f64 / steps_per_s } else { 0.0 };
     let waits = if rate.total_ms > 0.0 { 100.0 * rate.waited_ms / rate.total_ms } else { 0.0 };

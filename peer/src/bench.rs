@@ -54,14 +54,15 @@ pub fn measure(arch: &str, workload: Workload, threads: usize) -> Result<Through
     let config = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4, clip_norm: 0.0 };
     let optimizer = Sgd::new(&params, config)?;
     let method = Method::Alone;
-    let mut learner = Learner { index: 0, network, head: None, params, optimizer, method, device: Device::Cpu };
+    let mut learner =
+        Learner { index: 0, network, head: None, params, optimizer, method, device: Device::Cpu };
     let mut seconds = Vec::with_capacity(steps);
     for step in 0..WARM_UP + steps {
         let batch = random_batch(step as u64, image, classes, batch);
         let (taken, elapsed) = seconds_of(|| step::run_alone(&mut learner, &batch));
         match taken {
             Ok(_) => seconds.push(elapsed),
-            Err(Interruption::Failed(error)) => return Err(error),
+            Err(Interruption::Failed(error)) => return Err(*error),
             Err(Interruption::Stopped(stop)) => return Err(PeerError::Internal(stop.sentence)),
         }
     }

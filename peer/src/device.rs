@@ -13,11 +13,19 @@ pub fn open(spec: DeviceSpec) -> Result<Device, PeerError> {
     match spec {
         DeviceSpec::Cpu => Ok(Device::Cpu),
         DeviceSpec::Cuda(number) => Device::new_cuda(number).map_err(|error| {
-            let build = if cfg!(feature = "cuda") { "" } else { "; this build has no CUDA: build with --features cuda" };
+            let build = if cfg!(feature = "cuda") {
+                ""
+            } else {
+                "; this build has no CUDA: build with --features cuda"
+            };
             PeerError::Usage(format!("device cuda:{number} cannot be used: {error}{build}"))
         }),
         DeviceSpec::Metal => Device::new_metal(0).map_err(|error| {
-            let build = if cfg!(feature = "metal") { "" } else { "; this build has no Metal: build with --features metal" };
+            let build = if cfg!(feature = "metal") {
+                ""
+            } else {
+                "; this build has no Metal: build with --features metal"
+            };
             PeerError::Usage(format!("device metal cannot be used: {error}{build}"))
         }),
     }

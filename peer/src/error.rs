@@ -53,7 +53,7 @@ pub enum PeerError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        cause: StateError,
+        cause: Box<StateError>,
     },
     /// What another peer said cannot be used.
     #[error("{0}")]
@@ -91,7 +91,9 @@ impl PeerError {
                 _ => Exit::Mismatch,
             },
             Self::Mismatch(_) => Exit::Mismatch,
-            Self::Dataset(_) | Self::Init { .. } | Self::Contribution(_) | Self::Diverged { .. } => Exit::BadData,
+            Self::Dataset(_) | Self::Init { .. } | Self::Contribution(_) | Self::Diverged { .. } => {
+                Exit::BadData
+            }
             Self::Checkpoint(_) => Exit::Storage,
             Self::Loader(_) | Self::Compute(_) | Self::Internal(_) => Exit::Internal,
         }

@@ -39,13 +39,21 @@ impl Learner {
     ///
     /// # Errors
     /// A network that cannot be built, or initial weights that cannot be used.
-    pub fn build(spec: &RunSpec, index: usize, peer: &PeerSpec, image: ImageShape, device: Device) -> Result<Self, PeerError> {
+    pub fn build(
+        spec: &RunSpec,
+        index: usize,
+        peer: &PeerSpec,
+        image: ImageShape,
+        device: Device,
+    ) -> Result<Self, PeerError> {
         let mut params = Params::new(spec.run.seed, peer.name.as_str(), DType::F32, &device)?;
         let network = build(&peer.arch, image, spec.data.dataset.classes(), &mut params)?;
         let method = method_of(&spec.method);
         let says_embedding = method.needs_embedding();
         let head = match says_embedding {
-            Some(width) => Some(Projection::new(params.scope(&embedding_name(0)), network.feature_width(), width)?),
+            Some(width) => {
+                Some(Projection::new(params.scope(&embedding_name(0)), network.feature_width(), width)?)
+            }
             None => None,
         };
         if let Some(path) = &peer.init {
@@ -81,9 +89,10 @@ impl Learner {
 }
 
 fn load_initial(params: &Params, path: &Path) -> Result<(), PeerError> {
-    let unusable = |cause| PeerError::Init { path: path.to_owned(), cause };
+    let unusable = |cause| PeerError::Init { path: path.to_owned(), cause: Box::new(cause) };
     let source = state::load_safetensors(path).map_err(unusable)?;
-    let report = params.load(&source, Strictness::Lenient { prefixes: &METHOD_PREFIXES }).map_err(unusable)?;
+    let report =
+        params.load(&source, Strictness::Lenient { prefixes: &METHOD_PREFIXES }).map_err(unusable)?;
     tracing::info!("initial weights from {}: {report:?}", path.display());
     Ok(())
 }

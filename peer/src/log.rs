@@ -70,7 +70,8 @@ impl ContributionLog {
     pub fn append(&self, contribution: Arc<Contribution>) -> Result<(), AppendError> {
         let mut entries = self.entries();
         let at = contribution.header().position;
-        if let Some(last) = entries.list.back().map(|last| last.header().position).filter(|last| *last >= at) {
+        if let Some(last) = entries.list.back().map(|last| last.header().position).filter(|last| *last >= at)
+        {
             return Err(AppendError::OutOfOrder { at, last });
         }
         let bytes = entries.bytes.saturating_add(contribution.byte_len() as u64);
@@ -137,7 +138,8 @@ mod tests {
         let spec = TensorSpec { name: "logits".into(), dtype: DType::F32, shape: vec![2] };
         let schema = Schema::new(vec![spec.clone()]).unwrap();
         let source = PeerName::new("a").unwrap();
-        let header = Header { run: RunId(1), view: ViewId(1), position: Position::of(step), source, batch_hash: 0 };
+        let header =
+            Header { run: RunId(1), view: ViewId(1), position: Position::of(step), source, batch_hash: 0 };
         Arc::new(Contribution::seal(header, vec![Tensor { spec, data: vec![0; 8].into() }], &schema).unwrap())
     }
 

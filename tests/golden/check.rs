@@ -11,16 +11,6 @@ struct Tolerance {
     dtype: DType,
     value: f64,
     gradient: f64,
-<<<<<<< HEAD
-    /// Tensors whose entries are all smaller than this are compared as if one had this size: a value that is 0, or
-    /// the rounding error of numbers around 1, has no relative precision.
-    scale_min: f64,
-}
-
-const TOLERANCES: [Tolerance; 2] = [
-    Tolerance { dtype: DType::F64, value: 1e-9, gradient: 1e-9, scale_min: 1e-6 },
-    Tolerance { dtype: DType::F32, value: 1e-5, gradient: 1e-4, scale_min: 1e-2 },
-=======
 }
 
 /// Tensors whose entries are all smaller than this are compared as if one had this size: a result that is 0, or the
@@ -30,7 +20,6 @@ const SCALE_MIN: f64 = 1e-6;
 const TOLERANCES: [Tolerance; 2] = [
     Tolerance { dtype: DType::F64, value: 1e-9, gradient: 1e-9 },
     Tolerance { dtype: DType::F32, value: 1e-5, gradient: 1e-4 },
->>>>>>> methods
 ];
 
 /// What differs, one sentence each.
@@ -44,11 +33,7 @@ pub(crate) fn check(case: &Case) -> Result<Vec<String>> {
         let mut compare = |kind: &str, expected: &Tensors, got: &Tensors, relative: f64| -> Result<()> {
             for (name, expected) in expected {
                 let got = got.get(name).with_context(|| format!("the term has no {kind}.{name}"))?;
-<<<<<<< HEAD
-                if let Some(words) = difference(got, expected, relative, tolerance.scale_min)? {
-=======
                 if let Some(words) = difference(got, expected, relative)? {
->>>>>>> methods
                     complaints.push(format!("{:?} {kind}.{name}: {words}", tolerance.dtype));
                 }
             }
@@ -76,26 +61,16 @@ fn gradients(trial: &Trial<'_>, outputs: &Tensors) -> Result<Tensors> {
 }
 
 /// In words, if the tensors differ by more than allowed.
-<<<<<<< HEAD
-fn difference(got: &Tensor, expected: &Tensor, relative: f64, scale_min: f64) -> Result<Option<String>> {
-=======
 fn difference(got: &Tensor, expected: &Tensor, relative: f64) -> Result<Option<String>> {
->>>>>>> methods
     if got.dims() != expected.dims() {
         return Ok(Some(format!("shape {:?}, expected {:?}", got.dims(), expected.dims())));
     }
     let entries = |t: &Tensor| t.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
     let (got, expected) = (entries(got)?, entries(expected)?);
-<<<<<<< HEAD
-    let scale = expected.iter().fold(scale_min, |top, x| top.max(x.abs()));
-    // A comparison with NaN is false: NaN is never within the tolerance.
-    let off = got.iter().zip(&expected).position(|(g, e)| !((g - e).abs() <= relative * scale));
-=======
     let scale = expected.iter().fold(SCALE_MIN, |top, x| top.max(x.abs()));
     let close = |g: f64, e: f64| (g - e).abs() <= relative * scale;
     // A comparison with NaN is false: NaN is close to nothing.
     let off = got.iter().zip(&expected).position(|(g, e)| !close(*g, *e));
->>>>>>> methods
     Ok(off.map(|at| {
         let (g, e) = (got[at], expected[at]);
         format!("entry {at} is {g:e}, expected {e:e}, off by {:.1e} of {scale:.3e}", (g - e).abs() / scale)
@@ -144,15 +119,9 @@ mod tests {
     fn nan_and_other_shapes_differ_from_everything() {
         let nan = Tensor::new(&[f64::NAN, 1.0], &Device::Cpu).unwrap();
         let one = Tensor::new(&[1f64, 1.0], &Device::Cpu).unwrap();
-<<<<<<< HEAD
-        assert!(difference(&nan, &one, 1.0, 1.0).unwrap().is_some());
-        assert!(difference(&one, &nan, 1.0, 1.0).unwrap().is_some());
-        assert!(difference(&one.unsqueeze(0).unwrap(), &one, 1.0, 1.0).unwrap().is_some());
-=======
         assert!(difference(&nan, &one, 1.0).unwrap().is_some());
         assert!(difference(&one, &nan, 1.0).unwrap().is_some());
         assert!(difference(&one.unsqueeze(0).unwrap(), &one, 1.0).unwrap().is_some());
->>>>>>> methods
     }
 
     #[test]

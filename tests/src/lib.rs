@@ -1,3 +1,4 @@
 //! The harness: what tests of more than one crate share.
 
+pub mod joint;
 pub mod joint_loss;

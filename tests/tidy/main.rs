@@ -54,7 +54,14 @@ fn files_stay_small() {
 #[test]
 fn nothing_is_left_for_later() {
     // Built from parts, so that this file does not find itself.
-    let banned = [["TO", "DO"], ["FIX", "ME"], ["dbg", "!("], ["todo", "!("], ["#[ign", "ore"], ["#[should_", "panic"]];
+    let banned = [
+        ["TO", "DO"],
+        ["FIX", "ME"],
+        ["dbg", "!("],
+        ["todo", "!("],
+        ["#[ign", "ore"],
+        ["#[should_", "panic"],
+    ];
     let banned = banned.map(|parts| parts.concat());
     let mut offenders = Vec::new();
     for (name, text) in files(".rs").into_iter().chain(files(".proto")) {
@@ -71,7 +78,9 @@ fn nothing_is_left_for_later() {
 fn unsafe_code_is_in_the_kernels_only() {
     let word = ["unsafe", " {"].concat();
     let offenders = files(".rs").into_iter().filter(|(name, text)| {
-        !name.replace('\\', "/").contains("peer/src/kernels/") && !name.contains("tidy") && text.contains(&word)
+        !name.replace('\\', "/").contains("peer/src/kernels/")
+            && !name.contains("tidy")
+            && text.contains(&word)
     });
     check("unsafe outside peer/src/kernels", offenders.map(|(name, _)| name).collect());
 }
@@ -83,8 +92,14 @@ fn dependencies_point_one_way() {
         ("proto/src/", &["cohort_peer", "cohort_coordinator"]),
         ("coordinator/src/", &["cohort_peer", "candle_core"]),
         ("peer/src/", &["cohort_coordinator"]),
-        ("peer/src/methods/", &["crate::net", "crate::models", "crate::step", "cohort_proto", "tokio", "tonic"]),
-        ("peer/src/kernels/", &["crate::net", "crate::models", "crate::step", "cohort_proto", "tokio", "tonic"]),
+        (
+            "peer/src/methods/",
+            &["crate::net", "crate::models", "crate::step", "cohort_proto", "tokio", "tonic"],
+        ),
+        (
+            "peer/src/kernels/",
+            &["crate::net", "crate::models", "crate::step", "cohort_proto", "tokio", "tonic"],
+        ),
         ("peer/src/models/", &["crate::net", "crate::step", "crate::methods", "tokio", "tonic"]),
         ("peer/src/optim/", &["crate::net", "crate::step", "crate::methods", "tokio", "tonic"]),
         ("peer/src/step/", &["crate::net", "tokio", "tonic"]),

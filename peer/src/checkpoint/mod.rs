@@ -101,7 +101,11 @@ impl Store {
             state::encode(tensors).map_err(|cause| CheckpointError::Tensors { path: target.clone(), cause })
         };
         let (model, optimizer) = (encode(model)?, encode(optimizer)?);
-        let record = Record { progress: progress.clone(), model: Digest::of(&model), optimizer: Digest::of(&optimizer) };
+        let record = Record {
+            progress: progress.clone(),
+            model: Digest::of(&model),
+            optimizer: Digest::of(&optimizer),
+        };
         let temporary = self.folder.join(TEMPORARY);
         remove(&temporary)?;
         fs::create_dir(&temporary).map_err(file_error("make", &temporary))?;
@@ -133,7 +137,8 @@ impl Store {
         let mut steps = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(&failed)? {
             let name = entry.map_err(&failed)?.file_name();
-            let step: Option<Step> = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|step| step.parse().ok());
+            let step: Option<Step> =
+                name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|step| step.parse().ok());
             steps.extend(step);
         }
         steps.sort_unstable();
@@ -179,13 +184,18 @@ impl Store {
             let path = folder.join(name);
             fs::read(&path).map_err(file_error("read", &path))
         };
-        let damaged = |name: &str, defect: &str| CheckpointError::Damaged { path: folder.join(name), defect: defect.into() };
+        let damaged = |name: &str, defect: &str| CheckpointError::Damaged {
+            path: folder.join(name),
+            defect: defect.into(),
+        };
         let record = Record::decode(&read(PROGRESS)?).map_err(|defect| damaged(PROGRESS, &defect))?;
         if record.progress.steps_done != steps_done {
             return Err(damaged(PROGRESS, "it is of another step"));
         }
         let (model, optimizer) = (read(MODEL)?, read(OPTIMIZER)?);
-        for (name, bytes, digest) in [(MODEL, &model, record.model), (OPTIMIZER, &optimizer, record.optimizer)] {
+        for (name, bytes, digest) in
+            [(MODEL, &model, record.model), (OPTIMIZER, &optimizer, record.optimizer)]
+        {
             if Digest::of(bytes) != digest {
                 return Err(damaged(name, "its bytes do not have the digest that was written beside them"));
             }

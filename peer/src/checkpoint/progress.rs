@@ -58,13 +58,15 @@ impl Record {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let Some((body, digest)) = bytes.split_last_chunk::<32>() else { return Err("it is cut short".into()) };
+        let Some((body, digest)) = bytes.split_last_chunk::<32>() else {
+            return Err("it is cut short".into());
+        };
         if Digest::of(body).0 != *digest {
             return Err("it does not have the digest at its end".into());
         }
         let config = config::standard().with_limit::<RECORD_BYTES_MAX>();
-        let (layout, read): (Layout, usize) =
-            bincode::decode_from_slice(body, config).map_err(|error| format!("it cannot be decoded: {error}"))?;
+        let (layout, read): (Layout, usize) = bincode::decode_from_slice(body, config)
+            .map_err(|error| format!("it cannot be decoded: {error}"))?;
         if layout.version != VERSION || read != body.len() {
             return Err(format!("its layout has version {}, not {VERSION}", layout.version));
         }

@@ -5,7 +5,13 @@ use candle_core::{Device, Tensor};
 use cohort_proto::id::RunId;
 
 fn progress(steps_done: Step) -> Progress {
-    Progress { steps_done, run: RunId(3), spec_hash: Digest::of("spec"), peer: "a".into(), arch: "resnet8".into() }
+    Progress {
+        steps_done,
+        run: RunId(3),
+        spec_hash: Digest::of("spec"),
+        peer: "a".into(),
+        arch: "resnet8".into(),
+    }
 }
 
 fn tensors(value: f32) -> StateDict {

@@ -7,8 +7,13 @@ use crate::models::ImageShape;
 
 pub(super) fn run(args: &BenchArgs, threads: usize) -> Result<(), PeerError> {
     let sides: Option<Vec<usize>> = args.image.split('x').map(|side| side.parse().ok()).collect();
-    let Some([channels, height, width]) = sides.as_deref().and_then(|sides| <[usize; 3]>::try_from(sides).ok()) else {
-        return Err(PeerError::Usage(format!("--image {:?} is not channels x height x width, such as 3x32x32", args.image)));
+    let Some([channels, height, width]) =
+        sides.as_deref().and_then(|sides| <[usize; 3]>::try_from(sides).ok())
+    else {
+        return Err(PeerError::Usage(format!(
+            "--image {:?} is not channels x height x width, such as 3x32x32",
+            args.image
+        )));
     };
     if args.batch == 0 || args.steps == 0 {
         return Err(PeerError::Usage("--batch and --steps must be at least 1".into()));

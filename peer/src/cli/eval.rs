@@ -35,9 +35,10 @@ pub(super) fn run(args: EvalArgs) -> Result<(), PeerError> {
     let image = ImageShape { channels, height: samples.images.height, width: samples.images.width };
     let mut params = Params::new(0, "eval", DType::F32, &Device::Cpu)?;
     let network = build(&args.arch, image, kind.classes(), &mut params)?;
-    let unusable = |cause| PeerError::Init { path: args.weights.clone(), cause };
+    let unusable = |cause| PeerError::Init { path: args.weights.clone(), cause: Box::new(cause) };
     let weights = state::load_safetensors(&args.weights).map_err(unusable)?;
-    let heads = Strictness::Lenient { prefixes: &["embed.", "auxiliary_classifier.", "aggregator.", "match."] };
+    let heads =
+        Strictness::Lenient { prefixes: &["embed.", "auxiliary_classifier.", "aggregator.", "match."] };
     params.load(&weights, heads).map_err(unusable)?;
 
     let normalisation = data::normalisation(&spec, channels)?;

@@ -17,7 +17,11 @@ pub(super) fn run(args: JoinArgs) -> Result<Exit, PeerError> {
     let runtime = runtime.map_err(|error| PeerError::Internal(format!("no runtime: {error}")))?;
     let Ending { steps_done, saved, cause } = runtime.block_on(driver::run(config))?;
     runtime.shutdown_background();
-    let state = if saved { format!("its state after {steps_done} steps is saved") } else { "nothing was to be saved".into() };
+    let state = if saved {
+        format!("its state after {steps_done} steps is saved")
+    } else {
+        "nothing was to be saved".into()
+    };
     match cause {
         Ok(stop) if stop.kind == StopKind::Finished => {
             tracing::info!("peer {who} finished after {steps_done} steps");

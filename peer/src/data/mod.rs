@@ -39,7 +39,8 @@ pub fn normalisation(data: &DataSpec, channels: usize) -> Result<Normalisation, 
     match &data.normalize {
         Normalize::Dataset => Normalisation::new(data.dataset.mean(), data.dataset.std(), channels),
         Normalize::By { mean, std } => {
-            let single = |numbers: &[f64]| -> Vec<f32> { numbers.iter().map(|&number| number as f32).collect() };
+            let single =
+                |numbers: &[f64]| -> Vec<f32> { numbers.iter().map(|&number| number as f32).collect() };
             Normalisation::new(&single(mean), &single(std), channels)
         }
     }

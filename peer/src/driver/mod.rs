@@ -78,7 +78,10 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
     let Some((index, peer)) = spec.peer(&config.name) else {
         let names: Vec<&str> = spec.peers.iter().map(|peer| peer.name.as_str()).collect();
         let known = names.join(", ");
-        return Err(PeerError::Usage(format!("run {} has no peer {}; its peers are {known}", spec.run.name, config.name)));
+        return Err(PeerError::Usage(format!(
+            "run {} has no peer {}; its peers are {known}",
+            spec.run.name, config.name
+        )));
     };
     let device = config.device.unwrap_or(peer.device);
     let state = config.state.clone().unwrap_or_else(|| {
@@ -163,7 +166,9 @@ async fn listen_address(config: &Config) -> Result<String, PeerError> {
         return Ok(listen.clone());
     }
     let ip = local_ip(&config.coordinator).await;
-    let ip = ip.ok_or_else(|| PeerError::Usage("no way to the coordinator is known; give --listen and --advertise".into()))?;
+    let ip = ip.ok_or_else(|| {
+        PeerError::Usage("no way to the coordinator is known; give --listen and --advertise".into())
+    })?;
     Ok(SocketAddr::new(ip, 0).to_string())
 }
 
@@ -207,7 +212,8 @@ struct Driver {
 
 impl Driver {
     async fn attend(mut self, mut trainer: Trainer, heartbeat: Duration) -> Result<Ending, PeerError> {
-        let mut signals = Signals::listen().map_err(|error| PeerError::Internal(format!("signals: {error}")))?;
+        let mut signals =
+            Signals::listen().map_err(|error| PeerError::Internal(format!("signals: {error}")))?;
         let mut heartbeats = tokio::time::interval(heartbeat);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -304,9 +310,12 @@ impl Driver {
         self.wishes += 1;
         let reason = format!("peer {} was asked to stop", self.me);
         if self.wishes == 1 && self.in_view && self.attendance.is_some() {
-            tracing::info!("asked to stop: the cohort runs to the end of its lease; ask again to stop at once");
+            tracing::info!(
+                "asked to stop: the cohort runs to the end of its lease; ask again to stop at once"
+            );
             self.up(FromPeer::StopWish(reason));
-            self.stop_deadline = Some(Instant::now() + Duration::from_millis(self.spec.policy.failure_timeout_ms));
+            self.stop_deadline =
+                Some(Instant::now() + Duration::from_millis(self.spec.policy.failure_timeout_ms));
         } else {
             tell(trainer, Word::Stop(Stop { kind: StopKind::AtOnce, sentence: reason })).await;
         }

@@ -20,7 +20,8 @@ pub async fn connect(url: &str, who: &str, mut backoff: Backoff) -> Result<Chann
             Err(error) => cause(&error),
         };
         let Some(pause) = backoff.next_pause() else {
-            let sentence = format!("{who} at {url} did not answer {attempts} attempts ({error}); is it running there?");
+            let sentence =
+                format!("{who} at {url} did not answer {attempts} attempts ({error}); is it running there?");
             return Err(PeerError::Unreachable(sentence));
         };
         tracing::debug!("{who} at {url}: {error}; next attempt in {} ms", pause.as_millis());
@@ -31,7 +32,8 @@ pub async fn connect(url: &str, who: &str, mut backoff: Backoff) -> Result<Chann
 
 fn endpoint(url: &str) -> Result<Endpoint, PeerError> {
     let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let bad = |why: String| PeerError::Usage(format!("{url:?} is not an address: {why}; write http://host:port"));
+    let bad =
+        |why: String| PeerError::Usage(format!("{url:?} is not an address: {why}; write http://host:port"));
     if !full.starts_with("http://") {
         return Err(bad("only http:// is spoken".into()));
     }

@@ -43,7 +43,11 @@ impl Control {
     }
 
     fn failed(&self, asked: &str, status: &tonic::Status) -> PeerError {
-        PeerError::Unreachable(format!("the coordinator at {} did not answer {asked}: {}", self.url, status.message()))
+        PeerError::Unreachable(format!(
+            "the coordinator at {} did not answer {asked}: {}",
+            self.url,
+            status.message()
+        ))
     }
 
     /// The run spec that the coordinator hands out, checked against its hash.
@@ -59,7 +63,10 @@ impl Control {
         }
         let hash = Digest::of(&status.spec_json);
         if status.spec_hash != hash.0 {
-            return Err(PeerError::Mismatch(format!("the run spec from {} does not have the hash it claims", self.url)));
+            return Err(PeerError::Mismatch(format!(
+                "the run spec from {} does not have the hash it claims",
+                self.url
+            )));
         }
         Ok((RunSpec::from_json(&status.spec_json)?, hash))
     }
@@ -69,7 +76,8 @@ impl Control {
         let reply = self.client.join(wire::JoinRequest::from(request)).await;
         let reply = reply.map_err(|status| self.failed("join", &status))?.into_inner();
         let outcome = Result::<Accepted, Refusal>::try_from(reply);
-        Ok(outcome.map_err(|error| PeerError::Mismatch(format!("the coordinator's answer to join: {error}")))??)
+        Ok(outcome
+            .map_err(|error| PeerError::Mismatch(format!("the coordinator's answer to join: {error}")))??)
     }
 
     /// Opens the stream; `hello` is the first message on it.
@@ -89,7 +97,11 @@ impl Attendance {
         match self.down.message().await {
             Ok(Some(message)) => ToPeer::try_from(message).map(Some).map_err(|error| error.to_string()),
             Ok(None) => Ok(None),
-            Err(status) => Err(if status.message().is_empty() { status.code().to_string() } else { status.message().to_owned() }),
+            Err(status) => Err(if status.message().is_empty() {
+                status.code().to_string()
+            } else {
+                status.message().to_owned()
+            }),
         }
     }
 }

@@ -56,7 +56,10 @@ pub struct Following {
 
 /// Follows until the receiver hangs up. A connection that breaks is made again from the entry after the last one
 /// received, with bounded retries; an entry that cannot be used ends the following.
-pub async fn follow<W: From<Delivery>>(mut following: Following, deliver: mpsc::Sender<W>) -> Result<(), PeerError> {
+pub async fn follow<W: From<Delivery>>(
+    mut following: Following,
+    deliver: mpsc::Sender<W>,
+) -> Result<(), PeerError> {
     let places = Arc::new(Semaphore::new(INBOX_PER_SOURCE));
     let jitter = key_of(following.me.as_str()) ^ key_of(following.source.name.as_str());
     let mut backoff = Backoff::new(jitter);
@@ -73,7 +76,11 @@ pub async fn follow<W: From<Delivery>>(mut following: Following, deliver: mpsc::
             let Member { name, address, .. } = &following.source;
             return Err(PeerError::Unreachable(format!("peer {name} at {address} broke off: {broke}")));
         };
-        tracing::warn!("following peer {}: {broke}; again in {} ms", following.source.name, pause.as_millis());
+        tracing::warn!(
+            "following peer {}: {broke}; again in {} ms",
+            following.source.name,
+            pause.as_millis()
+        );
         tokio::time::sleep(pause).await;
     }
 }
@@ -118,8 +125,13 @@ async fn follow_once<W: From<Delivery>>(
             Err(status) => return ended(&who, &status),
         };
         let step = wire.step;
-        let refused = |why: String| PeerError::Contribution(format!("{who} sent a contribution to step {step} that cannot be used: {why}"));
-        let contribution = open_contribution(wire, &source.schema).map_err(|error| refused(error.to_string()))?;
+        let refused = |why: String| {
+            PeerError::Contribution(format!(
+                "{who} sent a contribution to step {step} that cannot be used: {why}"
+            ))
+        };
+        let contribution =
+            open_contribution(wire, &source.schema).map_err(|error| refused(error.to_string()))?;
         if contribution.header().source != source.name {
             return Err(refused(format!("it is signed {}", contribution.header().source)));
         }
@@ -140,9 +152,9 @@ fn ended(who: &str, status: &tonic::Status) -> Result<Ended, PeerError> {
         Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::Aborted => {
             Ok(Ended::Broke(status.message().to_owned()))
         }
-        Code::OutOfRange | Code::ResourceExhausted => {
-            Err(PeerError::Contribution(format!("{words} (a message larger than the agreed schema is refused)")))
-        }
+        Code::OutOfRange | Code::ResourceExhausted => Err(PeerError::Contribution(format!(
+            "{words} (a message larger than the agreed schema is refused)"
+        ))),
         _ => Err(PeerError::Mismatch(words)),
     }
 }

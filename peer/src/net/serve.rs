@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use cohort_proto::control::Follow;
 use cohort_proto::contribution::Position;
+use cohort_proto::control::Follow;
 use cohort_proto::id::{PeerName, RunId};
 use cohort_proto::limits::{
     EXCHANGE_MESSAGE_BYTES_MAX, KEEPALIVE, PEERS_MAX, PROTOCOL_VERSION, STREAMS_PER_CONNECTION,
@@ -50,7 +50,11 @@ pub async fn bind(listen: &str) -> Result<(TcpListener, SocketAddr), PeerError> 
 }
 
 /// Serves until `stop` is dropped or says so.
-pub async fn serve(listener: TcpListener, served: Arc<Served>, stop: oneshot::Receiver<()>) -> Result<(), PeerError> {
+pub async fn serve(
+    listener: TcpListener,
+    served: Arc<Served>,
+    stop: oneshot::Receiver<()>,
+) -> Result<(), PeerError> {
     let exchange = ExchangeServer::new(Service { served, follows: Arc::new(Semaphore::new(PEERS_MAX)) })
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(EXCHANGE_MESSAGE_BYTES_MAX);
@@ -99,9 +103,10 @@ impl Service {
         match run.get() {
             // It has just been accepted and will know in a moment: worth another attempt.
             None => Err(Status::unavailable(format!("peer {me} has not joined yet"))),
-            Some(run) if *run != follow.run => {
-                Err(Status::failed_precondition(format!("peer {me} is in run {run}, not in run {}", follow.run)))
-            }
+            Some(run) if *run != follow.run => Err(Status::failed_precondition(format!(
+                "peer {me} is in run {run}, not in run {}",
+                follow.run
+            ))),
             Some(_) => Ok(()),
         }
     }
@@ -111,11 +116,15 @@ impl Service {
 impl Exchange for Service {
     type FollowStream = ReceiverStream<Result<wire::Contribution, Status>>;
 
-    async fn follow(&self, request: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+    async fn follow(
+        &self,
+        request: Request<wire::FollowRequest>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
         let follow = Follow::try_from(request.into_inner())?;
         self.check(&follow)?;
         let permit = self.follows.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| Status::resource_exhausted(format!("{PEERS_MAX} streams are served already")))?;
+        let permit = permit
+            .map_err(|_| Status::resource_exhausted(format!("{PEERS_MAX} streams are served already")))?;
         let (tx, rx) = mpsc::channel(ENTRIES_IN_FLIGHT);
         let log = self.served.log.clone();
         tokio::spawn(async move {

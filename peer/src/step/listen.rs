@@ -8,7 +8,16 @@ use cohort_proto::schema::DType;
 use super::{Company, Interruption};
 use crate::methods::{Heard, LOGITS};
 
-/// Waits for all sources and turns what they said into constants. Returns also whose digest was consumed.
+/// What the sources said.
+#[derive(Debug)]
+pub struct Listened {
+    /// The digest of each contribution, by source.
+    pub consumed: Vec<(PeerName, Digest)>,
+    /// The contributions as the losses take them, by ascending index.
+    pub heard: Vec<Heard>,
+}
+
+/// Waits for all sources and turns what they said into constants.
 ///
 /// # Errors
 /// If the run stops meanwhile, a source is on another batch, or the device fails.
@@ -17,11 +26,14 @@ pub fn listen(
     at: Position,
     batch_hash: u64,
     device: &Device,
-) -> std::result::Result<(Vec<(PeerName, Digest)>, Vec<Heard>), Interruption> {
+) -> std::result::Result<Listened, Interruption> {
     let said = company.listen(at, batch_hash)?;
     let consumed = said.iter().map(|(_, c)| (c.header().source.clone(), c.digest())).collect();
-    let heard = said.iter().map(|(index, contribution)| heard(*index, contribution, device)).collect::<Result<_>>()?;
-    Ok((consumed, heard))
+    let heard = said
+        .iter()
+        .map(|(index, contribution)| heard(*index, contribution, device))
+        .collect::<Result<_>>()?;
+    Ok(Listened { consumed, heard })
 }
 
 /// A contribution as the losses take it: embeddings are in the order of their stages, since the schema is.

@@ -33,13 +33,22 @@ pub trait Company {
     ///
     /// # Errors
     /// If a value is not finite, or the log is full.
-    fn say(&mut self, at: Position, batch_hash: u64, tensors: Vec<Tensor>) -> Result<Option<Digest>, Interruption>;
+    fn say(
+        &mut self,
+        at: Position,
+        batch_hash: u64,
+        tensors: Vec<Tensor>,
+    ) -> Result<Option<Digest>, Interruption>;
 
     /// Waits for what all sources say in a round, by ascending index.
     ///
     /// # Errors
     /// [`Interruption::Stopped`] if somebody will never say it.
-    fn listen(&mut self, at: Position, batch_hash: u64) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption>;
+    fn listen(
+        &mut self,
+        at: Position,
+        batch_hash: u64,
+    ) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption>;
 
     /// Bytes that the contribution log holds.
     fn log_bytes(&self) -> u64;
@@ -51,12 +60,12 @@ pub enum Interruption {
     /// The run ends before it can be.
     Stopped(Stop),
     /// It went wrong.
-    Failed(PeerError),
+    Failed(Box<PeerError>),
 }
 
 impl<E: Into<PeerError>> From<E> for Interruption {
     fn from(error: E) -> Self {
-        Self::Failed(error.into())
+        Self::Failed(Box::new(error.into()))
     }
 }
 
@@ -64,7 +73,11 @@ impl<E: Into<PeerError>> From<E> for Interruption {
 ///
 /// # Errors
 /// [`Interruption`]; the learner is then as it was before.
-pub fn run(learner: &mut Learner, company: &mut dyn Company, batch: &Batch) -> Result<StepReport, Interruption> {
+pub fn run(
+    learner: &mut Learner,
+    company: &mut dyn Company,
+    batch: &Batch,
+) -> Result<StepReport, Interruption> {
     let at = Position::of(batch.step);
     let mut acts = Acts::new();
 
@@ -74,7 +87,7 @@ pub fn run(learner: &mut Learner, company: &mut dyn Company, batch: &Batch) -> R
     acts.done("forward");
     let own_digest = say::say(learner, company, at, batch.hash, &forward)?;
     acts.done("say");
-    let (consumed, heard) = listen::listen(company, at, batch.hash, &learner.device)?;
+    let listen::Listened { consumed, heard } = listen::listen(company, at, batch.hash, &learner.device)?;
     acts.done("listen");
     let loss = loss::loss(learner, &forward, &heard, &input)?;
     acts.done("loss");
@@ -119,5 +132,5 @@ impl Company for Nobody {
 
 /// The number of a step in an error about numbers that are no longer finite.
 fn diverged(step: Step, what: impl Into<String>) -> Interruption {
-    Interruption::Failed(PeerError::Diverged { step, what: what.into() })
+    Interruption::from(PeerError::Diverged { step, what: what.into() })
 }

@@ -38,7 +38,9 @@ pub fn say(
 pub fn to_wire(name: &str, tensor: &candle_core::Tensor) -> Result<Tensor> {
     let flat = tensor.flatten_all()?;
     let (dtype, data): (_, Vec<u8>) = match tensor.dtype() {
-        DType::F64 => (schema::DType::F64, flat.to_vec1::<f64>()?.into_iter().flat_map(f64::to_le_bytes).collect()),
+        DType::F64 => {
+            (schema::DType::F64, flat.to_vec1::<f64>()?.into_iter().flat_map(f64::to_le_bytes).collect())
+        }
         _ => {
             let values = flat.to_dtype(DType::F32)?.to_vec1::<f32>()?;
             (schema::DType::F32, values.into_iter().flat_map(f32::to_le_bytes).collect())

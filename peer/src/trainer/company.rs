@@ -107,7 +107,12 @@ impl Company for Live {
         self.rounds.view().map_or(ViewId(0), |view| view.id)
     }
 
-    fn say(&mut self, at: Position, batch_hash: u64, tensors: Vec<Tensor>) -> Result<Option<Digest>, Interruption> {
+    fn say(
+        &mut self,
+        at: Position,
+        batch_hash: u64,
+        tensors: Vec<Tensor>,
+    ) -> Result<Option<Digest>, Interruption> {
         let Identity { me, run, schema, .. } = &self.identity;
         if schema.tensors().is_empty() {
             return Ok(None);
@@ -115,7 +120,9 @@ impl Company for Live {
         let header = Header { run: *run, view: self.view(), position: at, source: me.clone(), batch_hash };
         let contribution = Contribution::seal(header, tensors, schema).map_err(|error| match error {
             ContributionError::NotFinite { name, .. } => PeerError::Diverged { step: at.step, what: name },
-            error => PeerError::Internal(format!("what this peer would say does not fit its schema: {error}")),
+            error => {
+                PeerError::Internal(format!("what this peer would say does not fit its schema: {error}"))
+            }
         })?;
         let digest = contribution.digest();
         let appended = self.log.append(Arc::new(contribution));
@@ -123,7 +130,11 @@ impl Company for Live {
         Ok(Some(digest))
     }
 
-    fn listen(&mut self, at: Position, batch_hash: u64) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
+    fn listen(
+        &mut self,
+        at: Position,
+        batch_hash: u64,
+    ) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
         let said = loop {
             self.drain()?;
             if let Some(stop) = self.rounds.abandon() {
@@ -137,7 +148,7 @@ impl Company for Live {
         let elsewhere = said.iter().find(|(_, contribution)| contribution.header().batch_hash != batch_hash);
         if let Some((_, contribution)) = elsewhere {
             let source = &contribution.header().source;
-            return Err(Interruption::Failed(PeerError::Contribution(format!(
+            return Err(Interruption::from(PeerError::Contribution(format!(
                 "peer {source} is on another batch at step {}: its data or its batch plan differ from this peer's",
                 at.step
             ))));

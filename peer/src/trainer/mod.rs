@@ -182,7 +182,7 @@ impl Training<'_> {
                     match step::run(&mut self.learner, &mut self.company, &batch) {
                         Ok(report) => self.completed(report, total)?,
                         Err(Interruption::Stopped(stop)) => return Ok(stop),
-                        Err(Interruption::Failed(error)) => return Err(error),
+                        Err(Interruption::Failed(error)) => return Err(*error),
                     }
                 }
             }

@@ -66,7 +66,8 @@ pub struct Prepared {
 
 pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
     let Inputs { spec, spec_hash, index, data, device, state } = inputs;
-    let peer = spec.peers.get(index).cloned().ok_or_else(|| PeerError::Internal(format!("no peer {index}")))?;
+    let peer =
+        spec.peers.get(index).cloned().ok_or_else(|| PeerError::Internal(format!("no peer {index}")))?;
     let folder = data::folder(&spec.data, data.as_deref())?;
     let samples = dataset::load(&folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
     tracing::info!("{} training images from {}", samples.images.count, folder.display());

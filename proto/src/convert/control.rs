@@ -34,7 +34,7 @@ impl TryFrom<wire::JoinRequest> for JoinRequest {
             ));
         }
         let checkpoints = (!wire.checkpoints.is_empty())
-            .then(|| Checkpoints { run: RunId(wire.checkpoint_run), steps: wire.checkpoints });
+            .then_some(Checkpoints { run: RunId(wire.checkpoint_run), steps: wire.checkpoints });
         Ok(Self {
             protocol_version: wire.protocol_version,
             name: peer_name("name", wire.name)?,
@@ -323,7 +323,8 @@ mod tests {
 
     #[test]
     fn wrong_fields_are_named() {
-        let cases: [(fn(&mut wire::JoinRequest), &str); 6] = [
+        type Change = fn(&mut wire::JoinRequest);
+        let cases: [(Change, &str); 6] = [
             (|j| j.name = "a/b".into(), "name"),
             (|j| j.spec_hash = vec![0; 31], "spec_hash"),
             (|j| j.address = "nowhere".into(), "address"),

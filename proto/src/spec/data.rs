@@ -79,7 +79,7 @@ impl DataSpec {
         let m = per_class.unwrap_or(2) as usize;
         // Per class where contrasts need it and it is possible. With few classes and a large batch it is not, and need
         // not be: a shuffled batch of 128 from 10 classes holds about 13 samples of each.
-        let possible = per_class.is_some() || (batch % m == 0 && m * dataset.classes() >= batch);
+        let possible = per_class.is_some() || (batch.is_multiple_of(m) && m * dataset.classes() >= batch);
         let auto = if contrasts && possible { SamplerSpec::PerClass(m) } else { SamplerSpec::Shuffle };
         let choices =
             [("auto", auto), ("shuffle", SamplerSpec::Shuffle), ("per-class", SamplerSpec::PerClass(m))];

@@ -47,7 +47,9 @@ impl RunSection {
             (Some(steps), _) => Length::Steps(steps),
             (None, Some(epochs)) => Length::Epochs(epochs),
             (None, None) => {
-                return Err(section.missing("epochs", "write epochs = 20, or steps = 400 for an exact number"));
+                return Err(
+                    section.missing("epochs", "write epochs = 20, or steps = 400 for an exact number")
+                );
             }
         };
         let checkpoint_every = section.whole("checkpoint_every", 1..=STEPS_MAX)?.unwrap_or(200);

@@ -46,7 +46,10 @@ fn auto_sampler_follows_the_method() {
     assert_eq!(sampler(&small), SamplerSpec::PerClass(2));
     assert_eq!(sampler(&small.replace("\"mcl\"", "\"dml\"")), SamplerSpec::Shuffle);
     assert_eq!(sampler(GOOD), SamplerSpec::Shuffle, "2 of each of 10 classes do not fill a batch of 128");
-    assert_eq!(sampler(&GOOD.replace("train_limit", "per_class = 16\ntrain_limit")), SamplerSpec::PerClass(16));
+    assert_eq!(
+        sampler(&GOOD.replace("train_limit", "per_class = 16\ntrain_limit")),
+        SamplerSpec::PerClass(16)
+    );
 }
 
 #[test]

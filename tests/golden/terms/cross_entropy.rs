@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-//! `ce`: logits `z` [B, C], labels `y` [B].
-=======
 //! `ce`: logits `z` `[B, C]`, labels `y` `[B]`.
->>>>>>> methods
 
 use anyhow::Result;
 use cohort_peer::methods::cross_entropy::cross_entropy;

@@ -1,17 +1,10 @@
-<<<<<<< HEAD
-//! `dml`: logits `z0`, `z1`, … [B, C], labels `y` [B]; the loss of the networks that have a gradient, else of
-=======
 //! `dml`: logits `z0`, `z1`, … `[B, C]`, labels `y` `[B]`; the loss of the networks that have a gradient, else of
->>>>>>> methods
 //! network 0.
 
 use anyhow::Result;
 use cohort_peer::methods::cross_entropy::cross_entropy;
 use cohort_peer::methods::dml::mimicry;
-<<<<<<< HEAD
-=======
 use cohort_peer::methods::primitives::zero;
->>>>>>> methods
 use cohort_peer::methods::{DmlParams, Reduce, Target};
 
 use crate::case::{Tensors, Trial};
@@ -23,11 +16,7 @@ pub(super) fn dml(trial: &Trial<'_>) -> Result<Tensors> {
         reduce: trial.choice("reduce", &[("mean", Reduce::Mean), ("sum", Reduce::Sum)])?,
         target: trial.choice("target", &[("each", Target::Each), ("ensemble", Target::Ensemble)])?,
     };
-<<<<<<< HEAD
-    let mut total = logits[0].zeros_like()?.sum_all()?;
-=======
     let mut total = zero(&logits[0])?;
->>>>>>> methods
     for me in trial.learners("z", logits.len(), 0) {
         let own = (cross_entropy(&logits[me], &labels)? + mimicry(me, &logits, &params)?)?;
         total = (total + own)?;

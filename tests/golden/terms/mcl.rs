@@ -1,20 +1,12 @@
-<<<<<<< HEAD
-//! `mcl`: unit embeddings `v0`, `v1`, … [B, E], `labels` [B]; the four terms over all networks and their weighted sum,
-//! without cross-entropy. `mcl_logit_kd`: logits `z0`, `z1`, … [B, C]; the divergence of the networks that have a
-=======
 //! `mcl`: unit embeddings `v0`, `v1`, … `[B, E]`, `labels` `[B]`; the four terms over all networks and their weighted sum,
 //! without cross-entropy. `mcl_logit_kd`: logits `z0`, `z1`, … `[B, C]`; the divergence of the networks that have a
->>>>>>> methods
 //! gradient, else of the last, from the ensemble.
 
 use anyhow::Result;
 use cohort_peer::methods::MclParams;
 use cohort_peer::methods::logit_kd::ensemble_kl;
 use cohort_peer::methods::mcl::Scores;
-<<<<<<< HEAD
-=======
 use cohort_peer::methods::primitives::zero;
->>>>>>> methods
 
 use crate::case::{Tensors, Trial};
 
@@ -48,11 +40,7 @@ pub(super) fn mcl(trial: &Trial<'_>) -> Result<Tensors> {
 pub(super) fn mcl_logit_kd(trial: &Trial<'_>) -> Result<Tensors> {
     let logits = trial.networks("z")?;
     let t = trial.number("t", MclParams::default().kd_t)?;
-<<<<<<< HEAD
-    let mut total = logits[0].zeros_like()?.sum_all()?;
-=======
     let mut total = zero(&logits[0])?;
->>>>>>> methods
     for me in trial.learners("z", logits.len(), logits.len() - 1) {
         total = (total + ensemble_kl(me, &logits, t)?)?;
     }

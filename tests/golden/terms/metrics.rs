@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-//! `metrics`: logits `z` [N, C], labels `y` [N]. They are computed in double precision whatever the logits are.
-=======
 //! `metrics`: logits `z` `[N, C]`, labels `y` `[N]`. They are computed in double precision whatever the logits are.
->>>>>>> methods
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};

@@ -20,6 +20,8 @@ fn names(method: &Method, me: usize, heard: &[Heard]) -> Vec<&'static str> {
 
 #[test]
 fn what_a_peer_says_follows_from_the_method() {
+    let mcl = Method::Mcl(MclParams::default());
+    let silent = Method::Mcl(MclParams { logit_kd: Students::Off, ..MclParams::default() });
     assert!(!Method::Alone.says_logits());
     assert!(Method::Dml(DmlParams::default()).says_logits());
     assert!(mcl.says_logits());
