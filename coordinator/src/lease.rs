@@ -228,35 +228,35 @@ mod tests {
         assert_eq!(lease.renew(), None);
         let mut slow = paced(10_000, 3, 1000);
         assert_eq!(slow.renew(), Some(3 + LEASE_STEPS_MIN));
-        let mut medium = paced(100, 2, 1000);
-        assert_eq!(medium.renew(), Some(2 + 20));
-        let mut fast = paced(0, 2, 1000);
-        assert_eq!(fast.renew(), Some(2 + LEASE_STEPS_MAX));
+        let mut medium = paced(100, 1, 1000);
+        assert_eq!(medium.renew(), Some(1 + 20));
+        let mut fast = paced(0, 1, 1000);
+        assert_eq!(fast.renew(), Some(1 + LEASE_STEPS_MAX));
     }
 
     #[test]
     fn it_is_renewed_when_half_is_left_and_never_beyond_the_end() {
-        let mut lease = paced(100, 2, 1000);
-        assert_eq!(lease.renew(), Some(22));
-        for step in 2..30 {
+        let mut lease = paced(100, 1, 1000);
+        assert_eq!(lease.renew(), Some(21));
+        for step in 1..30 {
             for member in 0..2 {
                 lease.report(Tick(100 * (step + 1)), member, step).unwrap();
             }
             if let Some(until) = lease.renew() {
-                assert_eq!((step, until), (11, 32));
+                assert_eq!((step, until), (10, 31));
                 break;
             }
         }
-        let mut end = paced(0, 2, 10);
+        let mut end = paced(0, 1, 10);
         assert_eq!(end.renew(), Some(10));
         assert_eq!(end.renew(), None);
     }
 
     #[test]
     fn the_slowest_member_holds_the_lease() {
-        let mut lease = paced(0, 2, 1000);
+        let mut lease = paced(0, 1, 1000);
         let until = lease.renew().unwrap();
-        for step in 2..until {
+        for step in 1..until {
             lease.report(Tick(0), 0, step).unwrap();
         }
         assert_eq!(lease.renew(), None);

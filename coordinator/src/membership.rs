@@ -419,12 +419,14 @@ impl Membership {
         }
     }
 
-    /// This process was not woken for so long: that is no peer's silence.
-    pub fn forgive(&mut self, late_ms: u64) {
+    /// This process was not woken for so long: that is no peer's silence. What peers said meanwhile is still to be
+    /// taken from queues, for which they get the time of a heartbeat besides.
+    pub fn forgive(&mut self, now: Tick, late_ms: u64) {
+        let ms = late_ms.saturating_add(self.heartbeat_ms());
         for peer in &mut self.peers {
-            peer.last_heard = peer.last_heard.plus(late_ms);
+            peer.last_heard = peer.last_heard.plus(ms).min(now);
             if let Presence::Suspected { broke_at, .. } = &mut peer.presence {
-                *broke_at = broke_at.plus(late_ms);
+                *broke_at = broke_at.plus(ms).min(now);
             }
         }
     }

@@ -130,3 +130,6 @@ async fn router(service: Service) -> Result<Router, ServeError> {
         .add_service(health)
         .add_service(reflection))
 }
+
+#[cfg(test)]
+mod tests;

@@ -190,7 +190,7 @@ impl Cluster {
     fn forgive_lateness(&mut self, now: Tick, out: &mut Vec<Action>) {
         let late_ms = self.promised.map_or(0, |promised| now.since(promised));
         if late_ms > self.members.heartbeat_ms() {
-            self.members.forgive(late_ms);
+            self.members.forgive(now, late_ms);
             if let Stage::Stopping { deadline, .. } | Stage::Finished { deadline } = &mut self.stage {
                 *deadline = deadline.plus(late_ms);
             }

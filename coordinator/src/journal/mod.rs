@@ -142,12 +142,7 @@ impl Journal {
         let (queue, orders) = mpsc::channel(QUEUE_DEPTH);
         let failure = Arc::new(OnceLock::new());
         let reason = Arc::clone(&failure);
-        let write = move || {
-            if let Err(error) = write_all(store, orders) {
-                // Whoever writes next finds the queue closed and this reason.
-                _ = reason.set(error.to_string());
-            }
-        };
+        let write = move || write_all(store, orders, &reason);
         let spawned = thread::Builder::new().name("journal".into()).spawn(write);
         spawned.map_err(failed(&file))?;
         Ok((Self { queue, failure, file, _lock: lock }, history))
@@ -191,17 +186,18 @@ impl Journal {
     }
 }
 
-/// Writes what waits, many lines in one transaction, until nobody can hand over more.
-fn write_all(mut store: Store, mut orders: mpsc::Receiver<Order>) -> rusqlite::Result<()> {
+/// Writes what waits, many lines in one transaction, until nobody can hand over more or writing fails: whoever waits
+/// or writes next then finds the queue closed and `reason` given.
+fn write_all(mut store: Store, mut orders: mpsc::Receiver<Order>, reason: &OnceLock<String>) {
     let mut batch = Vec::new();
-    loop {
-        batch.clear();
-        if orders.blocking_recv_many(&mut batch, BATCH_MAX) == 0 {
-            return Ok(());
-        }
+    while orders.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
         let durable = batch.iter().any(|order| order.durable.is_some());
         let lines = batch.iter().filter_map(|order| Some((order.at_ms, order.line.as_ref()?)));
-        store.write(lines, durable)?;
+        if let Err(error) = store.write(lines, durable) {
+            // Only this thread ever sets it.
+            _ = reason.set(error.to_string());
+            return;
+        }
         for waiting in batch.drain(..).filter_map(|order| order.durable) {
             // Whoever no longer waits does not need the answer.
             _ = waiting.send(());
