@@ -1,4 +1,5 @@
 //! The harness: what tests of more than one crate share.
 
+pub mod cluster;
 pub mod joint;
 pub mod joint_loss;

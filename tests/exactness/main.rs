@@ -1,0 +1,77 @@
+//! Exactness: peers that only exchange what their networks say end in the weights of one process that holds all the
+//! networks. The reference is the joint trainer in `src/joint.rs`: one graph, one backward pass, no exchange.
+
+use std::path::PathBuf;
+
+use cohort_proto::spec::RunSpec;
+use cohort_tests::cluster;
+use cohort_tests::joint::{Joint, max_difference};
+
+/// Weights after ten steps in f32 may differ by rounding: sums are formed in another order.
+const TOLERANCE: f64 = 2e-5;
+
+fn data() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/data/fashion-mnist")
+}
+
+fn spec(method: &str, peers: usize) -> RunSpec {
+    let architectures = ["resnet8", "wrn_10_1", "resnet14"];
+    let peers: String = (0..peers)
+        .map(|i| {
+            format!("[[peer]]\nname = \"p{i}\"\narch = \"{}\"\n", architectures[i % architectures.len()])
+        })
+        .collect();
+    let text = format!(
+        "[run]\nseed = 3\nsteps = 10\n[data]\ndataset = \"fashion-mnist\"\ntrain_limit = 60\nbatch = 20\n\
+         [method]\n{method}\n[optim]\nlr = 0.05\n{peers}"
+    );
+    RunSpec::parse(&text).unwrap()
+}
+
+/// Trains both ways and returns the greatest difference over all peers.
+fn difference(spec: &RunSpec, steps: usize) -> f64 {
+    let together = cluster::train(spec, &data(), steps).unwrap();
+    let mut joint = Joint::new(spec, &data()).unwrap();
+    for _ in 0..steps {
+        assert!(joint.step().unwrap().is_finite());
+    }
+    let pairs = together.iter().zip(joint.weights().unwrap());
+    let worst =
+        pairs.map(|(a, b)| max_difference(a, &b).unwrap()).max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+    eprintln!("{} x{}: {:.2e} in {}", spec.method.name(), spec.peers.len(), worst.0, worst.1);
+    worst.0
+}
+
+#[test]
+fn dml_with_two_and_three_peers() {
+    assert!(difference(&spec("name = \"dml\"", 2), 10) < TOLERANCE);
+    assert!(difference(&spec("name = \"dml\"\nt = 2.0\nreduce = \"sum\"", 3), 10) < TOLERANCE);
+}
+
+#[test]
+fn mcl_with_two_peers() {
+    assert!(difference(&spec("name = \"mcl\"", 2), 10) < TOLERANCE);
+}
+
+#[test]
+fn mcl_with_three_peers() {
+    assert!(difference(&spec("name = \"mcl\"\nlogit_kd = \"all\"", 3), 10) < TOLERANCE);
+}
+
+#[test]
+fn the_comparison_would_see_a_missing_term() {
+    let with = spec("name = \"mcl\"", 2);
+    let without = spec("name = \"mcl\"\nlogit_kd = \"off\"", 2);
+    let a = cluster::train(&with, &data(), 2).unwrap();
+    let b = cluster::train(&without, &data(), 2).unwrap();
+    assert!(max_difference(&a[0], &b[0]).unwrap().0 > 10.0 * TOLERANCE);
+}
+
+#[test]
+fn two_clusters_are_bitwise_equal() {
+    let spec = spec("name = \"mcl\"", 2);
+    let [a, b] = [0, 1].map(|_| cluster::train(&spec, &data(), 4).unwrap());
+    for (a, b) in a.iter().zip(&b) {
+        assert_eq!(max_difference(a, b).unwrap().0, 0.0);
+    }
+}

@@ -1,0 +1,119 @@
+//! A cluster in one process: every peer takes its steps by the recipe of `cohort_peer::step` in a thread of its own, and
+//! what they say passes between them as sealed contributions, bytes and digests included. Only sockets and the
+//! coordinator are missing, so a difference from the joint trainer is a difference of arithmetic.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use anyhow::{Context, Result, anyhow};
+use candle_core::Device;
+use cohort_peer::data::{self, loader::Loader, loader::LoaderInputs};
+use cohort_peer::learner::Learner;
+use cohort_peer::models::{ImageShape, StateDict};
+use cohort_peer::step::{self, Company, Interruption};
+use cohort_proto::contribution::{Contribution, Header, Position, Tensor};
+use cohort_proto::dataset::{self, Split};
+use cohort_proto::id::{Digest, PeerName, RunId, ViewId};
+use cohort_proto::schema::Schema;
+use cohort_proto::spec::RunSpec;
+
+/// What was said, by position and index.
+#[derive(Debug, Default)]
+struct Board {
+    said: Mutex<BTreeMap<(Position, usize), Arc<Contribution>>>,
+    changed: Condvar,
+}
+
+/// One peer's place at the board.
+struct Seat {
+    board: Arc<Board>,
+    index: usize,
+    peers: usize,
+    name: PeerName,
+    schema: Schema,
+}
+
+impl Company for Seat {
+    fn view(&self) -> ViewId {
+        ViewId(1)
+    }
+
+    fn say(
+        &mut self,
+        at: Position,
+        batch_hash: u64,
+        tensors: Vec<Tensor>,
+    ) -> Result<Option<Digest>, Interruption> {
+        if self.schema.tensors().is_empty() {
+            return Ok(None);
+        }
+        let (run, view, source) = (RunId(1), self.view(), self.name.clone());
+        let header = Header { run, view, position: at, source, batch_hash };
+        let sealed = Contribution::seal(header, tensors, &self.schema);
+        let contribution =
+            sealed.map_err(|error| cohort_peer::error::PeerError::Internal(error.to_string()))?;
+        let digest = contribution.digest();
+        let mut said = self.board.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.insert((at, self.index), Arc::new(contribution));
+        self.board.changed.notify_all();
+        Ok(Some(digest))
+    }
+
+    fn listen(&mut self, at: Position, _: u64) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
+        if self.schema.tensors().is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut said = self.board.said.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let others = (0..self.peers).filter(|index| *index != self.index);
+            let heard = others.map(|index| Some((index, said.get(&(at, index))?.clone())));
+            if let Some(heard) = heard.collect::<Option<Vec<_>>>() {
+                return Ok(heard);
+            }
+            said = self.board.changed.wait(said).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn log_bytes(&self) -> u64 {
+        0
+    }
+}
+
+/// Trains all peers of a run spec for some steps. Returns the weights of each, by index.
+///
+/// # Errors
+/// If data or networks cannot be had, or a step fails.
+pub fn train(spec: &RunSpec, folder: &Path, steps: usize) -> Result<Vec<StateDict>> {
+    let board = Arc::new(Board::default());
+    let threads: Vec<_> = (0..spec.peers.len())
+        .map(|index| {
+            let (spec, folder, board) = (spec.clone(), folder.to_owned(), board.clone());
+            std::thread::spawn(move || peer(&spec, &folder, index, board, steps))
+        })
+        .collect();
+    threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a peer panicked"))?).collect()
+}
+
+fn peer(spec: &RunSpec, folder: &Path, index: usize, board: Arc<Board>, steps: usize) -> Result<StateDict> {
+    let peer = spec.peers.get(index).context("a peer")?;
+    let samples = dataset::load(folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
+    let images = &samples.images;
+    let image = ImageShape { channels: images.channels, height: images.height, width: images.width };
+    let mut learner = Learner::build(spec, index, peer, image, Device::Cpu)?;
+    let plan = spec.batch_plan(&samples.labels)?;
+    let augment = data::augmentation(&spec.data);
+    let normalisation = data::normalisation(&spec.data, image.channels)?;
+    let mut loader = Loader::start(LoaderInputs { samples, plan, augment, normalisation }, 0)?;
+    let schema = spec.contribution_schema()?;
+    let mut seat = Seat { board, index, peers: spec.peers.len(), name: peer.name.clone(), schema };
+    for _ in 0..steps {
+        let batch = loader.next_batch()?.context("the plan has ended")?;
+        match step::run(&mut learner, &mut seat, &batch) {
+            Ok(_) => {}
+            Err(Interruption::Failed(error)) => return Err((*error).into()),
+            Err(Interruption::Stopped(stop)) => return Err(anyhow!(stop.sentence)),
+        }
+    }
+    Ok(learner.params.state_dict()?)
+}
