@@ -649,7 +649,7 @@ enum Deed {
 
 fn deed() -> impl Strategy<Value = Deed> {
     prop_oneof![
-        4 => any::<bool>().prop_map(|right| Deed::Join(right)),
+        4 => any::<bool>().prop_map(Deed::Join),
         4 => Just(Deed::Attend),
         1 => (0u64..4).prop_map(Deed::Wrong),
         40 => Just(Deed::Step),
@@ -714,14 +714,12 @@ impl World {
 /// What must hold of all actions of a history together.
 #[derive(Default)]
 struct Laws {
-    view: ViewId0,
+    view: u64,
     recorded: BTreeSet<u64>,
     lease: Step,
     stopped: bool,
     exited: bool,
 }
-
-type ViewId0 = u64;
 
 impl Laws {
     fn check(&mut self, actions: &[Action]) {
