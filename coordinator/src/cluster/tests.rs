@@ -293,6 +293,7 @@ fn the_first_peer_does_not_lock_others_out_once_it_has_gone() {
     world.present(wrong, "127.0.0.1").unwrap();
     assert_eq!(world.join("b").unwrap_err().reason, RefusalReason::Dataset);
     world.wait(10_000, &[]);
+    assert_eq!(world.cluster.members().data(), None);
     world.join("b").unwrap();
 }
 
