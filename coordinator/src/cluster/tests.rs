@@ -293,6 +293,7 @@ fn the_first_peer_does_not_lock_others_out_once_it_has_gone() {
     world.present(wrong, "127.0.0.1").unwrap();
     assert_eq!(world.join("b").unwrap_err().reason, RefusalReason::Dataset);
     world.wait(10_000, &[]);
+    assert_eq!(world.cluster.members().data(), None);
     world.join("b").unwrap();
 }
 
@@ -649,7 +650,7 @@ enum Deed {
 
 fn deed() -> impl Strategy<Value = Deed> {
     prop_oneof![
-        4 => any::<bool>().prop_map(|right| Deed::Join(right)),
+        4 => any::<bool>().prop_map(Deed::Join),
         4 => Just(Deed::Attend),
         1 => (0u64..4).prop_map(Deed::Wrong),
         40 => Just(Deed::Step),
@@ -714,14 +715,12 @@ impl World {
 /// What must hold of all actions of a history together.
 #[derive(Default)]
 struct Laws {
-    view: ViewId0,
+    view: u64,
     recorded: BTreeSet<u64>,
     lease: Step,
     stopped: bool,
     exited: bool,
 }
-
-type ViewId0 = u64;
 
 impl Laws {
     fn check(&mut self, actions: &[Action]) {

@@ -194,8 +194,9 @@ fn write_all(mut store: Store, mut orders: mpsc::Receiver<Order>, reason: &OnceL
         let durable = batch.iter().any(|order| order.durable.is_some());
         let lines = batch.iter().filter_map(|order| Some((order.at_ms, order.line.as_ref()?)));
         if let Err(error) = store.write(lines, durable) {
-            // Only this thread ever sets it.
+            // Only this thread ever sets it. The queue closes before those who wait for this batch are let go.
             _ = reason.set(error.to_string());
+            drop(orders);
             return;
         }
         for waiting in batch.drain(..).filter_map(|order| order.durable) {

@@ -239,8 +239,19 @@ async fn a_peer_that_does_not_read_is_given_up() {
     a.attend().await;
     // While it waits for others, each wish is answered, and nobody reads the answers.
     let wish = FromPeer::StopWish("x".repeat(900));
-    let flood = async { while a.up.as_ref().unwrap().send(wish.clone().into()).await.is_ok() {} };
-    tokio::time::timeout(Duration::from_secs(20), flood).await.unwrap();
+    let up = a.up.clone().unwrap();
+    let flood = tokio::spawn(async move { while up.send(wish.clone().into()).await.is_ok() {} });
+    let given_up = async {
+        let mut other = Peer::new(&served, "b").await;
+        loop {
+            let status = other.client.status(wire::StatusRequest {}).await.unwrap().into_inner();
+            if status.members[0].state() != wire::MemberState::Attending {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), given_up).await.unwrap();
+    flood.abort();
 }
 
 #[tokio::test]
