@@ -93,7 +93,8 @@ pub fn batch_norm_train(
     stock::batch_norm_train(x, gamma, beta, eps, residual, act)
 }
 
-/// Batch normalisation with statistics gathered during training, each `[C]`; shapes as in [`batch_norm_train`].
+/// Batch normalisation with statistics gathered during training, each `[C]` and constant for the gradient; shapes as
+/// in [`batch_norm_train`].
 ///
 /// # Errors
 /// When shapes do not fit.

@@ -59,7 +59,8 @@ pub(super) fn batch_norm_eval(
     residual: Option<&Tensor>,
     act: Activation,
 ) -> Result<Tensor> {
-    let (scale, shift) = affine_of_running(gamma, beta, running_mean, running_var, eps)?;
+    let scale = (running_var.detach() + eps)?.sqrt()?.recip()?.mul(gamma)?;
+    let shift = beta.sub(&running_mean.detach().mul(&scale)?)?;
     let flat_bcs = flatten_pixels(x)?;
     let c = flat_bcs.dim(1)?;
     let y = flat_bcs
@@ -67,19 +68,6 @@ pub(super) fn batch_norm_eval(
         .broadcast_add(&shift.reshape((1, c, 1))?)?
         .reshape(x.shape())?;
     finish(y, residual, act)
-}
-
-/// Scale and shift per channel that normalisation with fixed statistics amounts to.
-pub(super) fn affine_of_running(
-    gamma: &Tensor,
-    beta: &Tensor,
-    running_mean: &Tensor,
-    running_var: &Tensor,
-    eps: f64,
-) -> Result<(Tensor, Tensor)> {
-    let scale = (running_var + eps)?.sqrt()?.recip()?.mul(gamma)?;
-    let shift = beta.sub(&running_mean.mul(&scale)?)?;
-    Ok((scale, shift))
 }
 
 /// See [`super::relu`].

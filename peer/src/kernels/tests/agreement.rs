@@ -190,4 +190,14 @@ proptest! {
         let conv = |a: &[Tensor]| conv2d(&a[0], &a[1], geometry(stride, padding));
         check("convolution", &conv, &[&x, &[co, x[1], kh, kw]], TOLERANCE);
     }
+
+    /// The shapes that go through Winograd's form.
+    #[test]
+    fn any_3x3_convolution_of_many_channels_agrees_with_f64(
+        x in [1usize..3, 16usize..40, 4usize..14, 4usize..14],
+        co in 16usize..40,
+    ) {
+        let conv = |a: &[Tensor]| conv2d(&a[0], &a[1], geometry(1, 1));
+        check("convolution", &conv, &[&x, &[co, x[1], 3, 3]], TOLERANCE);
+    }
 }
