@@ -1,4 +1,5 @@
-//! Speed of the convolution kernels on the shapes of a ResNet-20 for 32x32 images: `cargo bench -p cohort-peer --bench kernels [threads]`.
+//! Speed of the convolution kernels on the shapes of a ResNet-20 for 32x32 images: `cargo bench -p
+//! cohort-peer --bench kernels [threads]`.
 
 use std::time::Instant;
 

@@ -12,8 +12,8 @@ pub(super) fn conv2d(x: &Tensor, w: &Tensor, g: ConvGeometry) -> Result<Tensor> 
     let used = |size: usize, k: usize| (size + 2 * g.padding - k) / g.stride * g.stride + k;
     let (used_h, used_w) = (used(h, kh), used(width, kw));
     // candle's backward pass takes the rows that no window reaches for the columns too, and subtracts the
-    // padding from a size that may be smaller when the border is wide. There the zeros are written out and what
-    // no window reaches is cut off.
+    // padding from a size that may be smaller when the border is wide. There the zeros are written out and
+    // what no window reaches is cut off.
     if used_h.min(used_w) < 2 * g.padding || h + used_w != width + used_h {
         let p = g.padding;
         let padded = x.pad_with_zeros(2, p, p)?.pad_with_zeros(3, p, p)?;

@@ -1,5 +1,5 @@
-//! Every fast kernel on every instruction set of this machine against candle's own ops in f64, and against itself
-//! on other numbers of threads.
+//! Every fast kernel on every instruction set of this machine against candle's own ops in f64, and against
+//! itself on other numbers of threads.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
