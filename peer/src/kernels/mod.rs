@@ -66,8 +66,9 @@ pub fn conv2d(x: &Tensor, w: &Tensor, geometry: ConvGeometry) -> Result<Tensor> 
     stock::conv2d(x, w, geometry)
 }
 
-/// Batch normalisation with the statistics of the batch itself: `act(gamma (x - mean) / sqrt(var + eps) + beta + residual)`
-/// (Ioffe and Szegedy 2015, algorithm 1), `x` `[B, C, ...]`, `gamma` and `beta` `[C]`, `residual` shaped as `x`.
+/// Batch normalisation with the statistics of the batch itself: `act(gamma (x - mean) / sqrt(var + eps) +
+/// beta + residual)` (Ioffe and Szegedy 2015, algorithm 1), `x` `[B, C, ...]`, `gamma` and `beta` `[C]`,
+/// `residual` shaped as `x`.
 ///
 /// # Errors
 /// When a channel has a single value, whose variance says nothing, or when shapes do not fit.
@@ -93,7 +94,8 @@ pub fn batch_norm_train(
     stock::batch_norm_train(x, gamma, beta, eps, residual, act)
 }
 
-/// Batch normalisation with statistics gathered during training, each `[C]`; shapes as in [`batch_norm_train`].
+/// Batch normalisation with statistics gathered during training, each `[C]` and constant for the gradient;
+/// shapes as in [`batch_norm_train`].
 ///
 /// # Errors
 /// When shapes do not fit.

@@ -12,8 +12,8 @@ pub(super) fn conv2d(x: &Tensor, w: &Tensor, g: ConvGeometry) -> Result<Tensor> 
     let used = |size: usize, k: usize| (size + 2 * g.padding - k) / g.stride * g.stride + k;
     let (used_h, used_w) = (used(h, kh), used(width, kw));
     // candle's backward pass takes the rows that no window reaches for the columns too, and subtracts the
-    // padding from a size that may be smaller when the border is wide. There the zeros are written out and what
-    // no window reaches is cut off.
+    // padding from a size that may be smaller when the border is wide. There the zeros are written out and
+    // what no window reaches is cut off.
     if used_h.min(used_w) < 2 * g.padding || h + used_w != width + used_h {
         let p = g.padding;
         let padded = x.pad_with_zeros(2, p, p)?.pad_with_zeros(3, p, p)?;
@@ -59,7 +59,8 @@ pub(super) fn batch_norm_eval(
     residual: Option<&Tensor>,
     act: Activation,
 ) -> Result<Tensor> {
-    let (scale, shift) = affine_of_running(gamma, beta, running_mean, running_var, eps)?;
+    let scale = (running_var.detach() + eps)?.sqrt()?.recip()?.mul(gamma)?;
+    let shift = beta.sub(&running_mean.detach().mul(&scale)?)?;
     let flat_bcs = flatten_pixels(x)?;
     let c = flat_bcs.dim(1)?;
     let y = flat_bcs
@@ -67,19 +68,6 @@ pub(super) fn batch_norm_eval(
         .broadcast_add(&shift.reshape((1, c, 1))?)?
         .reshape(x.shape())?;
     finish(y, residual, act)
-}
-
-/// Scale and shift per channel that normalisation with fixed statistics amounts to.
-pub(super) fn affine_of_running(
-    gamma: &Tensor,
-    beta: &Tensor,
-    running_mean: &Tensor,
-    running_var: &Tensor,
-    eps: f64,
-) -> Result<(Tensor, Tensor)> {
-    let scale = (running_var + eps)?.sqrt()?.recip()?.mul(gamma)?;
-    let shift = beta.sub(&running_mean.mul(&scale)?)?;
-    Ok((scale, shift))
 }
 
 /// See [`super::relu`].

@@ -37,11 +37,11 @@ pub fn init(threads: usize) -> Result<usize, InitError> {
     Ok(threads)
 }
 
-/// candle splits large element-wise ops over a pool of its own, sized by the environment, whose threads spin while
-/// they wait and so take the cores from rayon's threads and from the other peers of the machine.
+/// candle splits large element-wise ops over a pool of its own, sized by the environment, whose threads spin
+/// while they wait and so take the cores from rayon's threads and from the other peers of the machine.
 fn limit_candle(threads: usize) {
-    /// Up to here the pool costs more than it saves (ResNet-20 on two cores: 640 images/s without, 600 with it; two
-    /// such processes at once, spinning without limit: 48 each instead of 160 to 330).
+    /// Up to here the pool costs more than it saves (ResNet-20 on two cores: 640 images/s without, 600 with
+    /// it; two such processes at once, spinning without limit: 48 each instead of 160 to 330).
     const WITHOUT_POOL_MAX: usize = 2;
     let of_pool = if threads <= WITHOUT_POOL_MAX { 1 } else { threads };
     for (name, value) in [
@@ -58,12 +58,13 @@ fn limit_candle(threads: usize) {
     }
 }
 
-/// Keeps glibc from handing every large tensor back to the kernel and faulting its pages in again a moment later.
+/// Keeps glibc from handing every large tensor back to the kernel and faulting its pages in again a moment
+/// later.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn keep_memory() {
     for (parameter, value) in [
-        // Tensors come from the heap, not from a mapping each, and from the one heap that is never given back:
-        // those of further threads are, whenever they happen to be empty.
+        // Tensors come from the heap, not from a mapping each, and from the one heap that is never given
+        // back: those of further threads are, whenever they happen to be empty.
         (libc::M_MMAP_MAX, 0),
         (libc::M_ARENA_MAX, 1),
         (libc::M_TRIM_THRESHOLD, libc::c_int::MAX),

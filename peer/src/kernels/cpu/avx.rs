@@ -6,8 +6,8 @@ use std::arch::x86_64::*;
 
 use super::lanes::{LANES, Lanes};
 
-// Both types are named only by `isa::dispatch`, inside functions compiled for their set and after the processor
-// was asked for it; that is the reason of every call below.
+// Both types are named only by `isa::dispatch`, inside functions compiled for their set and after the
+// processor was asked for it; that is the reason of every call below.
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(__m512);

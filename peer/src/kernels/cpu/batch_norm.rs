@@ -179,7 +179,8 @@ fn vector<V: Lanes>(plane: &[f32], at: usize) -> V {
     }
 }
 
-/// The gradient by `x` is `scale (g - mean - (x - centre) slope)`; with running statistics both terms are zero.
+/// The gradient by `x` is `scale (g - mean - (x - centre) slope)`; with running statistics both terms are
+/// zero.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::kernels) struct Correction {
     pub(in crate::kernels) mean: f32,

@@ -1,5 +1,5 @@
-//! Convolution of a batch, forward and backward: images are independent, and the gradient by the weights is summed
-//! over fixed parts of the batch in order.
+//! Convolution of a batch, forward and backward: images are independent, and the gradient by the weights is
+//! summed over fixed parts of the batch in order.
 
 use super::direct;
 use super::geometry::ConvShape;

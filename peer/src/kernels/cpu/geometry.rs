@@ -37,8 +37,8 @@ impl ConvShape {
 }
 
 /// An image of channel blocks with a border of zeros, split by the remainders of its coordinates modulo the
-/// stride: `[block][remainder of y][remainder of x][rows][cols][lane]`. Windows then move by one pixel whatever
-/// the stride.
+/// stride: `[block][remainder of y][remainder of x][rows][cols][lane]`. Windows then move by one pixel
+/// whatever the stride.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frame {
     pub(super) channels: usize,
@@ -107,8 +107,8 @@ impl Frame {
     }
 }
 
-/// The input pixels whose coordinates leave one remainder modulo the stride: they are fed by the same taps, so
-/// that their gradient is an ordinary correlation of stride 1.
+/// The input pixels whose coordinates leave one remainder modulo the stride: they are fed by the same taps,
+/// so that their gradient is an ordinary correlation of stride 1.
 #[derive(Clone, Debug)]
 pub(super) struct Class {
     /// Taps `(ky, kx)` of the forward window.

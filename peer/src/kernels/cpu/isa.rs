@@ -26,8 +26,8 @@ thread_local! {
 impl Isa {
     /// The set for an operation that starts on this thread: the scoped one, else that of the process.
     ///
-    /// `COHORT_ISA` set to `portable`, `avx2` or `avx512` asks for less than the processor offers; it is read once,
-    /// and what the processor lacks, or an unknown word, leaves the best set in force.
+    /// `COHORT_ISA` set to `portable`, `avx2` or `avx512` asks for less than the processor offers; it is read
+    /// once, and what the processor lacks, or an unknown word, leaves the best set in force.
     pub(in crate::kernels) fn current() -> Self {
         static OF_PROCESS: OnceLock<Isa> = OnceLock::new();
         SCOPED.get().unwrap_or_else(|| {
@@ -67,8 +67,8 @@ impl Isa {
     }
 }
 
-/// A computation written once for every instruction set. `run` and all that it calls must be inlined, else it is
-/// compiled for the least set.
+/// A computation written once for every instruction set. `run` and all that it calls must be inlined, else it
+/// is compiled for the least set.
 pub(super) trait Kernel {
     type Output;
     fn run<V: Lanes>(self) -> Self::Output;

@@ -3,8 +3,8 @@
 /// Width of a vector and of a block of channels.
 pub(super) const LANES: usize = 16;
 
-/// Sixteen f32 that live in registers. The same kernel on two sets with fused multiplication gives equal bits,
-/// since every lane sees the same operations.
+/// Sixteen f32 that live in registers. The same kernel on two sets with fused multiplication gives equal
+/// bits, since every lane sees the same operations.
 pub(super) trait Lanes: Copy {
     /// Whether the set has 32 registers that hold all sixteen values, so that larger tiles pay.
     const WIDE: bool;

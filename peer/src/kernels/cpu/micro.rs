@@ -74,8 +74,8 @@ impl Correlation<'_> {
             let mut x = 0;
             while x < self.count.1 {
                 let left = self.count.1 - x;
-                // SAFETY: `check` has covered every window and every result of `count`, and each branch takes no
-                // more windows than are left.
+                // SAFETY: `check` has covered every window and every result of `count`, and each branch takes
+                // no more windows than are left.
                 x += unsafe {
                     if V::WIDE && NB == 1 && left >= 16 {
                         self.tile::<V, 16, NB>(block, y, x)
@@ -209,8 +209,8 @@ impl WeightGradient<'_> {
                     let x = first / LANES * self.x_plane + self.taps[t] + lane;
                     let sum = (first * self.taps.len() + t * lanes + lane) * LANES;
                     let left = lanes - lane;
-                    // SAFETY: `check` has covered every pixel and every sum; each branch takes no more lanes than
-                    // are left.
+                    // SAFETY: `check` has covered every pixel and every sum; each branch takes no more lanes
+                    // than are left.
                     lane += unsafe {
                         if V::WIDE && left >= 8 {
                             self.tile::<V, 8, NB>(block, x, sum)
@@ -231,8 +231,8 @@ impl WeightGradient<'_> {
     /// `R` channels at one tap times `NB` output blocks, summed over all pixels. Returns `R`.
     ///
     /// # Safety
-    /// `check` has passed, `block + NB <= out_blocks`, and `x` and `sum` point to the first of `R` lanes of one
-    /// channel block at one tap.
+    /// `check` has passed, `block + NB <= out_blocks`, and `x` and `sum` point to the first of `R` lanes of
+    /// one channel block at one tap.
     #[inline(always)]
     unsafe fn tile<V: Lanes, const R: usize, const NB: usize>(
         &mut self,

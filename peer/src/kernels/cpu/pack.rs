@@ -112,8 +112,8 @@ pub(super) fn weights_len(outputs: usize, channels: usize, taps: usize) -> usize
     outputs.div_ceil(LANES) * channels * taps * LANES
 }
 
-/// Visits every weight of `outputs` by `channels` by `taps`: `visit(packed index, output, channel, tap)` in the
-/// order `[output block][channel block][tap][channel][lane]`.
+/// Visits every weight of `outputs` by `channels` by `taps`: `visit(packed index, output, channel, tap)` in
+/// the order `[output block][channel block][tap][channel][lane]`.
 pub(super) fn for_each_weight(
     outputs: usize,
     channels: usize,

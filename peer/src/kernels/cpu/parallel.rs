@@ -6,11 +6,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-/// Fills a vector of `len` values in units of `unit`, of which the last may be shorter: `write(state, index, values)`
-/// per unit, each handed out as zeros.
+/// Fills a vector of `len` values in units of `unit`, of which the last may be shorter: `write(state, index,
+/// values)` per unit, each handed out as zeros.
 ///
-/// A thread takes `together` consecutive units at a time. A `state` is memory that is used for many units; which
-/// ones depends on timing, so `write` must not let one unit see what another left there.
+/// A thread takes `together` consecutive units at a time. A `state` is memory that is used for many units;
+/// which ones depends on timing, so `write` must not let one unit see what another left there.
 pub(super) fn build<S>(
     (len, unit): (usize, usize),
     together: usize,
@@ -37,8 +37,8 @@ pub(super) fn build<S>(
     values
 }
 
-/// Sums over a batch: `parts` ranges of consecutive images go to `sum`, whose results are returned in order. The
-/// state is as for [`build`].
+/// Sums over a batch: `parts` ranges of consecutive images go to `sum`, whose results are returned in order.
+/// The state is as for [`build`].
 pub(super) fn partial_sums<S, T: Send>(
     batch: usize,
     parts: usize,

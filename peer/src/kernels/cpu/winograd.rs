@@ -78,8 +78,8 @@ impl Strip {
         self.rows * self.cols
     }
 
-    /// Floats between two products. One vector more than they need: at a distance of a power of two all sixteen
-    /// would fall into the same few lines of the first-level cache.
+    /// Floats between two products. One vector more than they need: at a distance of a power of two all
+    /// sixteen would fall into the same few lines of the first-level cache.
     fn step(self, blocks: usize) -> usize {
         (blocks * self.tiles() + 1) * LANES
     }
@@ -93,7 +93,8 @@ pub(super) struct Scratch {
     products: Vec<f32>,
 }
 
-/// From input to output, or from the output's gradient to the input's: the same with the weights turned round.
+/// From input to output, or from the output's gradient to the input's: the same with the weights turned
+/// round.
 pub(super) struct Map {
     tiling: Tiling,
     from: usize,

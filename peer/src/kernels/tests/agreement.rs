@@ -1,5 +1,5 @@
-//! Every fast kernel on every instruction set of this machine against candle's own ops in f64, and against itself
-//! on other numbers of threads.
+//! Every fast kernel on every instruction set of this machine against candle's own ops in f64, and against
+//! itself on other numbers of threads.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
@@ -189,5 +189,15 @@ proptest! {
         prop_assume!(x[2] + 2 * padding >= kh && x[3] + 2 * padding >= kw);
         let conv = |a: &[Tensor]| conv2d(&a[0], &a[1], geometry(stride, padding));
         check("convolution", &conv, &[&x, &[co, x[1], kh, kw]], TOLERANCE);
+    }
+
+    /// The shapes that go through Winograd's form.
+    #[test]
+    fn any_3x3_convolution_of_many_channels_agrees_with_f64(
+        x in [1usize..3, 16usize..40, 4usize..14, 4usize..14],
+        co in 16usize..40,
+    ) {
+        let conv = |a: &[Tensor]| conv2d(&a[0], &a[1], geometry(1, 1));
+        check("convolution", &conv, &[&x, &[co, x[1], 3, 3]], TOLERANCE);
     }
 }
