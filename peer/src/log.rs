@@ -33,15 +33,16 @@ pub enum AppendError {
 
 /// An entry that followers may no longer ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("entries before step {retained_from} are no longer retained")]
+#[error("entries before step {}, round {} are no longer retained", kept_from.step, kept_from.round)]
 pub struct Gone {
-    /// The oldest step that is.
-    pub retained_from: Step,
+    /// The oldest position that is.
+    pub kept_from: Position,
 }
 
 #[derive(Debug, Default)]
 struct Entries {
-    retained_from: Step,
+    /// Nothing at or after this position was let go.
+    kept_from: Position,
     list: VecDeque<Arc<Contribution>>,
     bytes: u64,
 }
@@ -57,7 +58,7 @@ pub struct ContributionLog {
 impl ContributionLog {
     /// An empty log that begins at a step.
     pub fn new(begins_at: Step) -> Self {
-        let entries = Entries { retained_from: begins_at, ..Entries::default() };
+        let entries = Entries { kept_from: Position::of(begins_at), ..Entries::default() };
         Self { entries: Mutex::new(entries), appended: watch::Sender::new(0) }
     }
 
@@ -88,15 +89,16 @@ impl ContributionLog {
     /// Forgets entries below a step.
     pub fn retain_from(&self, step: Step) {
         let mut entries = self.entries();
-        entries.retained_from = entries.retained_from.max(step);
         while let Some(old) = entries.list.pop_front_if(|entry| entry.header().position.step < step) {
             entries.bytes = entries.bytes.saturating_sub(old.byte_len() as u64);
+            // A follower that has just read this entry stands behind it and has lost nothing.
+            entries.kept_from = old.header().position.following();
         }
     }
 
     /// Starts over at a step, empty: the peer goes on from a checkpoint.
     pub fn restart_at(&self, step: Step) {
-        *self.entries() = Entries { retained_from: step, ..Entries::default() };
+        *self.entries() = Entries { kept_from: Position::of(step), ..Entries::default() };
     }
 
     /// Bytes of tensor data held.
@@ -107,8 +109,8 @@ impl ContributionLog {
     /// The first entry at or after a position; `None` if it has not been said yet.
     pub fn get(&self, from: Position) -> Result<Option<Arc<Contribution>>, Gone> {
         let entries = self.entries();
-        if from.step < entries.retained_from {
-            return Err(Gone { retained_from: entries.retained_from });
+        if from < entries.kept_from {
+            return Err(Gone { kept_from: entries.kept_from });
         }
         let at = entries.list.partition_point(|entry| entry.header().position < from);
         Ok(entries.list.get(at).cloned())
@@ -153,16 +155,27 @@ mod tests {
         for step in 3..8 {
             log.append(entry(step)).unwrap();
         }
-        assert_eq!(step_at(&log, 2), Err(Gone { retained_from: 3 }));
+        let gone = |step, round| Err(Gone { kept_from: Position { step, round } });
+        assert_eq!(step_at(&log, 2), gone(3, 0));
         assert_eq!(step_at(&log, 5), Ok(Some(5)));
         assert_eq!(step_at(&log, 8), Ok(None));
         assert_eq!(log.byte_len(), 40);
         log.retain_from(6);
-        assert_eq!(step_at(&log, 5), Err(Gone { retained_from: 6 }));
+        assert_eq!(step_at(&log, 5), gone(5, 1));
         assert_eq!(step_at(&log, 6), Ok(Some(6)));
         assert_eq!(log.byte_len(), 16);
         log.retain_from(4);
-        assert_eq!(step_at(&log, 5), Err(Gone { retained_from: 6 }), "what is gone stays gone");
+        assert_eq!(step_at(&log, 5), gone(5, 1), "what is gone stays gone");
+    }
+
+    #[test]
+    fn a_follower_that_has_read_all_may_wait_for_what_comes() {
+        let log = ContributionLog::new(0);
+        log.append(entry(0)).unwrap();
+        let tail = Position::of(0).following();
+        log.retain_from(1);
+        assert_eq!(log.get(tail), Ok(None));
+        assert!(log.get(Position::of(0)).is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::id::{Digest, PeerName, Round, RunId, Step, ViewId};
 use crate::schema::{DType, Schema, TensorSpec};
 
 /// A place in a contribution log. Ordered as the log is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     /// The step.
     pub step: Step,
@@ -19,6 +19,11 @@ impl Position {
     /// The ordinary exchange of a step.
     pub fn of(step: Step) -> Self {
         Self { step, round: 0 }
+    }
+
+    /// The least position after this one.
+    pub fn following(self) -> Self {
+        Self { step: self.step, round: self.round.saturating_add(1) }
     }
 }
 

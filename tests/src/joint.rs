@@ -49,11 +49,8 @@ impl Joint {
         let input = load::load(&batch, &Device::Cpu)?;
         let forward = |learner: &Learner| forward::forward(learner, &input);
         let outputs = self.learners.iter().map(forward).collect::<candle_core::Result<Vec<_>>>()?;
-        let own = |output| {
-            let forward::Forward { logits, embeddings, .. } = output;
-            Own { logits, embeddings }
-        };
-        let cohort: Vec<Own<'_>> = outputs.iter().map(own).collect();
+        let own = outputs.iter().map(|output| Own { logits: &output.logits, embeddings: &output.embeddings });
+        let cohort: Vec<Own<'_>> = own.collect();
         let method = &self.learners.first().context("a run has peers")?.method;
         let loss = joint_loss(method, &cohort, &input.labels)?;
         let value = loss.to_scalar::<f64>()?;

@@ -86,7 +86,8 @@ impl Store {
         self.folder.join(format!("{PREFIX}{steps_done}"))
     }
 
-    /// Writes a checkpoint, durably, and lets go of the oldest beyond `keep`.
+    /// Writes a checkpoint, durably, and lets go of the oldest beyond `keep`, but of none from which the whole cohort
+    /// may have to go on: `common` is the newest step of which every peer has one.
     ///
     /// # Errors
     /// If a file cannot be written; what was there before is untouched.
@@ -95,6 +96,7 @@ impl Store {
         progress: &Progress,
         model: &StateDict,
         optimizer: &StateDict,
+        common: Step,
     ) -> Result<PathBuf, CheckpointError> {
         let target = self.path(progress.steps_done);
         let encode = |tensors: &StateDict| {
@@ -117,18 +119,16 @@ impl Store {
         remove(&target)?;
         fs::rename(&temporary, &target).map_err(file_error("rename", &target))?;
         sync_folder(&self.folder)?;
-        self.rotate(progress.steps_done)?;
+        self.rotate(progress.steps_done.min(common))?;
         Ok(target)
     }
 
-    /// Removes the oldest beyond `keep`, never the one just written.
-    fn rotate(&self, just_written: Step) -> Result<(), CheckpointError> {
+    /// Removes the oldest beyond `keep` that are older than a step.
+    fn rotate(&self, needed_from: Step) -> Result<(), CheckpointError> {
         let steps = self.steps()?;
         let surplus = steps.len().saturating_sub(self.keep);
-        for step in steps.into_iter().filter(|step| *step != just_written).take(surplus) {
-            remove(&self.path(step))?;
-        }
-        Ok(())
+        let old = steps.into_iter().take(surplus).filter(|step| *step < needed_from);
+        old.map(|step| self.path(step)).try_for_each(|path| remove(&path))
     }
 
     /// The steps of all folders that are named like checkpoints, ascending, unverified.

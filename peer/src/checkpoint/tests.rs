@@ -4,6 +4,9 @@ use super::*;
 use candle_core::{Device, Tensor};
 use cohort_proto::id::RunId;
 
+/// Every peer has every checkpoint.
+const COMMON: Step = Step::MAX;
+
 fn progress(steps_done: Step) -> Progress {
     Progress {
         steps_done,
@@ -31,7 +34,7 @@ fn steps(store: &Store) -> Vec<Step> {
 #[test]
 fn round_trip() {
     let (_folder, store) = store(3);
-    let path = store.save(&progress(7), &tensors(1.5), &tensors(0.25)).unwrap();
+    let path = store.save(&progress(7), &tensors(1.5), &tensors(0.25), COMMON).unwrap();
     assert!(path.join("model.safetensors").is_file());
     let read = store.load(7).unwrap();
     assert_eq!(read.progress, progress(7));
@@ -43,19 +46,30 @@ fn round_trip() {
 fn the_newest_are_kept_and_a_step_can_be_written_again() {
     let (_folder, store) = store(2);
     for step in [5, 10, 15] {
-        store.save(&progress(step), &tensors(step as f32), &tensors(0.0)).unwrap();
+        store.save(&progress(step), &tensors(step as f32), &tensors(0.0), COMMON).unwrap();
     }
     assert_eq!(steps(&store), [10, 15]);
-    store.save(&progress(10), &tensors(-1.0), &tensors(0.0)).unwrap();
+    store.save(&progress(10), &tensors(-1.0), &tensors(0.0), COMMON).unwrap();
     assert_eq!(steps(&store), [10, 15]);
     assert_eq!(store.load(10).unwrap().model["fc.weight"].to_vec1::<f32>().unwrap()[0], -1.0);
 }
 
 #[test]
+fn what_a_slower_peer_does_not_have_yet_is_kept() {
+    let (_folder, store) = store(2);
+    for step in [5, 10, 15, 20] {
+        store.save(&progress(step), &tensors(0.0), &tensors(0.0), 10).unwrap();
+    }
+    assert_eq!(steps(&store), [10, 15, 20]);
+    store.save(&progress(25), &tensors(0.0), &tensors(0.0), 20).unwrap();
+    assert_eq!(steps(&store), [20, 25]);
+}
+
+#[test]
 fn every_damage_is_found_and_the_one_before_is_still_held() {
     let (_folder, store) = store(3);
-    store.save(&progress(1), &tensors(1.0), &tensors(0.0)).unwrap();
-    let path = store.save(&progress(2), &tensors(2.0), &tensors(0.0)).unwrap();
+    store.save(&progress(1), &tensors(1.0), &tensors(0.0), COMMON).unwrap();
+    let path = store.save(&progress(2), &tensors(2.0), &tensors(0.0), COMMON).unwrap();
     for name in [MODEL, OPTIMIZER, PROGRESS] {
         let file = path.join(name);
         let good = fs::read(&file).unwrap();
@@ -78,7 +92,7 @@ fn what_a_crash_left_does_not_count() {
     fs::create_dir_all(store.folder.join(TEMPORARY)).unwrap();
     fs::write(store.folder.join(TEMPORARY).join(MODEL), b"half").unwrap();
     assert!(steps(&store).is_empty());
-    store.save(&progress(1), &tensors(1.0), &tensors(0.0)).unwrap();
+    store.save(&progress(1), &tensors(1.0), &tensors(0.0), COMMON).unwrap();
     assert!(!store.folder.join(TEMPORARY).exists());
     assert_eq!(steps(&store), [1]);
 }

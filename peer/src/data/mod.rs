@@ -10,8 +10,8 @@ use cohort_proto::spec::{self, DataSpec, Normalize};
 
 use augment::{Augment, Normalisation, NormalisationError};
 
-/// Where a checkout of Cohort keeps the data that come with it, seen from its root.
-pub const BUNDLED: &str = "examples/data/fashion-mnist";
+/// Where a checkout of Cohort keeps the data that come with it, seen from its root, in a folder a data set.
+const BUNDLED: &str = "examples/data";
 
 /// The folder of a run's data: what the command line says, else what the run spec says, else the data that come with
 /// Cohort if we stand in its root, else the system's.
@@ -20,7 +20,10 @@ pub const BUNDLED: &str = "examples/data/fashion-mnist";
 /// If there is none, with the folders that were looked at.
 pub fn folder(data: &DataSpec, told: Option<&Path>) -> Result<PathBuf, DatasetError> {
     let explicit = told.or(data.path.as_deref());
-    dataset::find(data.dataset, &dataset::candidates(explicit, &[PathBuf::from(BUNDLED)], data.dataset))
+    dataset::find(
+        data.dataset,
+        &dataset::candidates(explicit, &[Path::new(BUNDLED).join(data.dataset.name())], data.dataset),
+    )
 }
 
 /// What is done to training images.

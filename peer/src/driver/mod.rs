@@ -275,7 +275,10 @@ impl Driver {
                 return tell(trainer, Word::View(view)).await;
             }
             Ok(Some(ToPeer::Lease(until))) => return tell(trainer, Word::Lease(until)).await,
-            Ok(Some(ToPeer::RetainFrom(step))) => return self.log.retain_from(step),
+            Ok(Some(ToPeer::RetainFrom(step))) => {
+                self.log.retain_from(step);
+                return tell(trainer, Word::Common(step)).await;
+            }
             Ok(Some(ToPeer::Stop(stop))) => {
                 self.stop_deadline = None;
                 tracing::info!("the coordinator says stop ({}): {}", stop.kind, stop.sentence);

@@ -135,8 +135,7 @@ async fn follow_once<W: From<Delivery>>(
         if contribution.header().source != source.name {
             return Err(refused(format!("it is signed {}", contribution.header().source)));
         }
-        let Position { step, round } = contribution.header().position;
-        following.from = Position { step, round: round.saturating_add(1) };
+        following.from = contribution.header().position.following();
         let delivery = Delivery { contribution: Arc::new(contribution), place };
         if deliver.send(delivery.into()).await.is_err() {
             return Ok(Ended::NobodyListens);

@@ -148,8 +148,7 @@ async fn send_entries(
         };
         let message = match entry {
             Ok(entry) => {
-                let Position { step, round } = entry.header().position;
-                from = Position { step, round: round.saturating_add(1) };
+                from = entry.header().position.following();
                 Ok(wire::Contribution::from(&*entry))
             }
             Err(gone) => Err(Status::data_loss(gone.to_string())),

@@ -34,6 +34,8 @@ pub(super) struct Live {
     log: Arc<ContributionLog>,
     /// Places in the inboxes of sources, held until what was sent is consumed.
     places: Vec<(Position, Place)>,
+    /// The newest step of which every peer has a checkpoint.
+    common: Step,
 }
 
 impl Live {
@@ -41,7 +43,7 @@ impl Live {
         // An empty schema means that nobody listens to anybody.
         let listens = !identity.schema.tensors().is_empty();
         let rounds = Rounds::new(identity.me.clone(), identity.run, identity.total_steps, listens);
-        Self { identity, rounds, inbox, log, places: Vec::new() }
+        Self { identity, rounds, inbox, log, places: Vec::new(), common: 0 }
     }
 
     /// The first view, or the stop that came before it.
@@ -57,6 +59,10 @@ impl Live {
 
     pub(super) fn permission(&self) -> Permission {
         self.rounds.permission()
+    }
+
+    pub(super) fn common(&self) -> Step {
+        self.common
     }
 
     pub(super) fn completed(&mut self) {
@@ -94,6 +100,10 @@ impl Live {
                 let (contribution, place) = delivery.into_contribution();
                 self.places.push((contribution.header().position, place));
                 Arrival::Heard(contribution)
+            }
+            Word::Common(step) => {
+                self.common = self.common.max(step);
+                return Ok(());
             }
             Word::Lost(error) => return Err(error),
             Word::Joined(run) => return Err(PeerError::Internal(format!("joined run {run} twice"))),

@@ -33,6 +33,8 @@ pub enum Word {
     View(View),
     /// Steps below this may be taken.
     Lease(Step),
+    /// Every peer has a checkpoint of this step.
+    Common(Step),
     /// A source said something.
     Heard(Delivery),
     /// The run ends.
@@ -218,7 +220,7 @@ impl Training<'_> {
 
     fn save(&mut self) -> Result<(), PeerError> {
         let (model, optimizer) = self.learner.state()?;
-        self.store.save(&self.progress, &model, &optimizer)?;
+        self.store.save(&self.progress, &model, &optimizer, self.company.common())?;
         self.saved = self.progress.steps_done;
         Ok(())
     }
