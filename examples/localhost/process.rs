@@ -87,8 +87,8 @@ impl Processes {
 
     /// Whether every process has ended.
     pub(crate) fn all_ended(&mut self) -> bool {
-        let all = self.peers.iter_mut().chain(std::iter::once(&mut self.coordinator));
-        all.fold(true, |ended, process| process.status().is_some() && ended)
+        let mut all = self.peers.iter_mut().chain(std::iter::once(&mut self.coordinator));
+        all.all(|process| process.status().is_some())
     }
 }
 

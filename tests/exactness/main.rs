@@ -1,6 +1,8 @@
 //! Exactness: peers that only exchange what their networks say end in the weights of one process that holds all the
 //! networks. The reference is the joint trainer in `src/joint.rs`: one graph, one backward pass, no exchange.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::path::PathBuf;
 
 use cohort_proto::spec::RunSpec;

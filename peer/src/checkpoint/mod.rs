@@ -49,7 +49,7 @@ pub enum CheckpointError {
         /// The folder.
         path: PathBuf,
         /// What candle said.
-        cause: candle_core::Error,
+        cause: Box<candle_core::Error>,
     },
 }
 
@@ -100,7 +100,8 @@ impl Store {
     ) -> Result<PathBuf, CheckpointError> {
         let target = self.path(progress.steps_done);
         let encode = |tensors: &StateDict| {
-            state::encode(tensors).map_err(|cause| CheckpointError::Tensors { path: target.clone(), cause })
+            state::encode(tensors)
+                .map_err(|cause| CheckpointError::Tensors { path: target.clone(), cause: Box::new(cause) })
         };
         let (model, optimizer) = (encode(model)?, encode(optimizer)?);
         let record = Record {
