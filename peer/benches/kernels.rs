@@ -1,62 +1,174 @@
-//! Speed of the convolution kernels on the shapes of a ResNet-20 for 32x32 images: `cargo bench -p
-//! cohort-peer --bench kernels [threads]`.
+//! Speed of the kernels on the shapes of networks for 32x32 images: `cargo bench -p cohort-peer --bench kernels`.
+//!
+//! `COHORT_THREADS` sets the threads (all cores if unset). After criterion's own figures stands a table of GFLOP/s
+//! and, for convolutions, of the share of what the matrix product that candle uses reaches on the same threads; a
+//! Winograd convolution may exceed it, since it is counted by its definition. Backward passes include candle's own
+//! share: it makes zeros and adds each gradient to them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use candle_core::{Device, Tensor, Var};
-use cohort_peer::kernels::{ConvGeometry, conv2d, threads};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use cohort_peer::kernels::{
+    Activation, ConvGeometry, PoolGeometry, Sgd, adaptive_avg_pool2d, batch_norm_train, conv2d,
+    global_avg_pool, max_pool2d, relu, sgd_step, softmax_cross_entropy,
+    threads::{self, Threads},
+};
+use criterion::Criterion;
+use rayon::prelude::*;
 
-/// Channels in, channels out, side of the image, side of the window, stride.
-const SHAPES: [[usize; 5]; 7] = [
-    [3, 16, 32, 3, 1],
-    [16, 16, 32, 3, 1],
-    [16, 32, 32, 3, 2],
-    [16, 32, 32, 1, 2],
-    [32, 32, 16, 3, 1],
-    [32, 64, 16, 3, 2],
-    [64, 64, 8, 3, 1],
-];
 const BATCH: usize = 128;
-const REPETITIONS: usize = 15;
 
-fn main() -> Result<()> {
-    // Cargo passes `--bench` along.
-    let asked = std::env::args().skip(1).find(|a| !a.starts_with("--"));
-    let threads = threads::init(asked.map_or(Ok(0), |a| a.parse()).context("threads are a number")?)?;
-    println!("GFLOP/s on {threads} threads, batch {BATCH}, median of {REPETITIONS}");
-    println!("{:<24}{:>10}{:>12}{:>12}", "shape", "forward", "by input", "by weights");
-    for [ci, co, side, k, stride] in SHAPES {
-        let geometry = ConvGeometry { stride, padding: k / 2, groups: 1 };
-        let x = Var::randn(0f32, 1.0, (BATCH, ci, side, side), &Device::Cpu)?;
-        let w = Var::randn(0f32, 1.0, (co, ci, k, k), &Device::Cpu)?;
+/// Channels in, channels out, side of the image, side of the window, stride, groups.
+const CONVOLUTIONS: [[usize; 6]; 11] = [
+    [3, 16, 32, 3, 1, 1],
+    [16, 16, 32, 3, 1, 1],
+    [16, 32, 32, 3, 2, 1],
+    [16, 32, 32, 1, 2, 1],
+    [32, 32, 16, 3, 1, 1],
+    [32, 64, 16, 3, 2, 1],
+    [64, 64, 8, 3, 1, 1],
+    [96, 96, 16, 1, 1, 3],
+    [16, 16, 32, 3, 1, 16],
+    [64, 64, 16, 3, 2, 64],
+    [128, 128, 8, 5, 1, 128],
+];
+
+/// Seconds of one call of everything that was measured, for the table.
+struct Table(Vec<(String, f64, f64)>);
+
+fn main() -> anyhow::Result<()> {
+    let count = std::env::var("COHORT_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let threads = threads::init(Threads { count, pin: false })?;
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1))
+        .configure_from_args();
+    let mut table = Table(Vec::new());
+    convolutions(&mut criterion, &mut table)?;
+    planes(&mut criterion, &mut table)?;
+    training(&mut criterion, &mut table)?;
+    criterion.final_summary();
+    Ok(table.print(threads)?)
+}
+
+fn random(shape: &[usize]) -> Result<Var> {
+    Var::randn(0f32, 1.0, shape, &Device::Cpu)
+}
+
+fn convolutions(criterion: &mut Criterion, table: &mut Table) -> Result<()> {
+    for [ci, co, side, k, stride, groups] in CONVOLUTIONS {
+        let geometry = ConvGeometry { stride, padding: k / 2, groups };
+        let (x, w) = (random(&[BATCH, ci, side, side])?, random(&[co, ci / groups, k, k])?);
         let (fixed_x, fixed_w) = (x.as_detached_tensor(), w.as_detached_tensor());
         let of_input = conv2d(x.as_tensor(), &fixed_w, geometry)?;
         let of_weights = conv2d(&fixed_x, w.as_tensor(), geometry)?;
-        let gflop = 2.0 * (of_input.elem_count() * ci * k * k) as f64 * 1e-9;
-        let forward = median(|| conv2d(&fixed_x, &fixed_w, geometry).map(drop))?;
-        // These two include candle's own share: it creates zeros and adds each gradient to them.
-        let by_input = median(|| Tensor::backward(&of_input).map(drop))?;
-        let by_weights = median(|| Tensor::backward(&of_weights).map(drop))?;
-        let shape = format!("{ci}->{co} {k}x{k}/{stride} @{side}");
-        println!(
-            "{shape:<24}{:>10.0}{:>12.0}{:>12.0}",
-            gflop / forward,
-            gflop / by_input,
-            gflop / by_weights
-        );
+        let gflop = 2e-9 * (of_input.elem_count() * ci / groups * k * k) as f64;
+        let name = format!("conv {ci}->{co} {k}x{k}/{stride} @{side} groups {groups}");
+        table.measure(criterion, &format!("{name} forward"), gflop, || conv2d(&fixed_x, &fixed_w, geometry));
+        table.measure(criterion, &format!("{name} by input"), gflop, || of_input.backward());
+        table.measure(criterion, &format!("{name} by weights"), gflop, || of_weights.backward());
     }
     Ok(())
 }
 
-/// Seconds of one call.
-fn median(call: impl Fn() -> candle_core::Result<()>) -> Result<f64> {
-    let mut seconds = Vec::with_capacity(REPETITIONS);
-    for _ in 0..REPETITIONS {
+/// What works on planes: its operations are counted as a handful for each value, so that its GFLOP/s only compare
+/// with themselves.
+fn planes(criterion: &mut Criterion, table: &mut Table) -> Result<()> {
+    let (x, c) = (random(&[BATCH, 16, 32, 32])?, random(&[16])?);
+    let (x, c) = (x.as_tensor(), c.as_tensor());
+    let gflop = 1e-9 * x.elem_count() as f64;
+    let pool = PoolGeometry { kernel: 3, stride: 2, padding: 1 };
+    type Op<'a> = (&'a str, f64, &'a dyn Fn() -> Result<Tensor>);
+    let normalise = |r| batch_norm_train(x, c, c, 1e-5, r, Activation::Relu).map(|(y, _)| y);
+    let operations: [Op<'_>; 6] = [
+        ("batch norm + relu", 8.0, &|| normalise(None)),
+        ("batch norm + residual + relu", 9.0, &|| normalise(Some(x))),
+        ("relu", 1.0, &|| relu(x)),
+        ("max pool 3x3/2", 9.0 / 4.0, &|| max_pool2d(x, pool)),
+        ("adaptive average pool to 7x7", 1.0, &|| adaptive_avg_pool2d(x, (7, 7))),
+        ("global average pool", 1.0, &|| global_avg_pool(x)),
+    ];
+    for (name, per_value, op) in operations {
+        let y = op()?;
+        table.measure(criterion, &format!("{name} forward"), per_value * gflop, op);
+        table.measure(criterion, &format!("{name} backward"), per_value * gflop, || y.backward());
+    }
+    Ok(())
+}
+
+fn training(criterion: &mut Criterion, table: &mut Table) -> Result<()> {
+    let logits = random(&[BATCH, 1000])?;
+    let labels = Tensor::zeros(BATCH, DType::U32, &Device::Cpu)?;
+    let gflop = 3e-9 * logits.elem_count() as f64;
+    let loss = softmax_cross_entropy(logits.as_tensor(), &labels)?;
+    table.measure(criterion, "cross-entropy of 1000 classes forward", gflop, || {
+        softmax_cross_entropy(logits.as_tensor(), &labels)
+    });
+    table.measure(criterion, "cross-entropy of 1000 classes backward", gflop, || loss.backward());
+    let (param, velocity, grad) = (random(&[1 << 20])?, random(&[1 << 20])?, random(&[1 << 20])?);
+    let sgd = Sgd { lr: 1e-9, momentum: 0.9, weight_decay: 5e-4, nesterov: true };
+    let gflop = 8e-9 * param.elem_count() as f64;
+    table.measure(criterion, "sgd of a million parameters", gflop, || {
+        sgd_step(&param, &velocity, Some(grad.as_tensor()), sgd)
+    });
+    Ok(())
+}
+
+impl Table {
+    /// Hands a call to criterion and keeps the median of its own samples too.
+    fn measure<T>(
+        &mut self,
+        criterion: &mut Criterion,
+        name: &str,
+        gflop: f64,
+        call: impl Fn() -> Result<T>,
+    ) {
+        let mut seconds = Vec::new();
+        criterion.bench_function(name, |bencher| {
+            bencher.iter_custom(|calls| {
+                let start = Instant::now();
+                for _ in 0..calls {
+                    std::hint::black_box(call().is_ok());
+                }
+                let total = start.elapsed();
+                seconds.push(total.as_secs_f64() / calls as f64);
+                total
+            });
+        });
+        // A filter on the command line leaves the others out.
+        if !seconds.is_empty() {
+            self.0.push((name.to_owned(), gflop, median(seconds)));
+        }
+    }
+
+    fn print(&self, threads: usize) -> Result<()> {
+        let peak = matrix_product(threads)?;
+        println!("\n{threads} threads, batch {BATCH}; matrix product of 1024 x 1024: {peak:.0} GFLOP/s");
+        println!("{:<52}{:>10}{:>10}{:>10}", "", "ms", "GFLOP/s", "of peak");
+        for (name, gflop, seconds) in &self.0 {
+            let rate = gflop / seconds;
+            println!("{name:<52}{:>10.2}{rate:>10.1}{:>9.0}%", seconds * 1e3, 100.0 * rate / peak);
+        }
+        Ok(())
+    }
+}
+
+/// GFLOP/s of candle's matrix product at a size at which it does best, one on each thread.
+fn matrix_product(threads: usize) -> Result<f64> {
+    const SIDE: usize = 1024;
+    let (a, b) = (random(&[SIDE, SIDE])?, random(&[SIDE, SIDE])?);
+    let (a, b) = (a.as_detached_tensor(), b.as_detached_tensor());
+    let mut seconds = Vec::new();
+    for _ in 0..20 {
         let start = Instant::now();
-        call()?;
+        (0..threads).into_par_iter().try_for_each(|_| a.matmul(&b).map(drop))?;
         seconds.push(start.elapsed().as_secs_f64());
     }
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds[REPETITIONS / 2])
+    Ok(2e-9 * (threads * SIDE * SIDE * SIDE) as f64 / median(seconds))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }

@@ -15,7 +15,7 @@ use cohort_proto::id::PeerName;
 use cohort_proto::spec::DeviceSpec;
 
 use crate::error::PeerError;
-use crate::kernels::threads;
+use crate::kernels::threads::{self, Threads};
 
 /// One peer of a cohort: trains its own network and learns from what the others say.
 #[derive(Debug, Parser)]
@@ -131,7 +131,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Eval(eval) => eval.threads,
         Command::Bench(bench) => bench.threads,
     };
-    let threads = match threads::init(threads) {
+    let threads = match threads::init(Threads { count: threads, pin: false }) {
         Ok(threads) => threads,
         Err(error) => return failed(&PeerError::Usage(error.to_string())),
     };

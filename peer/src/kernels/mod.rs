@@ -1,13 +1,16 @@
 //! The small door to arithmetic: safe functions that choose the fast CPU kernel or candle's own by device.
 
 pub mod threads;
+mod gates;
 mod stock;
 mod ops;
 mod cpu;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{Result, Tensor, Var};
+pub use gates::{Gate, GateTape};
+
+use candle_core::{DType, Result, Tensor, Var};
 
 /// How the window of a convolution moves over its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +21,17 @@ pub struct ConvGeometry {
     pub padding: usize,
     /// Channel groups that do not see each other; 1 is the ordinary convolution.
     pub groups: usize,
+}
+
+/// How the window of a pooling moves over its input, the same in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolGeometry {
+    /// Side of the window.
+    pub kernel: usize,
+    /// Pixels between two windows; at least 1.
+    pub stride: usize,
+    /// Pixels added on each of the four sides, smaller than any value; at most half of the window.
+    pub padding: usize,
 }
 
 /// What follows a normalisation in the same pass.
@@ -60,7 +74,7 @@ pub struct Sgd {
 /// When the shapes do not fit each other or the window is larger than the padded input.
 pub fn conv2d(x: &Tensor, w: &Tensor, geometry: ConvGeometry) -> Result<Tensor> {
     check_conv(x, w, geometry)?;
-    if geometry.groups == 1 && ops::accepts(&[x, w]) {
+    if ops::accepts(&[x, w]) {
         return ops::conv::conv2d(x, w, geometry);
     }
     stock::conv2d(x, w, geometry)
@@ -143,6 +157,72 @@ pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
     stock::global_avg_pool(x)
 }
 
+/// The largest value of each window: `x` `[B, C, H, W]` to `[B, C, Ho, Wo]` with `Ho = (H + 2 padding - kernel) /
+/// stride + 1`. The gradient goes to the first of equal values in reading order, as in PyTorch; NaN is above
+/// everything.
+///
+/// # Errors
+/// When the window is larger than the padded input or could lie in the padding alone.
+pub fn max_pool2d(x: &Tensor, geometry: PoolGeometry) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    let PoolGeometry { kernel, stride, padding } = geometry;
+    if kernel == 0 || stride == 0 || padding > kernel / 2 {
+        candle_core::bail!(
+            "pooling with {geometry:?}: kernel and stride are at least 1, padding at most half of the kernel"
+        )
+    }
+    if h.min(w) + 2 * padding < kernel {
+        candle_core::bail!("pooling window {kernel}x{kernel} does not fit {h}x{w} with padding {padding}")
+    }
+    if ops::accepts(&[x]) {
+        return ops::pool::max_pool2d(x, geometry);
+    }
+    stock::max_pool2d(x, geometry)
+}
+
+/// Means over a grid of `out` cells of nearly equal size: `x` `[B, C, H, W]` to `[B, C, out.0, out.1]`. Cell `i` of
+/// `n` covers the pixels from `floor(i H / n)` up to `ceil((i + 1) H / n)`, as in PyTorch.
+///
+/// # Errors
+/// When `x` is not of rank 4 or has no pixels, or the grid has no cells.
+pub fn adaptive_avg_pool2d(x: &Tensor, out: (usize, usize)) -> Result<Tensor> {
+    let (_, _, h, w) = x.dims4()?;
+    if h * w * out.0 * out.1 == 0 {
+        candle_core::bail!("average pooling of shape {:?} to a grid of {out:?}: nothing to average", x.dims())
+    }
+    if ops::accepts(&[x]) {
+        return ops::pool::adaptive_avg_pool2d(x, out);
+    }
+    stock::adaptive_avg_pool2d(x, out)
+}
+
+/// Mean over the batch of the cross-entropy of the softmax of `logits` `[B, C]` with `labels` `[B]` of any integer
+/// dtype on any device. Computed in f64, which the scalar result has too (f32 on Metal).
+///
+/// # Errors
+/// A label outside `0..C`, or shapes that do not fit.
+pub fn softmax_cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let (batch, classes) = logits.dims2()?;
+    let labels: Vec<i64> = labels.to_dtype(DType::I64)?.to_vec1()?;
+    if labels.len() != batch || batch == 0 || !logits.dtype().is_float() {
+        candle_core::bail!(
+            "cross-entropy of logits of shape {:?} and {:?} with {} labels",
+            logits.dims(),
+            logits.dtype(),
+            labels.len()
+        )
+    }
+    let class = |&label: &i64| match usize::try_from(label) {
+        Ok(class) if class < classes => Ok(class),
+        _ => candle_core::bail!("label {label} is none of the {classes} classes"),
+    };
+    let labels: Vec<usize> = labels.iter().map(class).collect::<Result<_>>()?;
+    if ops::accepts(&[logits]) {
+        return ops::loss::softmax_cross_entropy(logits, labels);
+    }
+    stock::softmax_cross_entropy(logits, &labels)
+}
+
 /// `x w^T + b`: `x` `[B, I]`, `w` `[O, I]`, `b` `[O]` to `[B, O]`.
 ///
 /// # Errors
@@ -167,6 +247,9 @@ pub fn sgd_step(param: &Var, velocity: &Var, grad: Option<&Tensor>, sgd: Sgd) ->
                 tensor.dims()
             )
         }
+    }
+    if let Some(grad) = grad.filter(|grad| ops::accepts(&[param.as_tensor(), velocity.as_tensor(), grad])) {
+        return ops::update::sgd_step(param, velocity, grad, sgd);
     }
     stock::sgd_step(param, velocity, grad, sgd)
 }

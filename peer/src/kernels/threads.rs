@@ -15,26 +15,38 @@ pub enum InitError {
     },
 }
 
-/// Limits every computation of this process to `threads` threads (0: as many as the machine offers) and tells
-/// the allocator to keep the memory that it has. Returns the number of threads.
+/// How many threads compute, and where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Threads {
+    /// Threads of the one pool; 0 takes as many as the machine offers.
+    pub count: usize,
+    /// Whether each thread stays on one of the cores that the process may use. Peers that share a machine must then
+    /// have been given different cores, or they would meet on the first ones.
+    pub pin: bool,
+}
+
+/// Limits every computation of this process to one pool of threads and tells the allocator to keep the memory that
+/// it has. Returns the number of threads.
 ///
-/// Must be the first act of `main`: the environment may be changed only while there is one thread.
+/// Must be the first act of `main`: the environment may be changed only while there is one thread. The number of
+/// threads and their cores change the speed only, never a bit of a result.
 ///
 /// # Errors
 /// When the pool cannot be started, for instance because it was used before.
-pub fn init(threads: usize) -> Result<usize, InitError> {
-    let threads = match threads {
+pub fn init(threads: Threads) -> Result<usize, InitError> {
+    let count = match threads.count {
         0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         n => n,
     };
-    limit_candle(threads);
+    limit_candle(count);
     keep_memory();
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|i| format!("kernel-{i}"))
-        .build_global()
-        .map_err(|source| InitError::Pool { threads, source })?;
-    Ok(threads)
+    let mut pool = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("kernel-{i}"));
+    if threads.pin {
+        let cores = allowed_cores();
+        pool = pool.start_handler(move |i| pin(&cores, i));
+    }
+    pool.build_global().map_err(|source| InitError::Pool { threads: count, source })?;
+    Ok(count)
 }
 
 /// candle splits large element-wise ops over a pool of its own, sized by the environment, whose threads spin
@@ -58,6 +70,44 @@ fn limit_candle(threads: usize) {
     }
 }
 
+/// The cores that the process may use; none where the system does not tell.
+#[cfg(target_os = "linux")]
+fn allowed_cores() -> Vec<usize> {
+    // SAFETY: a set of cores is plain bits, of which all zero is the empty one; `sched_getaffinity` writes no more than
+    // the size that it is told, and `CPU_ISSET` is asked for cores below the set's own size only.
+    #[expect(unsafe_code, reason = "affinity is known to the C library only")]
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) != 0 {
+            return Vec::new();
+        }
+        (0..libc::CPU_SETSIZE as usize).filter(|&core| libc::CPU_ISSET(core, &set)).collect()
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn allowed_cores() -> Vec<usize> {
+    Vec::new()
+}
+
+/// Keeps the calling thread, the pool's `i`th, on one core. A refusal leaves it free, which costs speed only.
+#[cfg(target_os = "linux")]
+fn pin(cores: &[usize], i: usize) {
+    if cores.is_empty() {
+        return;
+    }
+    // SAFETY: as in `allowed_cores`; the core is one that it found in a set of the same size.
+    #[expect(unsafe_code, reason = "affinity is set through the C library")]
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cores[i % cores.len()], &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &raw const set);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn pin(_: &[usize], _: usize) {}
+
 /// Keeps glibc from handing every large tensor back to the kernel and faulting its pages in again a moment
 /// later.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -76,6 +126,31 @@ fn keep_memory() {
         unsafe {
             libc::mallopt(parameter, value);
         }
+    }
+    reserve_huge_pages();
+}
+
+/// Takes a piece of the heap, asks for huge pages there and gives it back to the allocator, which by now returns
+/// nothing to the kernel: tensors are made from it, at a page fault for 2 MiB instead of one for each 4 KiB. Only
+/// what is used becomes resident.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn reserve_huge_pages() {
+    /// More than a step of the largest network for small images takes; what goes beyond has small pages.
+    const RESERVED_BYTES: usize = 1 << 30;
+    const HUGE_PAGE_BYTES: usize = 2 << 20;
+    // SAFETY: there is one thread. `madvise` is told of whole pages inside the piece that `malloc` gave, changes no
+    // value in it, and may refuse; the piece is not used and freed once.
+    #[expect(unsafe_code, reason = "the allocator is reached through the C library")]
+    unsafe {
+        let piece = libc::malloc(RESERVED_BYTES);
+        if piece.is_null() {
+            return;
+        }
+        let offset = piece.cast::<u8>().align_offset(HUGE_PAGE_BYTES);
+        let first = piece.cast::<u8>().wrapping_add(offset);
+        let whole = (RESERVED_BYTES - offset) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+        libc::madvise(first.cast(), whole, libc::MADV_HUGEPAGE);
+        libc::free(piece);
     }
 }
 

@@ -1,12 +1,11 @@
 //! Convolution of a batch, forward and backward: images are independent, and the gradient by the weights is
 //! summed over fixed parts of the batch in order.
 
-use super::direct;
 use super::geometry::ConvShape;
 use super::isa::{Isa, Kernel, dispatch};
 use super::lanes::Lanes;
 use super::parallel::{build, partial_sums};
-use super::winograd;
+use super::{depthwise, direct, winograd};
 
 /// A map of one image to another.
 pub(super) trait ImageMap: Sync {
@@ -30,36 +29,72 @@ pub(super) trait WeightSums: Sync {
     fn finish(&self, sums: &[f32], dw: &mut [f32]);
 }
 
-/// `x` `[B][Ci][H][W]`, `w` `[Co][Ci][kh][kw]` to `[B][Co][Ho][Wo]`.
-pub(in crate::kernels) fn forward(isa: Isa, s: ConvShape, x: &[f32], w: &[f32]) -> Vec<f32> {
-    let sizes = (s.image_in(), s.image_out());
-    match winograd::suits(&s) {
-        true => map_batch(isa, s.batch, &winograd::Map::forward(&s, w), x, sizes),
-        false => map_batch(isa, s.batch, &direct::Forward::new(s, w), x, sizes),
+/// A convolution whose groups of channels do not see each other.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::kernels) struct Grouped {
+    /// What each group computes; its channels are those of one group.
+    pub(in crate::kernels) group: ConvShape,
+    pub(in crate::kernels) groups: usize,
+}
+
+/// `x` `[B][Ci][H][W]`, `w` `[Co][Ci/groups][kh][kw]` to `[B][Co][Ho][Wo]`.
+pub(in crate::kernels) fn forward(isa: Isa, conv: Grouped, x: &[f32], w: &[f32]) -> Vec<f32> {
+    let Grouped { group: s, groups } = conv;
+    let (from, to) = (s.image_in(), s.image_out());
+    if depthwise::suits(&s, groups) {
+        let map = depthwise::Map::forward(&s, groups, w);
+        return map_batch(isa, s.batch, &[map], x, (groups * from, groups * to));
     }
+    let (units, weights) = (s.batch * groups, w.chunks_exact(s.weights()));
+    if winograd::suits(&s) {
+        let maps: Vec<_> = weights.map(|w| winograd::Map::forward(&s, w)).collect();
+        return map_batch(isa, units, &maps, x, (from, to));
+    }
+    let maps: Vec<_> = weights.map(|w| direct::Forward::new(s, w)).collect();
+    map_batch(isa, units, &maps, x, (from, to))
 }
 
 /// The gradient by `x` from that by the output.
-pub(in crate::kernels) fn backward_data(isa: Isa, s: ConvShape, w: &[f32], dy: &[f32]) -> Vec<f32> {
-    let sizes = (s.image_out(), s.image_in());
-    match winograd::suits(&s) {
-        true => map_batch(isa, s.batch, &winograd::Map::backward(&s, w), dy, sizes),
-        false => map_batch(isa, s.batch, &direct::BackwardData::new(s, w), dy, sizes),
+pub(in crate::kernels) fn backward_data(isa: Isa, conv: Grouped, w: &[f32], dy: &[f32]) -> Vec<f32> {
+    let Grouped { group: s, groups } = conv;
+    let (from, to) = (s.image_out(), s.image_in());
+    if depthwise::suits(&s, groups) {
+        let map = depthwise::Map::backward(&s, groups, w);
+        return map_batch(isa, s.batch, &[map], dy, (groups * from, groups * to));
     }
+    let (units, weights) = (s.batch * groups, w.chunks_exact(s.weights()));
+    if winograd::suits(&s) {
+        let maps: Vec<_> = weights.map(|w| winograd::Map::backward(&s, w)).collect();
+        return map_batch(isa, units, &maps, dy, (from, to));
+    }
+    let maps: Vec<_> = weights.map(|w| direct::BackwardData::new(s, w)).collect();
+    map_batch(isa, units, &maps, dy, (from, to))
 }
 
 /// The gradient by `w` from that by the output.
-pub(in crate::kernels) fn backward_weights(isa: Isa, s: ConvShape, x: &[f32], dy: &[f32]) -> Vec<f32> {
-    match winograd::suits(&s) {
-        true => sum_batch(isa, s, &winograd::Weights::new(&s), x, dy),
-        false => sum_batch(isa, s, &direct::BackwardWeights::new(s), x, dy),
+pub(in crate::kernels) fn backward_weights(isa: Isa, conv: Grouped, x: &[f32], dy: &[f32]) -> Vec<f32> {
+    let Grouped { group: s, groups } = conv;
+    let mut dw = vec![0.0; groups * s.weights()];
+    if depthwise::suits(&s, groups) {
+        let all = ConvShape { ci: groups, co: groups, ..s };
+        sum_batch(isa, s.batch, &depthwise::Weights::new(&s, groups), Images::of(&all, 1, 0, x, dy), &mut dw);
+        return dw;
     }
+    for (g, dw) in dw.chunks_exact_mut(s.weights()).enumerate() {
+        let images = Images::of(&s, groups, g, x, dy);
+        match winograd::suits(&s) {
+            true => sum_batch(isa, s.batch, &winograd::Weights::new(&s), images, dw),
+            false => sum_batch(isa, s.batch, &direct::BackwardWeights::new(s), images, dw),
+        }
+    }
+    dw
 }
 
+/// Maps `units` images, or as many groups of images, by the maps in turn.
 fn map_batch<M: ImageMap>(
     isa: Isa,
-    batch: usize,
-    map: &M,
+    units: usize,
+    maps: &[M],
     x: &[f32],
     (from, to): (usize, usize),
 ) -> Vec<f32> {
@@ -72,11 +107,44 @@ fn map_batch<M: ImageMap>(
         }
     }
     build(
-        (batch * to, to),
+        (units * to, to),
         1,
-        || map.scratch(),
-        |scratch, n, out| dispatch(isa, OneImage(map, scratch, &x[n * from..][..from], out)),
+        // The maps of all groups are of one shape, so that one map's memory serves them all.
+        || maps[0].scratch(),
+        |scratch, n, out| {
+            let map = &maps[n % maps.len()];
+            dispatch(isa, OneImage(map, scratch, &x[n * from..][..from], out));
+        },
     )
+}
+
+/// One group of the images that go in, and of the gradients of those that come out.
+#[derive(Clone, Copy)]
+struct Images<'a> {
+    x: Every<'a>,
+    dy: Every<'a>,
+}
+
+/// `len` values from `first` on and then every `step` values.
+#[derive(Clone, Copy)]
+struct Every<'a> {
+    values: &'a [f32],
+    first: usize,
+    len: usize,
+    step: usize,
+}
+
+impl<'a> Every<'a> {
+    fn image(self, n: usize) -> &'a [f32] {
+        &self.values[self.first + n * self.step..][..self.len]
+    }
+}
+
+impl<'a> Images<'a> {
+    fn of(s: &ConvShape, groups: usize, g: usize, x: &'a [f32], dy: &'a [f32]) -> Self {
+        let every = |values, len| Every { values, first: g * len, len, step: groups * len };
+        Self { x: every(x, s.image_in()), dy: every(dy, s.image_out()) }
+    }
 }
 
 /// Parts of the batch with sums of their own: as many as threads could use, but not more than 64 MiB of sums.
@@ -86,7 +154,7 @@ fn parts(sums_len: usize) -> usize {
     (SUMS_MAX / sums_len.max(1)).clamp(1, PARTS_MAX)
 }
 
-fn sum_batch<M: WeightSums>(isa: Isa, s: ConvShape, map: &M, x: &[f32], dy: &[f32]) -> Vec<f32> {
+fn sum_batch<M: WeightSums>(isa: Isa, batch: usize, map: &M, images: Images<'_>, dw: &mut [f32]) {
     struct OneImage<'a, M: WeightSums>(&'a M, &'a mut M::Scratch, &'a [f32], &'a [f32], &'a mut [f32]);
     impl<M: WeightSums> Kernel for OneImage<'_, M> {
         type Output = ();
@@ -95,16 +163,14 @@ fn sum_batch<M: WeightSums>(isa: Isa, s: ConvShape, map: &M, x: &[f32], dy: &[f3
             self.0.image::<V>(self.1, self.2, self.3, self.4);
         }
     }
-    let (len_x, len_dy) = (s.image_in(), s.image_out());
     let mut sums = partial_sums(
-        s.batch,
+        batch,
         parts(map.sums_len()),
         || map.scratch(),
-        |scratch, images| {
+        |scratch, part| {
             let mut sums = vec![0.0; map.sums_len()];
-            for n in images {
-                let (x, dy) = (&x[n * len_x..][..len_x], &dy[n * len_dy..][..len_dy]);
-                dispatch(isa, OneImage(map, scratch, x, dy, &mut sums));
+            for n in part {
+                dispatch(isa, OneImage(map, scratch, images.x.image(n), images.dy.image(n), &mut sums));
             }
             sums
         },
@@ -114,7 +180,5 @@ fn sum_batch<M: WeightSums>(isa: Isa, s: ConvShape, map: &M, x: &[f32], dy: &[f3
     for part in sums {
         total.iter_mut().zip(&part).for_each(|(t, p)| *t += p);
     }
-    let mut dw = vec![0.0; s.co * s.ci * s.kh * s.kw];
-    map.finish(&total, &mut dw);
-    dw
+    map.finish(&total, dw);
 }

@@ -25,6 +25,11 @@ impl ConvShape {
         (self.w + 2 * self.padding - self.kw) / self.stride + 1
     }
 
+    /// Values of the weights.
+    pub(super) fn weights(&self) -> usize {
+        self.co * self.ci * self.kh * self.kw
+    }
+
     /// Values of one image that goes in.
     pub(super) fn image_in(&self) -> usize {
         self.ci * self.h * self.w

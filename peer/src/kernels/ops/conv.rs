@@ -3,20 +3,21 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::super::ConvGeometry;
-use super::super::cpu::conv;
+use super::super::cpu::conv::{self, Grouped};
 use super::super::cpu::geometry::ConvShape;
 use super::super::cpu::isa::Isa;
 use super::{tensor, values, with_values};
 
 /// See [`super::super::conv2d`]; the shapes are checked.
 pub(in super::super) fn conv2d(x: &Tensor, w: &Tensor, g: ConvGeometry) -> Result<Tensor> {
-    let (batch, ci, h, width) = x.dims4()?;
-    let (co, _, kh, kw) = w.dims4()?;
-    let shape = ConvShape { batch, ci, h, w: width, co, kh, kw, stride: g.stride, padding: g.padding };
-    x.contiguous()?.apply_op2(&w.contiguous()?, Conv2d(shape))
+    let (batch, _, h, width) = x.dims4()?;
+    let (co, ci, kh, kw) = w.dims4()?;
+    let (co, stride, padding) = (co / g.groups, g.stride, g.padding);
+    let group = ConvShape { batch, ci, h, w: width, co, kh, kw, stride, padding };
+    x.contiguous()?.apply_op2(&w.contiguous()?, Conv2d(Grouped { group, groups: g.groups }))
 }
 
-struct Conv2d(ConvShape);
+struct Conv2d(Grouped);
 
 impl CustomOp2 for Conv2d {
     fn name(&self) -> &'static str {
@@ -30,9 +31,9 @@ impl CustomOp2 for Conv2d {
         w: &CpuStorage,
         lw: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let s = self.0;
-        let y = conv::forward(Isa::current(), s, values(x, lx)?, values(w, lw)?);
-        Ok((CpuStorage::F32(y), (s.batch, s.co, s.out_h(), s.out_w()).into()))
+        let Grouped { group: s, groups } = self.0;
+        let y = conv::forward(Isa::current(), self.0, values(x, lx)?, values(w, lw)?);
+        Ok((CpuStorage::F32(y), (s.batch, groups * s.co, s.out_h(), s.out_w()).into()))
     }
 
     fn bwd(

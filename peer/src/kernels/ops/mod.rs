@@ -3,6 +3,9 @@
 pub(super) mod batch_norm;
 pub(super) mod conv;
 pub(super) mod pointwise;
+pub(super) mod pool;
+pub(super) mod loss;
+pub(super) mod update;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor};
 
@@ -17,6 +20,14 @@ fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
         candle_core::bail!("kernel operand of shape {:?} is not contiguous", layout.dims())
     };
     Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// The values of an operand that is changed in place.
+fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    let (Some((start, end)), CpuStorage::F32(all)) = (layout.contiguous_offsets(), storage) else {
+        candle_core::bail!("kernel operand of shape {:?} is not contiguous f32", layout.dims())
+    };
+    Ok(&mut all[start..end])
 }
 
 /// Runs `f` on the values of a tensor in main memory.

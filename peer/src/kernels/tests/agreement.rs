@@ -9,12 +9,16 @@ use super::super::*;
 use super::tensor;
 
 /// The instruction sets of this machine.
-fn sets() -> Vec<Isa> {
+pub(super) fn sets() -> Vec<Isa> {
     [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa <= Isa::best()).collect()
 }
 
 /// Result and gradients of `sum(f(args) * probe)` as flat vectors.
-fn evaluate(f: &dyn Fn(&[Tensor]) -> Result<Tensor>, shapes: &[&[usize]], dtype: DType) -> Vec<Vec<f64>> {
+pub(super) fn evaluate(
+    f: &dyn Fn(&[Tensor]) -> Result<Tensor>,
+    shapes: &[&[usize]],
+    dtype: DType,
+) -> Vec<Vec<f64>> {
     let args: Vec<Var> = (0..shapes.len())
         .map(|i| tensor(shapes[i], i as u64 + 7, DType::F32).to_dtype(dtype).unwrap())
         .map(|t| Var::from_tensor(&t).unwrap())
@@ -28,7 +32,12 @@ fn evaluate(f: &dyn Fn(&[Tensor]) -> Result<Tensor>, shapes: &[&[usize]], dtype:
 }
 
 /// Compares f32 on every set with f64, relative to the largest value of each result.
-fn check(name: &str, f: &dyn Fn(&[Tensor]) -> Result<Tensor>, shapes: &[&[usize]], tolerance: f64) {
+pub(super) fn check(
+    name: &str,
+    f: &dyn Fn(&[Tensor]) -> Result<Tensor>,
+    shapes: &[&[usize]],
+    tolerance: f64,
+) {
     let exact = evaluate(f, shapes, DType::F64);
     for isa in sets() {
         let fast = isa.scoped(|| evaluate(f, shapes, DType::F32));
@@ -43,7 +52,7 @@ fn check(name: &str, f: &dyn Fn(&[Tensor]) -> Result<Tensor>, shapes: &[&[usize]
     }
 }
 
-const TOLERANCE: f64 = 3e-6;
+pub(super) const TOLERANCE: f64 = 3e-6;
 
 /// Batch, channels in, height, width, channels out, window, stride, padding.
 type Case = ([usize; 4], usize, [usize; 2], usize, usize);
@@ -82,6 +91,36 @@ fn convolutions_agree_with_f64() {
     for (x, co, [kh, kw], stride, padding) in CONVOLUTIONS {
         let conv = |a: &[Tensor]| conv2d(&a[0], &a[1], geometry(stride, padding));
         check("convolution", &conv, &[&x, &[co, x[1], kh, kw]], TOLERANCE);
+    }
+}
+
+/// Batch, channels, height, width; channels out; groups; window; stride; padding.
+type GroupedCase = ([usize; 4], usize, usize, [usize; 2], usize, usize);
+
+const GROUPED: [GroupedCase; 16] = [
+    ([2, 16, 8, 8], 16, 16, [3, 3], 1, 1),
+    ([2, 5, 32, 32], 5, 5, [3, 3], 1, 1),
+    ([1, 20, 7, 5], 20, 20, [3, 3], 2, 1),
+    ([3, 3, 8, 8], 3, 3, [3, 3], 2, 1),
+    ([2, 4, 11, 9], 4, 4, [5, 5], 1, 2),
+    ([2, 4, 12, 9], 4, 4, [5, 5], 2, 2),
+    ([2, 4, 6, 7], 4, 4, [1, 1], 1, 0),
+    ([2, 3, 1, 1], 3, 3, [3, 3], 1, 1),
+    ([2, 3, 1, 1], 3, 3, [1, 1], 3, 0),
+    ([1, 2, 2, 3], 2, 2, [1, 1], 5, 2),
+    ([2, 3, 4, 17], 3, 3, [4, 2], 3, 0),
+    ([1, 2, 5, 5], 2, 2, [5, 5], 1, 0),
+    ([2, 4, 8, 8], 8, 4, [3, 3], 1, 1),
+    ([3, 32, 8, 8], 64, 2, [3, 3], 1, 1),
+    ([2, 15, 6, 5], 9, 3, [3, 3], 2, 1),
+    ([2, 12, 4, 4], 30, 3, [1, 1], 1, 0),
+];
+
+#[test]
+fn grouped_convolutions_agree_with_f64() {
+    for (x, co, groups, [kh, kw], stride, padding) in GROUPED {
+        let conv = |a: &[Tensor]| conv2d(&a[0], &a[1], ConvGeometry { stride, padding, groups });
+        check("grouped convolution", &conv, &[&x, &[co, x[1] / groups, kh, kw]], TOLERANCE);
     }
 }
 
@@ -155,13 +194,25 @@ fn network(a: &[Tensor]) -> Result<Tensor> {
     let z = conv2d(&y, &a[3], geometry(1, 1))?;
     let z = batch_norm_train(&z, &a[2], &a[2], 1e-5, Some(&y), Activation::Relu)?.0;
     let z = relu(&conv2d(&z, &a[4], geometry(2, 0))?)?;
+    let z = conv2d(&z, &a[6], ConvGeometry { stride: 1, padding: 1, groups: 35 })?;
+    let z = conv2d(&z, &a[7], ConvGeometry { stride: 1, padding: 0, groups: 5 })?;
+    let z = max_pool2d(&z, PoolGeometry { kernel: 3, stride: 1, padding: 1 })?;
+    let z = adaptive_avg_pool2d(&z, (3, 2))?;
     linear(&global_avg_pool(&z)?, &a[5], None)
 }
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    let shapes: [&[usize]; 6] =
-        [&[83, 3, 10, 10], &[20, 3, 3, 3], &[20], &[20, 20, 3, 3], &[35, 20, 1, 1], &[10, 35]];
+    let shapes: [&[usize]; 8] = [
+        &[83, 3, 10, 10],
+        &[20, 3, 3, 3],
+        &[20],
+        &[20, 20, 3, 3],
+        &[35, 20, 1, 1],
+        &[10, 35],
+        &[35, 1, 3, 3],
+        &[35, 7, 1, 1],
+    ];
     for isa in sets() {
         let of_threads = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -189,6 +240,24 @@ proptest! {
         prop_assume!(x[2] + 2 * padding >= kh && x[3] + 2 * padding >= kw);
         let conv = |a: &[Tensor]| conv2d(&a[0], &a[1], geometry(stride, padding));
         check("convolution", &conv, &[&x, &[co, x[1], kh, kw]], TOLERANCE);
+    }
+
+    #[test]
+    fn any_grouped_convolution_agrees_with_f64(
+        x in [1usize..3, 1usize..4, 1usize..14, 1usize..20],
+        groups in 2usize..5,
+        co in 1usize..4,
+        window in [1usize..6, 1usize..6],
+        stride in 1usize..4,
+        padding in 0usize..4,
+    ) {
+        let [kh, kw] = window;
+        prop_assume!(x[2] + 2 * padding >= kh && x[3] + 2 * padding >= kw);
+        let conv = |a: &[Tensor]| conv2d(&a[0], &a[1], ConvGeometry { stride, padding, groups });
+        for (ci, co) in [(1, 1), (x[1], co)] {
+            let x = [x[0], ci * groups, x[2], x[3]];
+            check("grouped convolution", &conv, &[&x, &[co * groups, ci, kh, kw]], TOLERANCE);
+        }
     }
 
     /// The shapes that go through Winograd's form.

@@ -1,6 +1,9 @@
 //! The door against closed forms and finite differences in f64.
 
 mod agreement;
+mod pooling;
+mod gates;
+mod training;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
@@ -22,7 +25,7 @@ pub(super) fn tensor(shape: &[usize], seed: u64, dtype: DType) -> Tensor {
 }
 
 /// Compares the gradients of `sum(f(args) * probe)` with central differences in f64.
-fn check_gradients(f: impl Fn(&[Tensor]) -> Result<Tensor>, shapes: &[&[usize]]) {
+pub(super) fn check_gradients(f: impl Fn(&[Tensor]) -> Result<Tensor>, shapes: &[&[usize]]) {
     let args: Vec<Var> = shapes
         .iter()
         .enumerate()
@@ -58,6 +61,7 @@ fn gradients_of_convolutions_are_slopes() {
         (2, 0, 1, [1, 2, 4, 4], [3, 2, 1, 1]),
         (3, 2, 1, [1, 2, 1, 2], [2, 2, 1, 1]),
         (1, 1, 2, [2, 4, 3, 3], [6, 2, 3, 3]),
+        (2, 1, 3, [2, 3, 4, 3], [3, 1, 3, 3]),
     ] {
         let geometry = ConvGeometry { stride, padding, groups };
         check_gradients(|a| conv2d(&a[0], &a[1], geometry), &[&x, &w]);
@@ -135,29 +139,4 @@ fn what_does_not_fit_is_refused_in_words() {
     assert!(e.to_string().contains("no variance"), "{e}");
     let e = batch_norm_train(&x, &c, &tensor(&[2], 3, DType::F32), 1e-5, None, Activation::None).unwrap_err();
     assert!(e.to_string().contains("3 channels"), "{e}");
-}
-
-#[test]
-fn sgd_follows_the_recurrence() {
-    for (nesterov, momentum, weight_decay) in [(true, 0.9, 0.1), (false, 0.9, 0.1), (false, 0.0, 0.0)] {
-        for dtype in [DType::F32, DType::F64] {
-            let sgd = Sgd { lr: 0.5, momentum, weight_decay, nesterov };
-            let param = Var::from_tensor(&tensor(&[3, 5], 1, dtype)).unwrap();
-            let velocity = Var::zeros((3, 5), dtype, &Device::Cpu).unwrap();
-            let (mut p, mut v) = (values(&[3, 5], 1), vec![0.0; 15]);
-            for step in 0..4 {
-                let grad = (step != 2).then(|| tensor(&[3, 5], 10 + step, dtype));
-                sgd_step(&param, &velocity, grad.as_ref(), sgd).unwrap();
-                let g = if step == 2 { vec![0.0; 15] } else { values(&[3, 5], 10 + step) };
-                for i in 0..15 {
-                    let d = g[i] + weight_decay * p[i];
-                    v[i] = momentum * v[i] + d;
-                    p[i] -= 0.5 * if nesterov { d + momentum * v[i] } else { v[i] };
-                }
-            }
-            let got = param.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
-            let tolerance = if dtype == DType::F32 { 1e-5 } else { 1e-14 };
-            assert!(got.iter().zip(&p).all(|(a, b)| (a - b).abs() < tolerance), "{got:?} against {p:?}");
-        }
-    }
 }
