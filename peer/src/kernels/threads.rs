@@ -2,9 +2,18 @@
 
 use std::num::NonZeroUsize;
 
+/// Most threads of one process.
+pub const THREADS_MAX: usize = 1024;
+
 /// Why the process could not be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
+    /// No machine has that many cores, and each thread takes memory.
+    #[error("{threads} CPU threads are more than the {THREADS_MAX} that one process may start")]
+    TooMany {
+        /// Threads asked for.
+        threads: usize,
+    },
     /// rayon's global pool exists already or its threads cannot be started.
     #[error("the pool of {threads} CPU threads cannot be started: {source}")]
     Pool {
@@ -32,12 +41,15 @@ pub struct Threads {
 /// threads and their cores change the speed only, never a bit of a result.
 ///
 /// # Errors
-/// When the pool cannot be started, for instance because it was used before.
+/// When there would be too many threads, or the pool cannot be started, for instance because it was used before.
 pub fn init(threads: Threads) -> Result<usize, InitError> {
     let count = match threads.count {
         0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         n => n,
     };
+    if count > THREADS_MAX {
+        return Err(InitError::TooMany { threads: count });
+    }
     limit_candle(count);
     keep_memory();
     let mut pool = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("kernel-{i}"));
@@ -156,3 +168,31 @@ fn reserve_huge_pages() {
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn keep_memory() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_threads_are_refused_before_anything_is_set_up() {
+        let e = init(Threads { count: 1_000_000, pin: true }).unwrap_err();
+        assert!(e.to_string().contains("1000000 CPU threads"), "{e}");
+    }
+
+    /// Asked of the system, which tells what it was told.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_pinned_thread_has_one_core() {
+        let cores = allowed_cores();
+        let of_thread = |i: usize| {
+            let cores = cores.clone();
+            std::thread::spawn(move || {
+                pin(&cores, i);
+                allowed_cores()
+            })
+        };
+        for i in [0, cores.len() - 1, cores.len()] {
+            assert_eq!(of_thread(i).join().unwrap(), [cores[i % cores.len()]]);
+        }
+    }
+}

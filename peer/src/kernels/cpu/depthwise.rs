@@ -25,10 +25,6 @@ impl Plane {
         Self { frame, len }
     }
 
-    fn pitch(&self) -> usize {
-        self.frame.cols
-    }
-
     /// Copies the pixels `[h][w]` of a channel; the border stays as it is.
     #[inline(always)]
     fn fill(&self, pixels: &[f32], w: usize, to: &mut [f32]) {

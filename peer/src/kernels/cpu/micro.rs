@@ -200,53 +200,77 @@ impl WeightGradient<'_> {
 
     #[inline(always)]
     fn channels_of<V: Lanes, const NB: usize>(&mut self, block: usize) {
+        let taps = self.taps.len();
         let mut first = 0;
         while first < self.channels {
             let lanes = LANES.min(self.channels - first);
-            for t in 0..self.taps.len() {
-                let mut lane = 0;
-                while lane < lanes {
-                    let x = first / LANES * self.x_plane + self.taps[t] + lane;
-                    let sum = (first * self.taps.len() + t * lanes + lane) * LANES;
-                    let left = lanes - lane;
-                    // SAFETY: `check` has covered every pixel and every sum; each branch takes no more lanes
-                    // than are left.
-                    lane += unsafe {
-                        if V::WIDE && left >= 8 {
-                            self.tile::<V, 8, NB>(block, x, sum)
-                        } else if left >= 4 {
-                            self.tile::<V, 4, NB>(block, x, sum)
-                        } else if left >= 2 {
-                            self.tile::<V, 2, NB>(block, x, sum)
-                        } else {
-                            self.tile::<V, 1, NB>(block, x, sum)
-                        }
-                    };
+            let (x, sum) = (first / LANES * self.x_plane, first * taps * LANES);
+            if lanes.is_multiple_of(8) {
+                for t in 0..taps {
+                    let (x, sum) = (x + self.taps[t], sum + t * lanes * LANES);
+                    self.factors::<V, NB>(block, lanes, sum, |lane| x + lane);
                 }
+            } else {
+                // Few channels fill a tile together with those of the next taps.
+                let of_taps = self.taps;
+                self.factors::<V, NB>(block, taps * lanes, sum, |i| x + of_taps[i / lanes] + i % lanes);
             }
             first += lanes;
         }
     }
 
-    /// `R` channels at one tap times `NB` output blocks, summed over all pixels. Returns `R`.
+    /// The sums of `count` factors of each gradient, which lie `at(i)` from the origin.
+    #[inline(always)]
+    fn factors<V: Lanes, const NB: usize>(
+        &mut self,
+        block: usize,
+        count: usize,
+        sum: usize,
+        at: impl Fn(usize) -> usize,
+    ) {
+        let mut i = 0;
+        while i < count {
+            let left = count - i;
+            let (at, sum) = (|r| at(i + r), sum + i * LANES);
+            // SAFETY: `check` has covered every pixel and every sum; each branch takes no more factors than are
+            // left.
+            i += unsafe {
+                if V::WIDE && left >= 8 {
+                    self.tile::<V, 8, NB>(block, at, sum)
+                } else if left >= 4 {
+                    self.tile::<V, 4, NB>(block, at, sum)
+                } else if left >= 2 {
+                    self.tile::<V, 2, NB>(block, at, sum)
+                } else {
+                    self.tile::<V, 1, NB>(block, at, sum)
+                }
+            };
+        }
+    }
+
+    /// `R` factors times `NB` output blocks, summed over all pixels. Returns `R`.
     ///
     /// # Safety
-    /// `check` has passed, `block + NB <= out_blocks`, and `x` and `sum` point to the first of `R` lanes of
-    /// one channel block at one tap.
+    /// `check` has passed, `block + NB <= out_blocks`, each `at(r)` is a channel at a tap, and `sum` is where the sum
+    /// of the first of them lies.
     #[inline(always)]
     unsafe fn tile<V: Lanes, const R: usize, const NB: usize>(
         &mut self,
         block: usize,
-        x: usize,
+        at: impl Fn(usize) -> usize,
         sum: usize,
     ) -> usize {
         let sums_block = self.sums_block();
+        let mut from = [0; R];
+        for (r, from) in from.iter_mut().enumerate() {
+            *from = at(r);
+        }
         // SAFETY: under the contract above `check` bounds all pointers.
         unsafe {
             let place = self.sums.as_mut_ptr().add(block * sums_block + sum);
             let mut sums = [[V::splat(0.0); NB]; R];
             for y in 0..self.count.0 {
-                let mut pixel = self.x.as_ptr().add(x + y * self.x_row);
+                let mut pixel = self.x.as_ptr().add(y * self.x_row);
                 let mut dy = self.dy.as_ptr().add(block * self.dy_plane + y * self.dy_row);
                 for _ in 0..self.count.1 {
                     let mut gradients = [V::splat(0.0); NB];
@@ -254,7 +278,7 @@ impl WeightGradient<'_> {
                         *gradient = load(dy.add(n * self.dy_plane));
                     }
                     for (r, sums) in sums.iter_mut().enumerate() {
-                        let value = V::splat(*pixel.add(r));
+                        let value = V::splat(*pixel.add(from[r]));
                         for n in 0..NB {
                             sums[n] = sums[n].plus_product(value, gradients[n]);
                         }
