@@ -29,7 +29,8 @@ pub(in crate::kernels) fn sgd(isa: Isa, param: &mut [f32], velocity: &mut [f32],
             for ((p, v), &g) in param.iter_mut().zip(velocity).zip(grad) {
                 let d = g + *p * c.weight_decay;
                 *v = *v * c.momentum + d;
-                *p -= if c.nesterov { d + *v * c.momentum } else { *v } * c.lr;
+                let step = if c.nesterov { d + *v * c.momentum } else { *v };
+                *p -= step * c.lr;
             }
         }
     }

@@ -25,7 +25,7 @@ pub(super) fn evaluate(
         .collect();
     let tensors: Vec<Tensor> = args.iter().map(|v| v.as_tensor().clone()).collect();
     let y = f(&tensors).unwrap();
-    let probe = tensor(y.dims(), 99, DType::F32).to_dtype(dtype).unwrap();
+    let probe = tensor(y.dims(), 99, DType::F32).to_dtype(y.dtype()).unwrap();
     let grads = (&y * &probe).unwrap().sum_all().unwrap().backward().unwrap();
     let flat = |t: &Tensor| t.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
     std::iter::once(flat(&y)).chain(args.iter().map(|a| flat(grads.get(a).unwrap()))).collect()
