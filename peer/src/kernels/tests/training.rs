@@ -78,7 +78,7 @@ fn cross_entropy_agrees_with_f64_and_with_slopes() {
 #[test]
 fn cross_entropy_is_that_of_two_classes() {
     let loss = |z: &[[f32; 2]]| {
-        let z = Tensor::new(z, &Device::Cpu).unwrap();
+        let z = Tensor::new(z.as_flattened(), &Device::Cpu).unwrap().reshape((z.len(), 2)).unwrap();
         softmax_cross_entropy(&z, &Tensor::zeros(z.dim(0).unwrap(), DType::I64, &Device::Cpu).unwrap())
             .unwrap()
     };
