@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "instructions that not every processor has")]
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::lanes::{LANES, Lanes};
 
@@ -63,7 +64,7 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn transpose8(from: &[f32], from_step: usize, to: &mut [f32], to_step: usize) {
+    fn transpose8(from: &[f32], from_step: usize, to: &mut [MaybeUninit<f32>], to_step: usize) {
         Avx2::transpose8(from, from_step, to, to_step);
     }
 }
@@ -121,7 +122,7 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn transpose8(from: &[f32], from_step: usize, to: &mut [f32], to_step: usize) {
+    fn transpose8(from: &[f32], from_step: usize, to: &mut [MaybeUninit<f32>], to_step: usize) {
         assert!(from.len() >= 7 * from_step + 8 && to.len() >= 7 * to_step + 8, "8 rows of 8 values");
         // SAFETY: AVX is there, and the assertion above covers every row read and written.
         unsafe {
@@ -144,8 +145,8 @@ impl Lanes for Avx2 {
             for i in 0..4 {
                 let low = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
                 let high = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
-                _mm256_storeu_ps(to.as_mut_ptr().add(i * to_step), low);
-                _mm256_storeu_ps(to.as_mut_ptr().add((i + 4) * to_step), high);
+                _mm256_storeu_ps(to.as_mut_ptr().cast::<f32>().add(i * to_step), low);
+                _mm256_storeu_ps(to.as_mut_ptr().cast::<f32>().add((i + 4) * to_step), high);
             }
         }
     }

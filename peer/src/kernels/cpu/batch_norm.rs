@@ -1,11 +1,14 @@
 //! Batch normalisation with residual and rectifier in the same pass, forward and backward
 //! (Ioffe and Szegedy 2015, algorithm 1). `[B][C][pixels]` throughout.
+#![expect(unsafe_code, reason = "promises that memory is written before it is read")]
+
+use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
 use super::isa::{Isa, Kernel, dispatch};
 use super::lanes::{LANES, Lanes};
-use super::parallel::build;
+use super::parallel::build_overwritten;
 use super::pointwise::sum_of;
 
 /// Sizes of the normalised tensor.
@@ -84,7 +87,7 @@ pub(in crate::kernels) fn apply(
     residual: Option<&[f32]>,
     rectify: bool,
 ) -> Vec<f32> {
-    struct OnePlane<'a>(&'a [f32], Affine, Option<&'a [f32]>, bool, &'a mut [f32]);
+    struct OnePlane<'a>(&'a [f32], Affine, Option<&'a [f32]>, bool, &'a mut [MaybeUninit<f32>]);
     impl Kernel for OnePlane<'_> {
         type Output = ();
         #[inline(always)]
@@ -94,26 +97,23 @@ pub(in crate::kernels) fn apply(
             match residual {
                 Some(r) => {
                     for ((y, &x), &r) in y.iter_mut().zip(x).zip(r) {
-                        *y = bent((x - a.centre) * a.scale + a.shift + r);
+                        y.write(bent((x - a.centre) * a.scale + a.shift + r));
                     }
                 }
                 None => {
                     for (y, &x) in y.iter_mut().zip(x) {
-                        *y = bent((x - a.centre) * a.scale + a.shift);
+                        y.write(bent((x - a.centre) * a.scale + a.shift));
                     }
                 }
             }
         }
     }
-    build(
-        (x.len(), p.pixels),
-        p.channels,
-        || (),
-        |(), plane, y| {
-            let residual = residual.map(|r| p.plane(r, plane));
-            dispatch(isa, OnePlane(p.plane(x, plane), of_channel[plane % p.channels], residual, rectify, y));
-        },
-    )
+    let write = |(): &mut (), plane: usize, y: &mut [MaybeUninit<f32>]| {
+        let residual = residual.map(|r| p.plane(r, plane));
+        dispatch(isa, OnePlane(p.plane(x, plane), of_channel[plane % p.channels], residual, rectify, y));
+    };
+    // SAFETY: `x` and the residual have as many values as there are in a plane, so that all are written.
+    unsafe { build_overwritten((x.len(), p.pixels), p.channels, || (), write) }
 }
 
 /// Per channel the sums of `g` and of `g (x - centre)`.
@@ -196,7 +196,13 @@ pub(in crate::kernels) fn gradient(
     mask: Option<&[f32]>,
     of_channel: &[(Affine, Correction)],
 ) -> Vec<f32> {
-    struct OnePlane<'a>(&'a [f32], &'a [f32], Option<&'a [f32]>, (Affine, Correction), &'a mut [f32]);
+    struct OnePlane<'a>(
+        &'a [f32],
+        &'a [f32],
+        Option<&'a [f32]>,
+        (Affine, Correction),
+        &'a mut [MaybeUninit<f32>],
+    );
     impl Kernel for OnePlane<'_> {
         type Output = ();
         #[inline(always)]
@@ -206,27 +212,24 @@ pub(in crate::kernels) fn gradient(
             match mask {
                 Some(y) => {
                     for (((dx, &x), &g), &y) in dx.iter_mut().zip(x).zip(g).zip(y) {
-                        *dx = slope(x, if y <= 0.0 { 0.0 } else { g });
+                        dx.write(slope(x, if y <= 0.0 { 0.0 } else { g }));
                     }
                 }
                 None => {
                     for ((dx, &x), &g) in dx.iter_mut().zip(x).zip(g) {
-                        *dx = slope(x, g);
+                        dx.write(slope(x, g));
                     }
                 }
             }
         }
     }
-    build(
-        (x.len(), p.pixels),
-        p.channels,
-        || (),
-        |(), plane, dx| {
-            let mask = mask.map(|y| p.plane(y, plane));
-            let of_channel = of_channel[plane % p.channels];
-            dispatch(isa, OnePlane(p.plane(x, plane), p.plane(g, plane), mask, of_channel, dx));
-        },
-    )
+    let write = |(): &mut (), plane: usize, dx: &mut [MaybeUninit<f32>]| {
+        let mask = mask.map(|y| p.plane(y, plane));
+        let of_channel = of_channel[plane % p.channels];
+        dispatch(isa, OnePlane(p.plane(x, plane), p.plane(g, plane), mask, of_channel, dx));
+    };
+    // SAFETY: `x`, `g` and the mask have as many values as there are in a plane, so that all are written.
+    unsafe { build_overwritten((x.len(), p.pixels), p.channels, || (), write) }
 }
 
 /// One result per plane, in order.

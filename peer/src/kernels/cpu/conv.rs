@@ -1,19 +1,25 @@
 //! Convolution of a batch, forward and backward: images are independent, and the gradient by the weights is
 //! summed over fixed parts of the batch in order.
+#![expect(unsafe_code, reason = "memory that is written before it is read")]
+
+use std::mem::MaybeUninit;
 
 use super::geometry::ConvShape;
 use super::isa::{Isa, Kernel, dispatch};
 use super::lanes::Lanes;
-use super::parallel::{build, partial_sums};
+use super::parallel::{build_overwritten, partial_sums};
 use super::{depthwise, direct, winograd};
 
 /// A map of one image to another.
-pub(super) trait ImageMap: Sync {
+///
+/// # Safety
+/// [`ImageMap::image`] writes every value of `to`.
+pub(super) unsafe trait ImageMap: Sync {
     type Scratch;
     /// Memory for one thread, reused from image to image.
     fn scratch(&self) -> Self::Scratch;
     /// Writes every value of `to`.
-    fn image<V: Lanes>(&self, scratch: &mut Self::Scratch, from: &[f32], to: &mut [f32]);
+    fn image<V: Lanes>(&self, scratch: &mut Self::Scratch, from: &[f32], to: &mut [MaybeUninit<f32>]);
 }
 
 /// A sum over images of something shaped like the weights.
@@ -98,7 +104,7 @@ fn map_batch<M: ImageMap>(
     x: &[f32],
     (from, to): (usize, usize),
 ) -> Vec<f32> {
-    struct OneImage<'a, M: ImageMap>(&'a M, &'a mut M::Scratch, &'a [f32], &'a mut [f32]);
+    struct OneImage<'a, M: ImageMap>(&'a M, &'a mut M::Scratch, &'a [f32], &'a mut [MaybeUninit<f32>]);
     impl<M: ImageMap> Kernel for OneImage<'_, M> {
         type Output = ();
         #[inline(always)]
@@ -106,16 +112,13 @@ fn map_batch<M: ImageMap>(
             self.0.image::<V>(self.1, self.2, self.3);
         }
     }
-    build(
-        (units * to, to),
-        1,
-        // The maps of all groups are of one shape, so that one map's memory serves them all.
-        || maps[0].scratch(),
-        |scratch, n, out| {
-            let map = &maps[n % maps.len()];
-            dispatch(isa, OneImage(map, scratch, &x[n * from..][..from], out));
-        },
-    )
+    // The maps of all groups are of one shape, so that one map's memory serves them all.
+    let state = || maps[0].scratch();
+    let write = |scratch: &mut M::Scratch, n: usize, out: &mut [MaybeUninit<f32>]| {
+        dispatch(isa, OneImage(&maps[n % maps.len()], scratch, &x[n * from..][..from], out));
+    };
+    // SAFETY: a unit is the image of one map, which writes it whole.
+    unsafe { build_overwritten((units * to, to), 1, state, write) }
 }
 
 /// One group of the images that go in, and of the gradients of those that come out.

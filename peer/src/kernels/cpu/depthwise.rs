@@ -1,5 +1,8 @@
 //! Convolution in which each channel sees only itself, along whole rows: the sixteen lanes are neighbouring
 //! pixels, since there are no channels to sum over.
+#![expect(unsafe_code, reason = "promises that memory is written before it is read")]
+
+use std::mem::MaybeUninit;
 
 use super::conv::{ImageMap, WeightSums};
 use super::geometry::{ConvShape, Frame, classes};
@@ -86,6 +89,8 @@ pub(super) struct Map {
     /// Sizes of the images that go in and come out.
     from: (usize, usize),
     to: (usize, usize),
+    /// Whether every pixel that comes out belongs to some part.
+    covers: bool,
     /// `[part][channel][tap]`.
     w: Vec<Vec<f32>>,
 }
@@ -96,7 +101,7 @@ impl Map {
         let frame = Frame::of_input(s);
         let (to, part) = ((s.out_h(), s.out_w()), input_part(s, &frame));
         let plane = Plane::new(frame, part.windows, &part.offsets);
-        Self { plane, parts: vec![part], channels, from: (s.h, s.w), to, w: vec![w.to_vec()] }
+        Self { plane, parts: vec![part], channels, from: (s.h, s.w), to, covers: true, w: vec![w.to_vec()] }
     }
 
     /// `w` is `[channels][kh][kw]`, `s` the shape of one channel.
@@ -119,11 +124,13 @@ impl Map {
         let reach = |p: &Part| Plane::new(frame, p.windows, &p.offsets).len + p.origin;
         let len = parts.iter().map(reach).max().unwrap_or(0).max(frame.plane() / LANES);
         let plane = Plane { frame, len };
-        Self { plane, parts, channels, from: (s.out_h(), s.out_w()), to: (s.h, s.w), w }
+        let covers = parts.iter().map(|p| p.windows.rows * p.windows.cols).sum::<usize>() == s.h * s.w;
+        Self { plane, parts, channels, from: (s.out_h(), s.out_w()), to: (s.h, s.w), covers, w }
     }
 }
 
-impl ImageMap for Map {
+// SAFETY: the parts cover the image, or it is zeroed first.
+unsafe impl ImageMap for Map {
     type Scratch = (Vec<f32>, Vec<f32>);
 
     fn scratch(&self) -> Self::Scratch {
@@ -132,11 +139,14 @@ impl ImageMap for Map {
     }
 
     #[inline(always)]
-    fn image<V: Lanes>(&self, (plane, row): &mut Self::Scratch, from: &[f32], to: &mut [f32]) {
+    fn image<V: Lanes>(&self, (plane, row): &mut Self::Scratch, from: &[f32], to: &mut [MaybeUninit<f32>]) {
         let sizes = (self.from.0 * self.from.1, self.to.0 * self.to.1);
         for c in 0..self.channels {
             self.plane.fill(&from[c * sizes.0..][..sizes.0], self.from.1, plane);
             let to = &mut to[c * sizes.1..][..sizes.1];
+            if !self.covers {
+                to.fill(MaybeUninit::new(0.0));
+            }
             for (part, w) in self.parts.iter().zip(&self.w) {
                 let taps = part.offsets.len();
                 let row = &mut row[..part.windows.padded()];
@@ -283,15 +293,15 @@ fn gather_taps<V: Lanes, const N: usize>(x: &[f32], taps: &[usize], dy: &[f32], 
 
 /// From one long row of windows to the pixels of an image of width `w`.
 #[inline(always)]
-fn scatter(row: &[f32], part: &Part, to: &mut [f32], w: usize) {
+fn scatter(row: &[f32], part: &Part, to: &mut [MaybeUninit<f32>], w: usize) {
     let Windows { rows, cols, pitch } = part.windows;
     for y in 0..rows {
         let from = &row[y * pitch..][..cols];
         let to = &mut to[(part.first.0 + y * part.step) * w + part.first.1..];
         if part.step == 1 {
-            to[..cols].copy_from_slice(from);
+            to[..cols].write_copy_of_slice(from);
         } else {
-            to.iter_mut().step_by(part.step).zip(from).for_each(|(to, &from)| *to = from);
+            to.iter_mut().step_by(part.step).zip(from).for_each(|(to, &from)| _ = to.write(from));
         }
     }
 }

@@ -1,4 +1,7 @@
 //! Convolution as its definition says, for every geometry.
+#![expect(unsafe_code, reason = "promises that memory is written before it is read")]
+
+use std::mem::MaybeUninit;
 
 use super::conv::{ImageMap, WeightSums};
 use super::geometry::{Class, ConvShape, Frame, classes};
@@ -34,7 +37,8 @@ impl Forward {
     }
 }
 
-impl ImageMap for Forward {
+// SAFETY: `blocks_to_image` writes every value.
+unsafe impl ImageMap for Forward {
     type Scratch = Scratch;
 
     fn scratch(&self) -> Scratch {
@@ -44,7 +48,7 @@ impl ImageMap for Forward {
     }
 
     #[inline(always)]
-    fn image<V: Lanes>(&self, scratch: &mut Scratch, from: &[f32], to: &mut [f32]) {
+    fn image<V: Lanes>(&self, scratch: &mut Scratch, from: &[f32], to: &mut [MaybeUninit<f32>]) {
         let s = &self.shape;
         let (h, w) = (s.out_h(), s.out_w());
         image_to_frame::<V>(from, (s.h, s.w), &self.frame, &mut scratch.frame);
@@ -93,7 +97,8 @@ impl BackwardData {
     }
 }
 
-impl ImageMap for BackwardData {
+// SAFETY: `blocks_to_image` writes every value.
+unsafe impl ImageMap for BackwardData {
     type Scratch = Scratch;
 
     fn scratch(&self) -> Scratch {
@@ -104,7 +109,7 @@ impl ImageMap for BackwardData {
     }
 
     #[inline(always)]
-    fn image<V: Lanes>(&self, scratch: &mut Scratch, from: &[f32], to: &mut [f32]) {
+    fn image<V: Lanes>(&self, scratch: &mut Scratch, from: &[f32], to: &mut [MaybeUninit<f32>]) {
         let s = &self.shape;
         image_to_frame::<V>(from, (s.out_h(), s.out_w()), &self.frame, &mut scratch.frame);
         let (plane, row) = (s.h * s.w * LANES, s.w * LANES);

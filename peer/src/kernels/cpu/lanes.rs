@@ -1,5 +1,7 @@
 //! Sixteen f32 at a time: what a kernel may ask of an instruction set, and the answer in plain Rust.
 
+use std::mem::MaybeUninit;
+
 /// Width of a vector and of a block of channels.
 pub(super) const LANES: usize = 16;
 
@@ -20,10 +22,10 @@ pub(super) trait Lanes: Copy {
     fn zero_where_not_positive(self, y: Self) -> Self;
 
     /// Transposes 8 rows of 8 values: `to[j * to_step + i] = from[i * from_step + j]`.
-    fn transpose8(from: &[f32], from_step: usize, to: &mut [f32], to_step: usize) {
+    fn transpose8(from: &[f32], from_step: usize, to: &mut [MaybeUninit<f32>], to_step: usize) {
         for i in 0..8 {
             for j in 0..8 {
-                to[j * to_step + i] = from[i * from_step + j];
+                to[j * to_step + i].write(from[i * from_step + j]);
             }
         }
     }

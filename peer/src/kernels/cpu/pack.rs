@@ -1,5 +1,9 @@
 //! Between PyTorch's layouts (`[C][H][W]`, `[Co][Ci][kh][kw]`) and blocks of sixteen channels.
 
+#![expect(unsafe_code, reason = "memory that is written before it is read")]
+
+use std::mem::MaybeUninit;
+
 use super::geometry::Frame;
 use super::lanes::{LANES, Lanes};
 
@@ -52,13 +56,14 @@ fn strided_row<V: Lanes>(
     }
 }
 
-/// Blocks `[block][row][col][lane]`, of which `h` rows and `w` columns count, to an image `[C][h][w]`.
+/// Blocks `[block][row][col][lane]`, of which `h` rows and `w` columns count, to an image `[C][h][w]`, of which every
+/// value is written.
 #[inline(always)]
 pub(super) fn blocks_to_image<V: Lanes>(
     blocks: &[f32],
     (plane, row): (usize, usize),
     (h, w): (usize, usize),
-    image: &mut [f32],
+    image: &mut [MaybeUninit<f32>],
 ) {
     let pixels = h * w;
     // Without a margin the image is one long row.
@@ -82,8 +87,8 @@ pub(super) fn blocks_to_image<V: Lanes>(
 fn channels_to_lanes<V: Lanes>(from: &[f32], step: usize, lanes: usize, width: usize, to: &mut [f32]) {
     let eights = if lanes == LANES { width / 8 * 8 } else { 0 };
     for x in (0..eights).step_by(8) {
-        V::transpose8(&from[x..], step, &mut to[x * LANES..], LANES);
-        V::transpose8(&from[8 * step + x..], step, &mut to[x * LANES + 8..], LANES);
+        V::transpose8(&from[x..], step, as_uninit(&mut to[x * LANES..]), LANES);
+        V::transpose8(&from[8 * step + x..], step, as_uninit(&mut to[x * LANES + 8..]), LANES);
     }
     for x in eights..width {
         for lane in 0..lanes {
@@ -94,7 +99,13 @@ fn channels_to_lanes<V: Lanes>(from: &[f32], step: usize, lanes: usize, width: u
 
 /// `to[lane * step + x] = from[x][lane]` for `width` pixels.
 #[inline(always)]
-fn lanes_to_channels<V: Lanes>(from: &[f32], width: usize, lanes: usize, step: usize, to: &mut [f32]) {
+fn lanes_to_channels<V: Lanes>(
+    from: &[f32],
+    width: usize,
+    lanes: usize,
+    step: usize,
+    to: &mut [MaybeUninit<f32>],
+) {
     let eights = if lanes == LANES { width / 8 * 8 } else { 0 };
     for x in (0..eights).step_by(8) {
         V::transpose8(&from[x * LANES..], LANES, &mut to[x..], step);
@@ -102,9 +113,16 @@ fn lanes_to_channels<V: Lanes>(from: &[f32], width: usize, lanes: usize, step: u
     }
     for x in eights..width {
         for lane in 0..lanes {
-            to[lane * step + x] = from[x * LANES + lane];
+            to[lane * step + x].write(from[x * LANES + lane]);
         }
     }
+}
+
+/// A slice as a place to write to.
+#[inline(always)]
+fn as_uninit(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: both types have one layout, and in this file only values are written through the result.
+    unsafe { &mut *(std::ptr::from_mut(values) as *mut [MaybeUninit<f32>]) }
 }
 
 /// Floats of packed weights: `[output block][channel][tap][lane]` in whole blocks of outputs.

@@ -12,10 +12,29 @@ use rayon::prelude::*;
 /// A thread takes `together` consecutive units at a time. A `state` is memory that is used for many units;
 /// which ones depends on timing, so `write` must not let one unit see what another left there.
 pub(super) fn build<S>(
-    (len, unit): (usize, usize),
+    sizes: (usize, usize),
     together: usize,
     state: impl Fn() -> S + Sync + Send,
     write: impl Fn(&mut S, usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let zeroed = |state: &mut S, i: usize, raw: &mut [MaybeUninit<f32>]| {
+        raw.fill(MaybeUninit::new(0.0));
+        // SAFETY: every value of `raw` was initialised in the line above.
+        write(state, i, unsafe { &mut *(std::ptr::from_mut(raw) as *mut [f32]) });
+    };
+    // SAFETY: each unit is filled as a whole.
+    unsafe { build_overwritten(sizes, together, state, zeroed) }
+}
+
+/// As [`build`], for units that are not even zeroed.
+///
+/// # Safety
+/// `write` writes every value of every unit that it is given.
+pub(super) unsafe fn build_overwritten<S>(
+    (len, unit): (usize, usize),
+    together: usize,
+    state: impl Fn() -> S + Sync + Send,
+    write: impl Fn(&mut S, usize, &mut [MaybeUninit<f32>]) + Sync,
 ) -> Vec<f32> {
     let mut values = Vec::with_capacity(len);
     if len == 0 {
@@ -23,16 +42,12 @@ pub(super) fn build<S>(
     }
     let together = together.max(1);
     let part = |state: &mut S, (p, chunk): (usize, &mut [MaybeUninit<f32>])| {
-        for (i, raw) in chunk.chunks_mut(unit).enumerate() {
-            // Zeroed here, where the unit is about to be written, it costs the nearest cache only.
-            raw.fill(MaybeUninit::new(0.0));
-            // SAFETY: every value of `raw` was initialised in the line above.
-            let unit = unsafe { &mut *(std::ptr::from_mut(raw) as *mut [f32]) };
+        for (i, unit) in chunk.chunks_mut(unit).enumerate() {
             write(state, p * together + i, unit);
         }
     };
     values.spare_capacity_mut()[..len].par_chunks_mut(together * unit).enumerate().for_each_init(state, part);
-    // SAFETY: the parts above cover all `len` values, and each initialises all of its own.
+    // SAFETY: the parts above cover all `len` values, and the caller promises that each writes all of its own.
     unsafe { values.set_len(len) };
     values
 }

@@ -1,45 +1,49 @@
 //! Rectifier and global average pooling.
+#![expect(unsafe_code, reason = "promises that memory is written before it is read")]
+
+use std::mem::MaybeUninit;
 
 use super::isa::{Isa, Kernel, dispatch};
 use super::lanes::{LANES, Lanes};
-use super::parallel::build;
+use super::parallel::{build, build_overwritten};
 
 /// Values that one call of a kernel handles.
 const CHUNK: usize = 1 << 14;
 
 /// `max(x, 0)`; NaN stays.
 pub(in crate::kernels) fn relu(isa: Isa, x: &[f32]) -> Vec<f32> {
-    struct Relu<'a>(&'a [f32], &'a mut [f32]);
+    struct Relu<'a>(&'a [f32], &'a mut [MaybeUninit<f32>]);
     impl Kernel for Relu<'_> {
         type Output = ();
         #[inline(always)]
         fn run<V: Lanes>(self) {
             for (y, &x) in self.1.iter_mut().zip(self.0) {
-                *y = if x <= 0.0 { 0.0 } else { x };
+                y.write(if x <= 0.0 { 0.0 } else { x });
             }
         }
     }
-    by_chunks(x.len(), |at, y| dispatch(isa, Relu(&x[at..], y)))
+    by_chunks(x.len(), |at, y| dispatch(isa, Relu(&x[at..][..y.len()], y)))
 }
 
 /// The gradient by a rectifier's input, `dy` where the output is not zero.
 pub(in crate::kernels) fn relu_backward(isa: Isa, y: &[f32], dy: &[f32]) -> Vec<f32> {
-    struct Backward<'a>(&'a [f32], &'a [f32], &'a mut [f32]);
+    struct Backward<'a>(&'a [f32], &'a [f32], &'a mut [MaybeUninit<f32>]);
     impl Kernel for Backward<'_> {
         type Output = ();
         #[inline(always)]
         fn run<V: Lanes>(self) {
             for (dx, (&y, &dy)) in self.2.iter_mut().zip(self.0.iter().zip(self.1)) {
-                *dx = if y <= 0.0 { 0.0 } else { dy };
+                dx.write(if y <= 0.0 { 0.0 } else { dy });
             }
         }
     }
-    by_chunks(y.len(), |at, dx| dispatch(isa, Backward(&y[at..], &dy[at..], dx)))
+    by_chunks(y.len(), |at, dx| dispatch(isa, Backward(&y[at..][..dx.len()], &dy[at..][..dx.len()], dx)))
 }
 
-/// Fills a vector in fixed chunks: `write(index of the first value, chunk)`.
-fn by_chunks(len: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    build((len, CHUNK), 1, || (), |(), i, chunk| write(i * CHUNK, chunk))
+/// Fills a vector in fixed chunks: `write(index of the first value, chunk)` writes every value of its chunk.
+fn by_chunks(len: usize, write: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync) -> Vec<f32> {
+    // SAFETY: the two callers above take as many arguments as there are values in the chunk.
+    unsafe { build_overwritten((len, CHUNK), 1, || (), |(), i, chunk| write(i * CHUNK, chunk)) }
 }
 
 /// The mean of each of `planes` planes of `pixels` values.

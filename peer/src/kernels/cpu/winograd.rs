@@ -1,6 +1,9 @@
 //! Convolution 3x3 of stride 1 and padding 1 with 16 products for each 4 outputs instead of 36: the minimal
 //! filtering algorithm F(2x2, 3x3) of Lavin and Gray 2016, section 4.1. Each of the 16 products is a matrix
 //! product over channels, for which the micro kernels of the direct form serve with a single tap.
+#![expect(unsafe_code, reason = "promises that memory is written before it is read")]
+
+use std::mem::MaybeUninit;
 
 use super::conv::{ImageMap, WeightSums};
 use super::geometry::{ConvShape, Frame};
@@ -126,7 +129,8 @@ impl Map {
     }
 }
 
-impl ImageMap for Map {
+// SAFETY: `blocks_to_image` writes every value.
+unsafe impl ImageMap for Map {
     type Scratch = Scratch;
 
     fn scratch(&self) -> Scratch {
@@ -140,7 +144,7 @@ impl ImageMap for Map {
     }
 
     #[inline(always)]
-    fn image<V: Lanes>(&self, scratch: &mut Scratch, from: &[f32], to: &mut [f32]) {
+    fn image<V: Lanes>(&self, scratch: &mut Scratch, from: &[f32], to: &mut [MaybeUninit<f32>]) {
         let t = self.tiling;
         let (frame, out) = (t.input_frame(self.from), t.output_frame(self.to));
         image_to_frame::<V>(from, (t.h, t.w), &frame, &mut scratch.frame);
