@@ -55,6 +55,9 @@ pub enum PeerError {
         /// What is wrong with it.
         cause: Box<StateError>,
     },
+    /// Another peer that does not answer any more.
+    #[error("{0}")]
+    PeerLost(String),
     /// What another peer said cannot be used.
     #[error("{0}")]
     Contribution(String),
@@ -84,6 +87,8 @@ impl PeerError {
             Self::Usage(_) => Exit::Usage,
             Self::Spec(_) | Self::Plan(_) | Self::Model(_) | Self::Normalisation(_) => Exit::BadSpec,
             Self::Unreachable(_) => Exit::Unreachable,
+            // Nothing is wrong here: the state is saved, and the run goes on when the other is back.
+            Self::PeerLost(_) => Exit::Stopped,
             Self::Refused(refusal) => match refusal.reason {
                 RefusalReason::Dataset => Exit::BadData,
                 RefusalReason::UnknownName | RefusalReason::TakenName | RefusalReason::Address => Exit::Usage,

@@ -181,6 +181,11 @@ impl Rounds {
         self.stop.clone().map_or(Permission::Wait(WaitsFor::Lease), Permission::Leave)
     }
 
+    /// The word to stop, if there was one.
+    pub fn stopping(&self) -> Option<&Stop> {
+        self.stop.as_ref()
+    }
+
     /// Whether a step that has begun must be given up: nobody will say what it waits for.
     pub fn abandon(&self) -> Option<&Stop> {
         self.stop.as_ref().filter(|stop| stop.kind == StopKind::AtOnce)

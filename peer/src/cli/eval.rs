@@ -9,7 +9,7 @@ use crate::data;
 use crate::data::loader::EvaluationBatches;
 use crate::error::PeerError;
 use crate::evaluate::evaluate;
-use crate::models::{ImageShape, Network, Params, Pass, StateDict, Strictness, build, state};
+use crate::models::{ImageShape, Network, Params, Pass, StateDict, Strictness, build, registry, state};
 
 /// Images that pass through the network at a time: enough to keep the kernels busy, little memory.
 const BATCH: usize = 250;
@@ -17,6 +17,7 @@ const BATCH: usize = 250;
 pub(super) fn run(args: EvalArgs) -> Result<(), PeerError> {
     let kind: DatasetKind =
         args.dataset.parse().map_err(|error: dataset::UnknownDataset| PeerError::Usage(error.to_string()))?;
+    registry::check_name(&args.arch).map_err(|error| PeerError::Usage(error.to_string()))?;
     let normalize = match args.mean.is_empty() {
         true => Normalize::Dataset,
         false => Normalize::By { mean: args.mean, std: args.std },

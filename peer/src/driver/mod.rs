@@ -271,8 +271,9 @@ impl Driver {
     async fn heard(&mut self, word: Result<Option<ToPeer>, String>, trainer: &Trainer) {
         let reason = match word {
             Ok(Some(ToPeer::View(view))) => {
-                self.follow_sources(&view, trainer);
-                return tell(trainer, Word::View(view)).await;
+                // The view first: what a source says is refused by one who does not know the view yet.
+                tell(trainer, Word::View(view.clone())).await;
+                return self.follow_sources(&view, trainer);
             }
             Ok(Some(ToPeer::Lease(until))) => return tell(trainer, Word::Lease(until)).await,
             Ok(Some(ToPeer::RetainFrom(step))) => {
@@ -304,6 +305,7 @@ impl Driver {
                 me: self.me.clone(),
                 run: self.run,
                 from: Position::of(view.begins_at),
+                patience: 2 * Duration::from_millis(self.spec.policy.failure_timeout_ms),
             };
             self.follows.spawn(follow(following, trainer.words.clone()));
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cohort_proto::contribution::{Contribution, ContributionError, Header, Position, Tensor};
-use cohort_proto::control::Stop;
+use cohort_proto::control::{Stop, StopKind};
 use cohort_proto::id::{Digest, PeerName, RunId, Step, ViewId};
 use cohort_proto::schema::Schema;
 use cohort_proto::view::View;
@@ -104,6 +104,10 @@ impl Live {
             Word::Common(step) => {
                 self.common = self.common.max(step);
                 return Ok(());
+            }
+            // One who stops anyway ends as it was told to, whoever left first.
+            Word::Lost(PeerError::PeerLost(why)) if self.rounds.stopping().is_some() => {
+                Arrival::Stop(Stop { kind: StopKind::AtOnce, sentence: why })
             }
             Word::Lost(error) => return Err(error),
             Word::Joined(run) => return Err(PeerError::Internal(format!("joined run {run} twice"))),
