@@ -56,7 +56,7 @@ impl fmt::Display for WaitsFor {
             Self::Finish => f.write_str("the others to complete the last step"),
             Self::Sources(names) => {
                 let names: Vec<&str> = names.iter().map(PeerName::as_str).collect();
-                write!(f, "what {} say", names.join(", "))
+                write!(f, "word from {}", names.join(", "))
             }
         }
     }

@@ -77,6 +77,10 @@ pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(4);
 /// How long one connection attempt may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A peer that is alive but says nothing to a step for this many failure timeouts is given up by those who wait for it.
+/// It bounds every wait for a contribution; a step that takes longer needs a longer `failure_timeout_ms`.
+pub const STALL_TIMEOUTS: u32 = 6;
+
 /// Concurrent streams that one connection may open on a service of ours.
 pub const STREAMS_PER_CONNECTION: u32 = 16;
 

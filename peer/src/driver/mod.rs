@@ -214,6 +214,7 @@ impl Driver {
     async fn attend(mut self, mut trainer: Trainer, heartbeat: Duration) -> Result<Ending, PeerError> {
         let mut signals =
             Signals::listen().map_err(|error| PeerError::Internal(format!("signals: {error}")))?;
+        let began = Instant::now();
         let mut heartbeats = tokio::time::interval(heartbeat);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -238,7 +239,11 @@ impl Driver {
                 Event::FollowEnded(Ok(())) => {}
                 Event::FollowEnded(Err(error)) => tell(&trainer, Word::Lost(error)).await,
                 Event::Signal => self.asked_to_stop(&trainer).await,
-                Event::Heartbeat => self.up(FromPeer::Heartbeat),
+                Event::Heartbeat => {
+                    self.up(FromPeer::Heartbeat);
+                    // One that computes has other words to read first; it will see a later tick.
+                    let _ = trainer.words.try_send(Word::Tick(began.elapsed()));
+                }
                 Event::StopOverdue => {
                     self.stop_deadline = None;
                     let sentence = "asked to stop, and the coordinator did not answer".to_owned();
