@@ -9,6 +9,7 @@ use crate::data;
 use crate::data::loader::EvaluationBatches;
 use crate::error::PeerError;
 use crate::evaluate::evaluate;
+use crate::learner::METHOD_PREFIXES;
 use crate::models::{ImageShape, Network, Params, Pass, StateDict, Strictness, build, registry, state};
 
 /// Images that pass through the network at a time: enough to keep the kernels busy, little memory.
@@ -32,17 +33,14 @@ pub(super) fn run(args: EvalArgs) -> Result<(), PeerError> {
         normalize,
     };
     let samples = dataset::load(&data::folder(&spec, None)?, kind, Split::Test, None)?;
-    let channels = samples.images.channels;
-    let image = ImageShape { channels, height: samples.images.height, width: samples.images.width };
+    let image = ImageShape::from(&samples.images);
     let mut params = Params::new(0, "eval", DType::F32, &Device::Cpu)?;
     let network = build(&args.arch, image, kind.classes(), &mut params)?;
     let unusable = |cause| PeerError::Init { path: args.weights.clone(), cause: Box::new(cause) };
     let weights = state::load_safetensors(&args.weights).map_err(unusable)?;
-    let heads =
-        Strictness::Lenient { prefixes: &["embed.", "auxiliary_classifier.", "aggregator.", "match."] };
-    params.load(&weights, heads).map_err(unusable)?;
+    params.load(&weights, Strictness::Lenient { prefixes: &METHOD_PREFIXES }).map_err(unusable)?;
 
-    let normalisation = data::normalisation(&spec, channels)?;
+    let normalisation = data::normalisation(&spec, image.channels)?;
     let batches = EvaluationBatches::new(&samples, &normalisation, BATCH)?;
     let logits = logits_of(&*network, batches)?;
     if let Some(path) = args.logits {
