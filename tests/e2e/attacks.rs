@@ -89,13 +89,13 @@ fn another_run_or_view() -> Result<()> {
         header.run = RunId(header.run.0 ^ 1);
         then(speaker.honest(0)?, speaker.sealed(header, &speaker.schema)?)
     };
-    attack(run, Exit::BadData, &["b sent", "not this run"])?;
+    attack(run, Exit::BadData, &["peer b sent", "not this run"])?;
     let view: Script = |speaker| {
         let mut header = speaker.header(1)?;
         header.view = ViewId(9);
         then(speaker.honest(0)?, speaker.sealed(header, &speaker.schema)?)
     };
-    attack(view, Exit::BadData, &["b sent", "view 9"])
+    attack(view, Exit::BadData, &["peer b sent", "view 9"])
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_step_that_is_far_ahead() -> Result<()> {
         header.position = Position::of(1 << 60);
         then(speaker.honest(0)?, speaker.sealed(header, &speaker.schema)?)
     };
-    attack(script, Exit::BadData, &["b sent step", "while step 1"])
+    attack(script, Exit::BadData, &["peer b sent step", "while step 1"])
 }
 
 #[test]

@@ -170,24 +170,3 @@ fn a_coordinator_that_waits_for_peers_can_be_stopped() -> Result<()> {
     }
     Ok(())
 }
-
-/// A network that no longer answers, as opposed to a process that is gone: the follower cannot tell, the coordinator
-/// can. The peer that waits must not take its own leave with another exit code first.
-#[test]
-fn a_peer_is_killed_and_the_coordinator_is_slow_to_notice() -> Result<()> {
-    let text = crate::setting::run_toml("mcl", crate::setting::TWO, "steps = 90\ncheckpoint_every = 4");
-    let patient = text.replace("failure_timeout_ms = 6000", "failure_timeout_ms = 600000");
-    let site = Site::new(crate::setting::PROGRAM, &patient)?;
-    let gate = Gate::new(NINE)?;
-    let coordinator = site.coordinator()?;
-    let url = coordinator.url();
-    let a = site.peer(&url, "a", &[])?;
-    let mut b = site.peer(&url, "b", &["--listen", &gate.listen(), "--advertise", &gate.advertise()])?;
-    wait_until("the run to stand still in the middle", || {
-        let done = status(&url)?.members.iter().map(|member| member.steps_done).min();
-        Ok(done.filter(|done| *done >= 8))
-    })?;
-    b.signal(Signal::SIGKILL)?;
-    drop((b, gate));
-    a.wait()?.check(Exit::Stopped, &["peer b", "attempts"])
-}

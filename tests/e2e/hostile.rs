@@ -60,7 +60,8 @@ impl Speaker {
     }
 }
 
-/// What it says to whoever follows it: all of it, and then nothing any more.
+/// What it says to whoever follows it: the entry at place i once the follower has completed i steps, and after all of
+/// them nothing any more.
 pub(crate) type Script = fn(&Speaker) -> Result<Vec<wire::Contribution>>;
 
 /// How it behaves towards the coordinator.
@@ -73,6 +74,7 @@ pub(crate) enum Manners {
 }
 
 struct Service {
+    url: String,
     speaker: Arc<OnceLock<Speaker>>,
     script: Script,
 }
@@ -81,19 +83,34 @@ struct Service {
 impl Exchange for Service {
     type FollowStream = ReceiverStream<Result<wire::Contribution, Status>>;
 
-    async fn follow(&self, _: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+    async fn follow(
+        &self,
+        request: Request<wire::FollowRequest>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
         let speaker = self.speaker.get().ok_or_else(|| Status::unavailable("no view yet"))?;
         let said = (self.script)(speaker).map_err(|error| Status::unknown(format!("{error:#}")))?;
         let (tx, rx) = mpsc::channel(16);
+        let (url, follower) = (self.url.clone(), request.into_inner().follower);
         tokio::spawn(async move {
-            for message in said {
-                if tx.send(Ok(message)).await.is_err() {
+            for (steps, message) in (0..).zip(said) {
+                if until_completed(&url, &follower, steps).await.is_err() || tx.send(Ok(message)).await.is_err() {
                     return;
                 }
             }
             tx.closed().await;
         });
         Ok(Response::new(ReceiverStream::new(rx)))
+    }
+}
+
+async fn until_completed(url: &str, peer: &str, steps: Step) -> Result<()> {
+    let mut client = client(url).await?;
+    loop {
+        let status = client.status(wire::StatusRequest {}).await?.into_inner();
+        if status.members.iter().any(|member| member.name == peer && member.steps_done >= steps) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -116,7 +133,7 @@ async fn join(url: String, manners: Manners, script: Script) -> Result<()> {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address: SocketAddr = listener.local_addr()?;
     let speaker = Arc::new(OnceLock::new());
-    let service = ExchangeServer::new(Service { speaker: speaker.clone(), script });
+    let service = ExchangeServer::new(Service { url: url.clone(), speaker: speaker.clone(), script });
     let server = tonic::transport::Server::builder().add_service(service);
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
 

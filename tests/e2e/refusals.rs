@@ -38,7 +38,7 @@ const WRONG: &[(Change, RefusalReason, &[&str])] = &[
     (|join| join.schema[0].shape[0] = 21, RefusalReason::Schema, &["[21, 10]", "[20, 10]"]),
     (|join| join.schema[0].shape = vec![u32::MAX; 3], RefusalReason::Malformed, &["schema"]),
     (|join| join.dataset_fingerprint = vec![7; 32], RefusalReason::Dataset, &["070707", "peer a"]),
-    (|join| join.total_steps = 4, RefusalReason::Dataset, &["4 steps", "has 3"]),
+    (|join| join.total_steps = 4, RefusalReason::Dataset, &["4 steps", "asks for 3"]),
     (
         |join| (join.checkpoints, join.checkpoint_run) = (vec![2], 12),
         RefusalReason::Checkpoints,
