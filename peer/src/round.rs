@@ -66,10 +66,10 @@ impl fmt::Display for WaitsFor {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Stray {
     /// From nobody that this peer follows.
-    #[error("a contribution came from {0}, which this peer does not follow")]
+    #[error("a contribution came from peer {0}, which this peer does not follow")]
     Source(PeerName),
     /// Of another run or view.
-    #[error("{source_name} sent a contribution of run {run}, view {view}, which is not this run and view")]
+    #[error("peer {source_name} sent a contribution of run {run}, view {view}, which is not this run and view")]
     RunOrView {
         /// Who sent it.
         source_name: PeerName,
@@ -79,7 +79,7 @@ pub enum Stray {
         view: ViewId,
     },
     /// So far ahead that it cannot have waited for anybody.
-    #[error("{source_name} sent step {step} while step {expected} was awaited")]
+    #[error("peer {source_name} sent step {step} while step {expected} was awaited")]
     Ahead {
         /// Who sent it.
         source_name: PeerName,
