@@ -130,20 +130,10 @@ class Programs:
         self.must(self.localhost + run)
         return {path.name: path for path in sorted((out / "peers").iterdir())}
 
-    def states(self, run, folder, data, lengths):
-        """By completed steps, the checkpoint's folder of every peer in order. From one run with a checkpoint every step,
-        or, if `lengths` are given, from a run of each length that has the same batches and rates as the whole."""
-        if not lengths:
-            out = folder / "out"
-            peers = self.cohort(folder, data, out)
-            return {n: [peers[peer["name"]] / f"checkpoint-{n}" for peer in run["peer"]] for n in range(1, STEPS + 1)}
-        whole, states = derive(run, data), {}
-        for length in lengths:
-            shorter = write_run(folder, run, length, length)
-            if derive(shorter, data) == whole[:length]:
-                peers = self.cohort(folder, data, folder / f"out-{length}")
-                states[length] = [peers[peer["name"]] / f"checkpoint-{length}" for peer in run["peer"]]
-        return states
+    def states(self, run, folder, data):
+        """By completed steps, the checkpoint's folder of every peer in order."""
+        peers = self.cohort(folder, data, folder / "out")
+        return {n: [peers[peer["name"]] / f"checkpoint-{n}" for peer in run["peer"]] for n in range(1, STEPS + 1)}
 
     def plan(self, run, folder, data):
         """The plan, and whether the coordinator's words and the second derivation are the same."""

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kinks import Relu, relu
+
 
 def conv3x3(inputs, outputs, stride=1):
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
@@ -28,8 +30,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + shortcut)
+        y = relu(self.bn1(self.conv1(x)))
+        return relu(self.bn2(self.conv2(y)) + shortcut)
 
 
 class ResNet(nn.Module):
@@ -50,7 +52,7 @@ class ResNet(nn.Module):
         return nn.Sequential(BasicBlock(inputs, outputs, stride), *later)
 
     def feature(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = relu(self.bn1(self.conv1(x)))
         return self.layer3(self.layer2(self.layer1(x))).mean(dim=(2, 3))
 
 
@@ -68,8 +70,8 @@ class PreActivationBlock(nn.Module):
             self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
     def forward(self, x):
-        active = F.relu(self.bn1(x))
-        y = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        active = relu(self.bn1(x))
+        y = self.conv2(relu(self.bn2(self.conv1(active))))
         return y + (x if self.convShortcut is None else self.convShortcut(active))
 
 
@@ -98,7 +100,7 @@ class WideResNet(nn.Module):
 
     def feature(self, x):
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return F.relu(self.bn1(x)).mean(dim=(2, 3))
+        return relu(self.bn1(x)).mean(dim=(2, 3))
 
 
 def build(arch, channels, classes, embedding=None):
@@ -113,7 +115,7 @@ def build(arch, channels, classes, embedding=None):
         network = ResNet(int(arch.removeprefix("resnet")), [16, 16, 32, 64], channels, classes)
     if embedding is not None:
         width = network.fc.in_features
-        head = nn.Sequential(nn.Linear(width, embedding), nn.ReLU(), nn.Linear(embedding, embedding))
+        head = nn.Sequential(nn.Linear(width, embedding), Relu(), nn.Linear(embedding, embedding))
         network.embed = nn.ModuleList([head])
     return network
 
