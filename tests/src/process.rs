@@ -272,7 +272,13 @@ impl Site {
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn peer_on(&self, host: &[impl AsRef<OsStr>], url: &str, name: &str, more: &[&str]) -> Result<Process> {
+    pub fn peer_on(
+        &self,
+        host: &[impl AsRef<OsStr>],
+        url: &str,
+        name: &str,
+        more: &[&str],
+    ) -> Result<Process> {
         let state = self.state(name);
         let state = state.to_string_lossy();
         let mut args = vec!["peer", "join", "--coordinator", url, "--name", name, "--threads", "1"];
