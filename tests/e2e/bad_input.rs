@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use cohort_proto::exit::Exit;
-use cohort_tests::process::{Process, Site};
+use cohort_tests::process::{HERE, Process, Site};
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 
@@ -20,7 +20,7 @@ fn refused_coordinator(site: &Site, listen: &str, state: &str) -> Result<Process
     let run = run.to_string_lossy();
     site.start(
         "coordinator",
-        &[],
+        HERE,
         &["coordinator", "serve", "--run", &run, "--listen", listen, "--state", state],
     )
 }
@@ -62,10 +62,10 @@ fn the_command_line_is_read_strictly() -> Result<()> {
         &["peer", "join", "--coordinator", "nowhere", "--name", "a"],
         &["peer", "join", "--name", "a"],
     ] {
-        site.start("usage", &[], args)?.wait()?.check(Exit::Usage, &[])?;
+        site.start("usage", HERE, args)?.wait()?.check(Exit::Usage, &[])?;
     }
     for args in [["coordinator", "--help"], ["peer", "--help"], ["peer", "--version"]] {
-        let ended = site.start("help", &[], &args)?.wait()?;
+        let ended = site.start("help", HERE, &args)?.wait()?;
         ended.check(Exit::Finished, &[])?;
         ensure!(!ended.stdout.is_empty() && ended.stderr.is_empty(), "{args:?} answers on stdout");
     }
@@ -93,7 +93,7 @@ fn a_coordinator_that_is_not_there_is_tried_for_a_while() -> Result<()> {
     let url = format!("http://127.0.0.3:{port}");
     let ended = site.peer(&url, "a", &[])?.wait()?;
     ended.check(Exit::Unreachable, &["the coordinator at", &url, "8 attempts", "refused"])?;
-    let status = site.start("status", &[], &["coordinator", "status", "--coordinator", &url])?.wait()?;
+    let status = site.start("status", HERE, &["coordinator", "status", "--coordinator", &url])?.wait()?;
     status.check(Exit::Unreachable, &["no coordinator answers at", &url])
 }
 

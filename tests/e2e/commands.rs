@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use cohort_proto::exit::Exit;
+use cohort_tests::process::HERE;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use tonic_health::pb::HealthCheckRequest;
@@ -65,7 +66,7 @@ fn status_for_people_and_for_programs() -> Result<()> {
     wait_until_attending(&url, "a")?;
     let status = |format: &str| -> Result<String> {
         let args = ["coordinator", "status", "--coordinator", &url, "--format", format];
-        let ended = site.start("status", &[], &args)?.wait()?;
+        let ended = site.start("status", HERE, &args)?.wait()?;
         ended.check(Exit::Finished, &[])?;
         Ok(ended.stdout)
     };
@@ -80,7 +81,7 @@ fn status_for_people_and_for_programs() -> Result<()> {
     ensure!(json["spec"]["method"]["name"] == "mcl", "{json}");
     // Without a scheme it is found as well.
     let args = ["coordinator", "status", "--coordinator", &coordinator.address];
-    site.start("status", &[], &args)?.wait()?.check(Exit::Finished, &[])
+    site.start("status", HERE, &args)?.wait()?.check(Exit::Finished, &[])
 }
 
 #[test]
@@ -89,7 +90,7 @@ fn the_plan_is_one_json_object_a_line() -> Result<()> {
     let run = site.run_toml();
     let run = run.to_string_lossy();
     let plan =
-        |more: &[&str]| site.start("plan", &[], &[&["coordinator", "plan", "--run", &run], more].concat());
+        |more: &[&str]| site.start("plan", HERE, &[&["coordinator", "plan", "--run", &run], more].concat());
     let all = plan(&[])?.wait()?;
     all.check(Exit::Finished, &[])?;
     let lines: Vec<Value> = all.stdout.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;

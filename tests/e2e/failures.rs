@@ -30,8 +30,10 @@ fn held() -> Result<Held> {
     let a = site.peer(&url, "a", &[])?;
     let b = site.peer(&url, "b", &["--listen", &gate.listen(), "--advertise", &gate.advertise()])?;
     wait_until("the run to stand still in the middle", || {
-        let done = status(&url)?.members.iter().map(|member| member.steps_done).min();
-        Ok(done.filter(|done| *done >= 8))
+        // A step is reported before its checkpoint is written.
+        let saved = |name| site.checkpoints(name).is_ok_and(|steps| steps.contains(&8));
+        let reported = status(&url)?.members.iter().all(|member| member.steps_done >= 8);
+        Ok((reported && saved("a") && saved("b")).then_some(()))
     })?;
     Ok(Held { site, gate, coordinator, a, b })
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use cohort_proto::exit::Exit;
-use cohort_tests::process::Site;
+use cohort_tests::process::{HERE, Site};
 use rusqlite::Connection;
 
 use crate::setting::{TWO, site};
@@ -82,7 +82,7 @@ fn evaluation_of_what_was_trained() -> Result<()> {
     let data = ["--dataset", "fashion-mnist", "--data", crate::setting::DATA, "--threads", "1"];
     let eval = |arch: &str| -> Result<_> {
         let args = [["peer", "eval", "--arch", arch, "--weights", &weights].as_slice(), &data].concat();
-        site.start("eval", &[], &args)?.wait()
+        site.start("eval", HERE, &args)?.wait()
     };
     let good = eval("resnet8")?;
     good.check(Exit::Finished, &[])?;

@@ -93,7 +93,9 @@ impl Exchange for Service {
         let (url, follower) = (self.url.clone(), request.into_inner().follower);
         tokio::spawn(async move {
             for (steps, message) in (0..).zip(said) {
-                if until_completed(&url, &follower, steps).await.is_err() || tx.send(Ok(message)).await.is_err() {
+                if until_completed(&url, &follower, steps).await.is_err()
+                    || tx.send(Ok(message)).await.is_err()
+                {
                     return;
                 }
             }

@@ -2,6 +2,7 @@
 //! sleeps for a fixed time: whoever waits names a condition, and a deadline only ends a wait that has failed anyway.
 
 use std::cell::Cell;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,6 +18,9 @@ pub use nix::sys::signal::Signal;
 
 /// How long a condition may take to come true. Far more than any takes, even on a machine that is busy otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The host of a process that needs no words to get there.
+pub const HERE: &[&str] = &[];
 
 /// The pause between two looks at a condition.
 const GLANCE: Duration = Duration::from_millis(5);
@@ -218,7 +222,7 @@ impl Site {
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn start(&self, name: &str, host: &[&str], args: &[&str]) -> Result<Process> {
+    pub fn start(&self, name: &str, host: &[impl AsRef<OsStr>], args: &[&str]) -> Result<Process> {
         let mut command = match host {
             [] => Command::new(&self.program),
             [enter, words @ ..] => {
@@ -237,7 +241,7 @@ impl Site {
     ///
     /// # Errors
     /// If it ends instead; the error shows what it said.
-    pub fn coordinator_on(&self, host: &[&str], listen: &str) -> Result<Coordinator> {
+    pub fn coordinator_on(&self, host: &[impl AsRef<OsStr>], listen: &str) -> Result<Coordinator> {
         let (run, state) = (self.run_toml(), self.path().join("coordinator"));
         let (run, state) = (run.to_string_lossy(), state.to_string_lossy());
         let args = ["coordinator", "serve", "--run", &run, "--listen", listen, "--state", &state];
@@ -261,14 +265,20 @@ impl Site {
     /// # Errors
     /// If it ends instead of listening.
     pub fn coordinator(&self) -> Result<Coordinator> {
-        self.coordinator_on(&[], "127.0.0.1:0")
+        self.coordinator_on(HERE, "127.0.0.1:0")
     }
 
     /// Starts a peer with one thread and more arguments.
     ///
     /// # Errors
     /// If it cannot be started.
-    pub fn peer_on(&self, host: &[&str], url: &str, name: &str, more: &[&str]) -> Result<Process> {
+    pub fn peer_on(
+        &self,
+        host: &[impl AsRef<OsStr>],
+        url: &str,
+        name: &str,
+        more: &[&str],
+    ) -> Result<Process> {
         let state = self.state(name);
         let state = state.to_string_lossy();
         let mut args = vec!["peer", "join", "--coordinator", url, "--name", name, "--threads", "1"];
@@ -284,7 +294,7 @@ impl Site {
     /// # Errors
     /// If it cannot be started.
     pub fn peer(&self, url: &str, name: &str, more: &[&str]) -> Result<Process> {
-        self.peer_on(&[], url, name, more)
+        self.peer_on(HERE, url, name, more)
     }
 
     /// Runs coordinator and peers to the end, which must be a good one.
