@@ -69,7 +69,9 @@ pub enum Stray {
     #[error("a contribution came from peer {0}, which this peer does not follow")]
     Source(PeerName),
     /// Of another run or view.
-    #[error("peer {source_name} sent a contribution of run {run}, view {view}, which is not this run and view")]
+    #[error(
+        "peer {source_name} sent a contribution of run {run}, view {view}, which is not this run and view"
+    )]
     RunOrView {
         /// Who sent it.
         source_name: PeerName,

@@ -7,9 +7,10 @@ use cohort_proto::exit::Exit;
 use cohort_proto::id::{PeerName, RunId, ViewId};
 use cohort_proto::schema::{DType, Schema, TensorSpec};
 use cohort_proto::wire;
+use cohort_tests::process::Site;
 
 use crate::hostile::{Hostile, Manners, Script};
-use crate::setting::{TWO, site};
+use crate::setting::{PROGRAM, TWO, run_toml, site};
 
 /// `a` is a real peer, `b` says one thing that is right and then what the script adds. `words` are what `a` must say.
 fn attack(script: Script, exit: Exit, words: &[&str]) -> Result<()> {
@@ -136,6 +137,21 @@ fn a_peer_that_is_never_heard_again() -> Result<()> {
     let a = site.peer(&url, "a", &[])?;
     let _hostile = Hostile::join(&url, Manners::Mute, |speaker| Ok(vec![speaker.honest(0)?]))?;
     let words = ["peer b died at step 0", "nothing was heard of it"];
+    a.wait()?.check(Exit::Stopped, &words)?;
+    ensure!(site.checkpoints("a")? == [1], "what was complete is saved");
+    coordinator.process.wait()?.check(Exit::Stopped, &words)
+}
+
+/// Alive to the coordinator, silent to its followers: no connection breaks and no heartbeat is missing.
+#[test]
+fn a_peer_that_lives_and_says_nothing() -> Result<()> {
+    let text = run_toml("dml", TWO, "steps = 8");
+    let site = Site::new(PROGRAM, &text.replace("failure_timeout_ms = 6000", "failure_timeout_ms = 2000"))?;
+    let coordinator = site.coordinator()?;
+    let url = coordinator.url();
+    let a = site.peer(&url, "a", &[])?;
+    let _hostile = Hostile::join(&url, Manners::Good, |speaker| Ok(vec![speaker.honest(0)?]))?;
+    let words = ["waited", "word from b", "step 1"];
     a.wait()?.check(Exit::Stopped, &words)?;
     ensure!(site.checkpoints("a")? == [1], "what was complete is saved");
     coordinator.process.wait()?.check(Exit::Stopped, &words)
