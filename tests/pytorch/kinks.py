@@ -55,9 +55,15 @@ def reconcile(gap, enough):
     begun, near, flips = _measure(gap, set()), _State.near, set()
     _State.near, best = None, begun
     while best[0] > enough and len(flips) < FLIPS_MAX:
-        tried = [(call, i) for _, call, i in sorted(near)[:TRIED_MAX] if (call, i) not in flips]
-        found = min(((_measure(gap, flips | {flip}), flip) for flip in tried), default=None)
-        if found is None or found[0][0] >= best[0]:
+        found = flip = None
+        for _, call, i in sorted(near)[:TRIED_MAX]:
+            measured = _measure(gap, flips ^ {(call, i)})
+            if measured[0] < (found or best)[0]:
+                found, flip = measured, (call, i)
+            if measured[0] < best[0] / 2:
+                # Among activations this rare, one that explains half of what is left is the one.
+                break
+        if found is None:
             break
-        best, flips = found[0], flips | {found[1]}
+        best, flips = found, flips ^ {flip}
     return begun, best, len(flips)
