@@ -1,8 +1,8 @@
 """Runs `cohort-peer bench` and pytorch_step.py in turn and prints what each does; called by against_pytorch.sh.
 
-In a round every side runs once, Cohort between PyTorch's two layouts, so that it stands next to each of them; every
-other round runs backwards, so that a machine that slows down favours nobody. A ratio is that of two neighbours of one
-round: the noise of a machine moves single figures far more than it moves these.
+In a round every side runs once, Cohort between PyTorch's two layouts (with --isa, its two runs side by side there);
+every other round runs backwards, so that a machine that slows down favours nobody. A ratio is taken within one round:
+the noise of a machine moves single figures far more than it moves these.
 """
 
 import argparse
@@ -154,7 +154,7 @@ def main():
     print(f"{args.rounds} rounds, {args.steps} measured steps a run, load average before {load_before:.2f}")
     if load_before > BUSY:
         print("The machine was BUSY when this began: do not believe these figures.")
-    print("\nImages per second (medians), ratios of neighbours in time, peak resident memory (10^6 bytes):\n")
+    print("\nImages per second (medians), ratios within a round (median, min, max), peak resident memory (10^6 bytes):\n")
     print("\n".join(table(results)))
     if args.isa:
         print(f"\nCohort with COHORT_ISA={args.isa}:\n")

@@ -26,8 +26,8 @@ unversioned() { for file in "$1"/lib*.so.*; do ln -sf "$(basename "$file")" "${f
 
 step "installing the toolkit from PyPI into $folder"
 [ -x "$folder/venv/bin/pip" ] || python3 -m venv "$folder/venv"
-# One release, 13.0, of all that nvcc is made of: candle's build takes the version that nvcc says for that of the
-# headers, and cudarc 0.19 knows no release newer than 13.0 in every part. The libraries are only linked.
+# The compiler's parts must be of one release, and cudarc refuses an nvcc newer than those it knows: 13.0 is in force
+# here, whatever PyPI's newest is. The other libraries are only linked, so any of their releases for CUDA 13 will do.
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps \
     'nvidia-cuda-nvcc>=13.0,<13.1' 'nvidia-cuda-runtime>=13.0,<13.1' 'nvidia-cuda-cccl>=13.0,<13.1' \
     'nvidia-nvvm>=13.0,<13.1' 'nvidia-cuda-crt>=13.0,<13.1' \
