@@ -17,6 +17,9 @@ pub const ADDRESS_CHARS_MAX: usize = 300;
 /// Bytes of a run.toml. A thousand peers at about 100 bytes each are 100 kB.
 pub const SPEC_BYTES_MAX: usize = 1 << 20;
 
+/// CPU threads of a peer: the largest machines have about 500 cores.
+pub const THREADS_MAX: usize = 1024;
+
 /// Tensors in one contribution: 4 stages, each with an embedding and a matching feature, and logits, with room.
 pub const TENSORS_MAX: usize = 64;
 

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use cohort_proto::exit::Exit;
 use cohort_proto::id::PeerName;
+use cohort_proto::limits::THREADS_MAX;
 use cohort_proto::spec::DeviceSpec;
 
 use crate::error::PeerError;
@@ -56,7 +57,7 @@ struct JoinArgs {
     #[arg(long)]
     advertise: Option<String>,
     /// CPU threads [default: all cores].
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = threads_in_range)]
     threads: usize,
     /// The folder of checkpoints [default: runs/RUN/peers/NAME].
     #[arg(long)]
@@ -90,7 +91,7 @@ struct EvalArgs {
     #[arg(long, value_delimiter = ',', requires = "mean")]
     std: Vec<f64>,
     /// CPU threads [default: all cores].
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = threads_in_range)]
     threads: usize,
 }
 
@@ -112,8 +113,16 @@ struct BenchArgs {
     #[arg(long, default_value_t = 20)]
     steps: usize,
     /// CPU threads [default: all cores].
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = threads_in_range)]
     threads: usize,
+}
+
+/// More threads than any machine has cores are a slip of the hand.
+fn threads_in_range(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads) if threads <= THREADS_MAX => Ok(threads),
+        _ => Err(format!("must be 0 (all cores) to {THREADS_MAX}")),
+    }
 }
 
 /// Runs the command line. Call it first in a process: it sets up threads and memory before anything else runs.
