@@ -58,6 +58,12 @@ pub enum PeerError {
     /// Another peer that does not answer any more.
     #[error("{0}")]
     PeerLost(String),
+    /// Weights that cannot be evaluated.
+    #[error("weights {0}")]
+    Weights(String),
+    /// A file that was asked for cannot be written.
+    #[error("{0}")]
+    Output(String),
     /// What another peer said cannot be used.
     #[error("{0}")]
     Contribution(String),
@@ -96,10 +102,12 @@ impl PeerError {
                 _ => Exit::Mismatch,
             },
             Self::Mismatch(_) => Exit::Mismatch,
-            Self::Dataset(_) | Self::Init { .. } | Self::Contribution(_) | Self::Diverged { .. } => {
-                Exit::BadData
-            }
-            Self::Checkpoint(_) => Exit::Storage,
+            Self::Dataset(_)
+            | Self::Weights(_)
+            | Self::Init { .. }
+            | Self::Contribution(_)
+            | Self::Diverged { .. } => Exit::BadData,
+            Self::Checkpoint(_) | Self::Output(_) => Exit::Storage,
             Self::Loader(_) | Self::Compute(_) | Self::Internal(_) => Exit::Internal,
         }
     }

@@ -104,14 +104,14 @@ struct BenchArgs {
     #[arg(long, default_value = "3x32x32")]
     image: String,
     /// Classes.
-    #[arg(long, default_value_t = 100)]
-    classes: usize,
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    classes: u32,
     /// Images in a batch.
-    #[arg(long, default_value_t = 128)]
-    batch: usize,
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    batch: u32,
     /// Steps that are measured, after a few that are not.
-    #[arg(long, default_value_t = 20)]
-    steps: usize,
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: u32,
     /// CPU threads [default: all cores].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = threads_in_range)]
     threads: usize,
@@ -153,9 +153,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     result.map_or_else(|error| failed(&error), ExitCode::from)
 }
 
+/// A line on stderr. A reader that has gone away does not change how a run ends.
+fn say(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// One clear sentence and the exit code.
 fn failed(error: &PeerError) -> ExitCode {
-    eprintln!("cohort-peer: {error}");
+    say(&format!("cohort-peer: {error}"));
     error.exit().into()
 }
 

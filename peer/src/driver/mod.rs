@@ -241,8 +241,10 @@ impl Driver {
                 Event::Signal => self.asked_to_stop(&trainer).await,
                 Event::Heartbeat => {
                     self.up(FromPeer::Heartbeat);
-                    // One that computes has other words to read first; it will see a later tick.
-                    let _ = trainer.words.try_send(Word::Tick(began.elapsed()));
+                    // One that computes will see a later tick; ticks must not take the room of other words.
+                    if trainer.words.capacity() > trainer.words.max_capacity() / 2 {
+                        let _ = trainer.words.try_send(Word::Tick(began.elapsed()));
+                    }
                 }
                 Event::StopOverdue => {
                     self.stop_deadline = None;

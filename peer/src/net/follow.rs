@@ -156,10 +156,13 @@ fn ended(who: &str, status: &tonic::Status) -> Result<Ended, PeerError> {
     use tonic::Code;
     let words = format!("{who}: {}", status.message());
     match status.code() {
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::Aborted => {
-            Ok(Ended::Broke(status.message().to_owned()))
-        }
-        Code::OutOfRange | Code::ResourceExhausted => Err(PeerError::Contribution(format!(
+        Code::Unavailable
+        | Code::Unknown
+        | Code::Cancelled
+        | Code::Internal
+        | Code::Aborted
+        | Code::ResourceExhausted => Ok(Ended::Broke(status.message().to_owned())),
+        Code::OutOfRange => Err(PeerError::Contribution(format!(
             "{words} (a message larger than the agreed schema is refused)"
         ))),
         _ => Err(PeerError::Mismatch(words)),
