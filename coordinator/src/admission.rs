@@ -20,7 +20,11 @@ pub(crate) fn refusal(reason: RefusalReason, sentence: String) -> Refusal {
 /// # Errors
 /// What it would hold, and how to make it less.
 pub fn check_log_bytes(spec: &RunSpec, schema: &Schema) -> Result<(), String> {
-    let steps = spec.run.checkpoint_every.saturating_add(LEASE_STEPS_MAX);
+    let between = match spec.run.length {
+        Length::Steps(steps) => spec.run.checkpoint_every.min(steps),
+        Length::Epochs(_) => spec.run.checkpoint_every,
+    };
+    let steps = between.saturating_add(LEASE_STEPS_MAX);
     let bytes = (schema.byte_len() as u64).saturating_mul(steps);
     if bytes <= LOG_BYTES_MAX {
         return Ok(());

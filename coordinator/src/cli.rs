@@ -4,7 +4,7 @@ mod serve;
 mod query;
 
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -126,7 +126,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(exit) => exit.into(),
         Err(Failure { exit, sentence }) => {
-            eprintln!("cohort-coordinator: {sentence}");
+            // A reader that has gone away does not change how a run ends.
+            _ = writeln!(std::io::stderr(), "cohort-coordinator: {sentence}");
             exit.into()
         }
     }

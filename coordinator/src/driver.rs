@@ -57,6 +57,8 @@ pub struct Driver {
     outlets: BTreeMap<StreamId, Outlet>,
     /// What performing actions made happen: handled before the next input.
     consequences: VecDeque<Event>,
+    /// Said once; what is still to be done after it must not wait for a journal that is gone.
+    journal_failed: bool,
 }
 
 impl Driver {
@@ -71,6 +73,7 @@ impl Driver {
             answers: BTreeMap::new(),
             outlets: BTreeMap::new(),
             consequences,
+            journal_failed: false,
         }
     }
 
@@ -149,9 +152,16 @@ impl Driver {
             for action in actions {
                 if let Action::Exit(how) = action {
                     ended = Some(how);
-                } else if let Err(WriteFailed(cause)) = self.perform(action).await {
-                    // What was to follow stood on that line being written.
+                    continue;
+                }
+                let must_be_durable = matches!(&action, Action::Record(entry) if entry.must_be_durable());
+                let Err(WriteFailed(cause)) = self.perform(action).await else { continue };
+                if !self.journal_failed {
+                    self.journal_failed = true;
                     self.consequences.push_back(Event::JournalFailed { cause });
+                }
+                if must_be_durable {
+                    // What was to follow stood on that line being on the disk.
                     break;
                 }
             }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use cohort_proto::exit::Exit;
+use cohort_proto::limits::THREADS_MAX;
 use cohort_proto::spec::{ARCHITECTURES, Length, RunSpec, SpecError};
 
 use crate::Failure;
@@ -47,8 +48,8 @@ pub(crate) struct Args {
     #[arg(long)]
     no_baseline: bool,
     /// CPU threads of each peer. [default: the cores, divided among the peers]
-    #[arg(long)]
-    threads: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX as i64))]
+    threads: Option<u16>,
 }
 
 /// One run of processes.
@@ -99,7 +100,7 @@ impl Args {
         let spec = RunSpec::parse(&text).map_err(bad)?;
         let out = self.out.clone().unwrap_or_else(|| free_folder(&spec));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = self.threads.unwrap_or_else(|| (cores / spec.peers.len()).max(1));
+        let threads = self.threads.map(usize::from).unwrap_or_else(|| (cores / spec.peers.len()).max(1));
         // `--full` must not find the part that is bundled, so it asks for all images.
         let data = self.data.clone().or_else(|| self.full.then(|| PathBuf::from(FULL_DATA)));
         let wants_baseline = !self.no_baseline && (self.baseline || self.run.is_none());

@@ -7,6 +7,7 @@
 mod args;
 mod job;
 mod process;
+mod signals;
 mod watch;
 mod results;
 
@@ -52,31 +53,37 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("localhost: no runtime: {error}");
+            say(std::io::stderr(), &format!("localhost: no runtime: {error}"));
             return Exit::Internal.into();
         }
     };
     match runtime.block_on(run(args)) {
         Ok(()) => Exit::Finished.into(),
         Err(Failure { exit, sentence }) => {
-            eprintln!("localhost: {sentence}");
+            say(std::io::stderr(), &format!("localhost: {sentence}"));
             exit.into()
         }
     }
 }
 
+/// Writes a line. A reader that has gone away does not end a training.
+pub(crate) fn say(mut to: impl std::io::Write, line: &str) {
+    let _ = writeln!(to, "{line}");
+}
+
 /// The cohort, then the same networks alone if that is asked for, then the table.
 async fn run(args: args::Args) -> Result<(), Failure> {
     let plan = args.plan()?;
-    println!("{}", plan.introduction());
-    let cohort = job::run(&plan.cohort, "cohort").await?;
+    let mut stops = signals::listen()?;
+    say(std::io::stdout(), &plan.introduction());
+    let cohort = job::run(&plan.cohort, "cohort", &mut stops).await?;
     let alone = match &plan.alone {
-        Some(alone) => Some(job::run(alone, "alone").await?),
+        Some(alone) => Some(job::run(alone, "alone", &mut stops).await?),
         None => None,
     };
     let summary = results::Summary { cohort, alone };
     summary.write(&plan.cohort.out)?;
-    print!("{}", summary.table());
-    println!("Everything is in {}", plan.cohort.out.display());
+    let out = plan.cohort.out.display();
+    say(std::io::stdout(), &format!("{}Everything is in {out}", summary.table()));
     Ok(())
 }

@@ -61,7 +61,7 @@ impl Processes {
             if let Some(data) = &job.data {
                 command.arg("--data").arg(data);
             }
-            peers.push(Process::spawn(command, name, &logs, Stdio::null())?);
+            peers.push(Process::spawn(command, &format!("peer-{name}"), &logs, Stdio::null())?);
         }
         Ok(Self { coordinator, peers, url })
     }
@@ -95,7 +95,12 @@ impl Processes {
 impl Process {
     fn spawn(mut command: Command, name: &str, logs: &Path, stdout: Stdio) -> Result<Self, Failure> {
         let log = logs.join(format!("{name}.log"));
-        let file = File::create(&log).map_err(|error| cannot_write(&log, &error))?;
+        // What an earlier start said is kept: it may tell why that one ended.
+        let file = File::options()
+            .append(true)
+            .create(true)
+            .open(&log)
+            .map_err(|error| cannot_write(&log, &error))?;
         command.stdin(Stdio::null()).stdout(stdout).stderr(file).kill_on_drop(true);
         // Its own group: Ctrl-C reaches this process alone, which passes it on once, to the coordinator.
         #[cfg(unix)]
@@ -129,8 +134,9 @@ impl Process {
             known.into_iter().find(|exit| Some(*exit as i32) == status.code()).unwrap_or(Exit::Internal);
         let how = match status.code() {
             Some(_) => self.last_words(),
-            None => format!("it was killed ({status})"),
+            None => format!("it was killed ({status}); the same command with the same --out goes on"),
         };
+        let exit = if status.code().is_none() { Exit::Stopped } else { exit };
         Failure::new(exit, format!("{}: {how} (log: {})", self.name, self.log.display()))
     }
 

@@ -8,9 +8,13 @@ use cohort_proto::limits::CONTROL_MESSAGE_BYTES_MAX;
 use cohort_proto::wire;
 use cohort_proto::wire::coordinator_client::CoordinatorClient;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use crate::args::Job;
+
+/// How long the coordinator may take to answer before it is asked anew.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// How often a plain line is written.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
@@ -71,13 +75,14 @@ impl Watch {
     /// Asks the coordinator and shows the answer. One that does not answer is asked again next time.
     pub(crate) async fn poll(&mut self) {
         if self.client.is_none() {
-            let client = CoordinatorClient::connect(self.url.clone()).await.ok();
+            let client =
+                timeout(ANSWER, CoordinatorClient::connect(self.url.clone())).await.ok().and_then(Result::ok);
             self.client = client.map(|client| client.max_decoding_message_size(CONTROL_MESSAGE_BYTES_MAX));
         }
         let Some(client) = &mut self.client else { return };
-        match client.status(wire::StatusRequest {}).await {
-            Ok(status) => self.show(&status.into_inner()),
-            Err(_) => self.client = None,
+        match timeout(ANSWER, client.status(wire::StatusRequest {})).await {
+            Ok(Ok(status)) => self.show(&status.into_inner()),
+            _ => self.client = None,
         }
     }
 
@@ -107,9 +112,12 @@ impl Watch {
         for member in &status.members {
             if let (Some(report), Some(rate)) = (&member.report, self.rates.get(&member.name)) {
                 let words = words(report, rate, status.total_steps, member.steps_done);
-                eprintln!(
-                    "{} {} {}/{} {words}",
-                    self.title, member.name, member.steps_done, status.total_steps
+                crate::say(
+                    std::io::stderr(),
+                    &format!(
+                        "{} {} {}/{} {words}",
+                        self.title, member.name, member.steps_done, status.total_steps
+                    ),
                 );
             }
         }
@@ -118,7 +126,7 @@ impl Watch {
     /// A line above the bars.
     pub(crate) fn say(&self, line: &str) {
         if self.plain {
-            eprintln!("{}: {line}", self.title);
+            crate::say(std::io::stderr(), &format!("{}: {line}", self.title));
         } else {
             // A terminal that has gone away needs no line.
             let _ = self.all.println(format!("{}: {line}", self.title));

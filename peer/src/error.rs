@@ -55,6 +55,15 @@ pub enum PeerError {
         /// What is wrong with it.
         cause: Box<StateError>,
     },
+    /// Another peer that does not answer any more.
+    #[error("{0}")]
+    PeerLost(String),
+    /// Weights that cannot be evaluated.
+    #[error("weights {0}")]
+    Weights(String),
+    /// A file that was asked for cannot be written.
+    #[error("{0}")]
+    Output(String),
     /// What another peer said cannot be used.
     #[error("{0}")]
     Contribution(String),
@@ -84,6 +93,8 @@ impl PeerError {
             Self::Usage(_) => Exit::Usage,
             Self::Spec(_) | Self::Plan(_) | Self::Model(_) | Self::Normalisation(_) => Exit::BadSpec,
             Self::Unreachable(_) => Exit::Unreachable,
+            // Nothing is wrong here: the state is saved, and the run goes on when the other is back.
+            Self::PeerLost(_) => Exit::Stopped,
             Self::Refused(refusal) => match refusal.reason {
                 RefusalReason::Dataset => Exit::BadData,
                 RefusalReason::UnknownName | RefusalReason::TakenName | RefusalReason::Address => Exit::Usage,
@@ -91,10 +102,12 @@ impl PeerError {
                 _ => Exit::Mismatch,
             },
             Self::Mismatch(_) => Exit::Mismatch,
-            Self::Dataset(_) | Self::Init { .. } | Self::Contribution(_) | Self::Diverged { .. } => {
-                Exit::BadData
-            }
-            Self::Checkpoint(_) => Exit::Storage,
+            Self::Dataset(_)
+            | Self::Weights(_)
+            | Self::Init { .. }
+            | Self::Contribution(_)
+            | Self::Diverged { .. } => Exit::BadData,
+            Self::Checkpoint(_) | Self::Output(_) => Exit::Storage,
             Self::Loader(_) | Self::Compute(_) | Self::Internal(_) => Exit::Internal,
         }
     }

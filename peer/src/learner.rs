@@ -13,7 +13,7 @@ use crate::models::{ImageShape, Network, Params, StateDict, StateError, Strictne
 use crate::optim::{Sgd, SgdConfig};
 
 /// Beginnings of the names that a method adds to a network's own: initial weights may lack them or bring others.
-const METHOD_PREFIXES: [&str; 4] = ["embed.", "auxiliary_classifier.", "aggregator.", "match."];
+pub const METHOD_PREFIXES: [&str; 4] = ["embed.", "auxiliary_classifier.", "aggregator.", "match."];
 
 /// One peer's network with all that trains it.
 pub struct Learner {

@@ -56,7 +56,7 @@ impl fmt::Display for WaitsFor {
             Self::Finish => f.write_str("the others to complete the last step"),
             Self::Sources(names) => {
                 let names: Vec<&str> = names.iter().map(PeerName::as_str).collect();
-                write!(f, "what {} say", names.join(", "))
+                write!(f, "word from {}", names.join(", "))
             }
         }
     }
@@ -66,10 +66,12 @@ impl fmt::Display for WaitsFor {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Stray {
     /// From nobody that this peer follows.
-    #[error("a contribution came from {0}, which this peer does not follow")]
+    #[error("a contribution came from peer {0}, which this peer does not follow")]
     Source(PeerName),
     /// Of another run or view.
-    #[error("{source_name} sent a contribution of run {run}, view {view}, which is not this run and view")]
+    #[error(
+        "peer {source_name} sent a contribution of run {run}, view {view}, which is not this run and view"
+    )]
     RunOrView {
         /// Who sent it.
         source_name: PeerName,
@@ -79,7 +81,7 @@ pub enum Stray {
         view: ViewId,
     },
     /// So far ahead that it cannot have waited for anybody.
-    #[error("{source_name} sent step {step} while step {expected} was awaited")]
+    #[error("peer {source_name} sent step {step} while step {expected} was awaited")]
     Ahead {
         /// Who sent it.
         source_name: PeerName,
@@ -179,6 +181,11 @@ impl Rounds {
             return Permission::Go(view.id);
         }
         self.stop.clone().map_or(Permission::Wait(WaitsFor::Lease), Permission::Leave)
+    }
+
+    /// The word to stop, if there was one.
+    pub fn stopping(&self) -> Option<&Stop> {
+        self.stop.as_ref()
     }
 
     /// Whether a step that has begun must be given up: nobody will say what it waits for.

@@ -17,6 +17,9 @@ pub const ADDRESS_CHARS_MAX: usize = 300;
 /// Bytes of a run.toml. A thousand peers at about 100 bytes each are 100 kB.
 pub const SPEC_BYTES_MAX: usize = 1 << 20;
 
+/// CPU threads of a peer: the largest machines have about 500 cores.
+pub const THREADS_MAX: usize = 1024;
+
 /// Tensors in one contribution: 4 stages, each with an embedding and a matching feature, and logits, with room.
 pub const TENSORS_MAX: usize = 64;
 
@@ -76,6 +79,10 @@ pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(4);
 
 /// How long one connection attempt may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A peer that is alive but says nothing to a step for this many failure timeouts is given up by those who wait for it.
+/// It bounds every wait for a contribution; a step that takes longer needs a longer `failure_timeout_ms`.
+pub const STALL_TIMEOUTS: u32 = 6;
 
 /// Concurrent streams that one connection may open on a service of ours.
 pub const STREAMS_PER_CONNECTION: u32 = 16;

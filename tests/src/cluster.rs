@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
 use candle_core::Device;
-use cohort_peer::data::{self, loader::Loader, loader::LoaderInputs};
+use cohort_peer::data::{self, loader::Loader};
 use cohort_peer::learner::Learner;
 use cohort_peer::models::{ImageShape, StateDict};
 use cohort_peer::step::{self, Company, Interruption};
@@ -98,13 +98,9 @@ pub fn train(spec: &RunSpec, folder: &Path, steps: usize) -> Result<Vec<StateDic
 fn peer(spec: &RunSpec, folder: &Path, index: usize, board: Arc<Board>, steps: usize) -> Result<StateDict> {
     let peer = spec.peers.get(index).context("a peer")?;
     let samples = dataset::load(folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
-    let images = &samples.images;
-    let image = ImageShape { channels: images.channels, height: images.height, width: images.width };
+    let image = ImageShape::from(&samples.images);
     let mut learner = Learner::build(spec, index, peer, image, Device::Cpu)?;
-    let plan = spec.batch_plan(&samples.labels)?;
-    let augment = data::augmentation(&spec.data);
-    let normalisation = data::normalisation(&spec.data, image.channels)?;
-    let mut loader = Loader::start(LoaderInputs { samples, plan, augment, normalisation }, 0)?;
+    let mut loader = Loader::start(data::loader_inputs(spec, samples)?, 0)?;
     let schema = spec.contribution_schema()?;
     let mut seat = Seat { board, index, peers: spec.peers.len(), name: peer.name.clone(), schema };
     for _ in 0..steps {

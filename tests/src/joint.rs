@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use cohort_peer::data::{self, loader::Loader, loader::LoaderInputs};
+use cohort_peer::data::{self, loader::Loader};
 use cohort_peer::learner::Learner;
 use cohort_peer::methods::Own;
 use cohort_peer::models::{ImageShape, StateDict};
@@ -29,14 +29,10 @@ impl Joint {
     /// If data or networks cannot be had.
     pub fn new(spec: &RunSpec, folder: &Path) -> Result<Self> {
         let samples = dataset::load(folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
-        let images = &samples.images;
-        let image = ImageShape { channels: images.channels, height: images.height, width: images.width };
+        let image = ImageShape::from(&samples.images);
         let build = |(index, peer)| Learner::build(spec, index, peer, image, Device::Cpu);
         let learners: Result<Vec<Learner>, _> = spec.peers.iter().enumerate().map(build).collect();
-        let plan = spec.batch_plan(&samples.labels)?;
-        let augment = data::augmentation(&spec.data);
-        let normalisation = data::normalisation(&spec.data, image.channels)?;
-        let loader = Loader::start(LoaderInputs { samples, plan, augment, normalisation }, 0)?;
+        let loader = Loader::start(data::loader_inputs(spec, samples)?, 0)?;
         Ok(Self { learners: learners?, loader })
     }
 

@@ -3,3 +3,4 @@
 pub mod cluster;
 pub mod joint;
 pub mod joint_loss;
+pub mod process;

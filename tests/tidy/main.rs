@@ -148,6 +148,19 @@ fn sans_io_files_know_no_clock_and_no_socket() {
 }
 
 #[test]
+fn every_run_file_can_be_used() {
+    let offenders = files(".toml").into_iter().filter(|(_, text)| text.contains("[[peer]]"));
+    let checked: Vec<(String, Option<String>)> = offenders
+        .map(|(name, text)| {
+            (name, cohort_proto::spec::RunSpec::parse(&text).err().map(|error| error.to_string()))
+        })
+        .collect();
+    assert!(checked.len() >= 5, "the run files have moved");
+    let bad = checked.into_iter().filter_map(|(name, error)| Some(format!("{name}: {}", error?)));
+    check("run files with errors", bad.collect());
+}
+
+#[test]
 fn architecture_mentions_every_folder() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     let mut missing = Vec::new();

@@ -263,6 +263,9 @@ fn loopback_addresses_are_for_callers_on_loopback() {
 #[test]
 fn a_log_that_would_not_fit_is_refused_with_advice() {
     let toml = TOML.replace("batch = 8", "batch = 4096").replace("= 10\n", "= 1000000\n");
+    // A run that is over before then has a shorter log.
+    assert!(World::with(&toml, &history()).join("a").is_ok());
+    let toml = toml.replace("steps = 100", "epochs = 1000");
     let mut world = World::with(&toml, &history());
     let refusal = world.join("a").unwrap_err();
     assert_eq!(refusal.reason, RefusalReason::Schema);

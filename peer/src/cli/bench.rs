@@ -3,7 +3,7 @@
 use super::{BenchArgs, print_json};
 use crate::bench::{Workload, measure};
 use crate::error::PeerError;
-use crate::models::ImageShape;
+use crate::models::{ImageShape, registry};
 
 pub(super) fn run(args: &BenchArgs, threads: usize) -> Result<(), PeerError> {
     let sides: Option<Vec<usize>> = args.image.split('x').map(|side| side.parse().ok()).collect();
@@ -15,10 +15,16 @@ pub(super) fn run(args: &BenchArgs, threads: usize) -> Result<(), PeerError> {
             args.image
         )));
     };
-    if args.batch == 0 || args.steps == 0 {
-        return Err(PeerError::Usage("--batch and --steps must be at least 1".into()));
+    if [channels, height, width].iter().any(|side| !(1..=4096).contains(side)) {
+        return Err(PeerError::Usage(format!("--image {:?}: each of the three is 1 to 4096", args.image)));
     }
+    registry::check_name(&args.arch).map_err(|error| PeerError::Usage(error.to_string()))?;
     let image = ImageShape { channels, height, width };
-    let workload = Workload { image, classes: args.classes, batch: args.batch, steps: args.steps };
+    let workload = Workload {
+        image,
+        classes: args.classes as usize,
+        batch: args.batch as usize,
+        steps: args.steps as usize,
+    };
     print_json(&measure(&args.arch, workload, threads)?)
 }

@@ -3,7 +3,7 @@
 use cohort_proto::control::StopKind;
 use cohort_proto::exit::Exit;
 
-use super::JoinArgs;
+use super::{JoinArgs, say};
 use crate::driver;
 use crate::error::PeerError;
 use crate::trainer::Ending;
@@ -28,11 +28,11 @@ pub(super) fn run(args: JoinArgs) -> Result<Exit, PeerError> {
             Ok(Exit::Finished)
         }
         Ok(stop) => {
-            eprintln!("cohort-peer: peer {who} stopped: {}; {state}", stop.sentence);
+            say(&format!("cohort-peer: peer {who} stopped: {}; {state}", stop.sentence));
             Ok(Exit::Stopped)
         }
         Err(error) => {
-            eprintln!("cohort-peer: peer {who}: {state}");
+            say(&format!("cohort-peer: peer {who}: {state}"));
             Err(error)
         }
     }

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use cohort_proto::exit::Exit;
 use cohort_proto::id::PeerName;
+use cohort_proto::limits::THREADS_MAX;
 use cohort_proto::spec::DeviceSpec;
 
 use crate::error::PeerError;
@@ -56,7 +57,7 @@ struct JoinArgs {
     #[arg(long)]
     advertise: Option<String>,
     /// CPU threads [default: all cores].
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = threads_in_range)]
     threads: usize,
     /// The folder of checkpoints [default: runs/RUN/peers/NAME].
     #[arg(long)]
@@ -90,7 +91,7 @@ struct EvalArgs {
     #[arg(long, value_delimiter = ',', requires = "mean")]
     std: Vec<f64>,
     /// CPU threads [default: all cores].
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = threads_in_range)]
     threads: usize,
 }
 
@@ -103,17 +104,25 @@ struct BenchArgs {
     #[arg(long, default_value = "3x32x32")]
     image: String,
     /// Classes.
-    #[arg(long, default_value_t = 100)]
-    classes: usize,
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    classes: u32,
     /// Images in a batch.
-    #[arg(long, default_value_t = 128)]
-    batch: usize,
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    batch: u32,
     /// Steps that are measured, after a few that are not.
-    #[arg(long, default_value_t = 20)]
-    steps: usize,
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: u32,
     /// CPU threads [default: all cores].
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = threads_in_range)]
     threads: usize,
+}
+
+/// More threads than any machine has cores are a slip of the hand.
+fn threads_in_range(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads) if threads <= THREADS_MAX => Ok(threads),
+        _ => Err(format!("must be 0 (all cores) to {THREADS_MAX}")),
+    }
 }
 
 /// Runs the command line. Call it first in a process: it sets up threads and memory before anything else runs.
@@ -144,9 +153,15 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     result.map_or_else(|error| failed(&error), ExitCode::from)
 }
 
+/// A line on stderr. A reader that has gone away does not change how a run ends.
+fn say(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// One clear sentence and the exit code.
 fn failed(error: &PeerError) -> ExitCode {
-    eprintln!("cohort-peer: {error}");
+    say(&format!("cohort-peer: {error}"));
     error.exit().into()
 }
 

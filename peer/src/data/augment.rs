@@ -4,6 +4,8 @@
 use cohort_proto::rng::{SplitMix64, key_of};
 use thiserror::Error;
 
+use crate::models::ImageShape;
+
 /// Rows and columns of zeros on each side before the crop, as He et al. (2016, §4.2) train on CIFAR.
 pub const PAD: usize = 4;
 
@@ -31,24 +33,6 @@ pub struct Place {
     pub step: u64,
     /// Position in the batch, from 0.
     pub position: u64,
-}
-
-/// Channels, rows and columns of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ImageShape {
-    /// Values per pixel.
-    pub channels: usize,
-    /// Rows.
-    pub height: usize,
-    /// Columns.
-    pub width: usize,
-}
-
-impl ImageShape {
-    /// Values per image.
-    pub fn image_len(self) -> usize {
-        self.channels * self.height * self.width
-    }
 }
 
 /// What happens to one image: which crop of the padded image, and whether it is mirrored.

@@ -5,10 +5,12 @@ pub mod loader;
 
 use std::path::{Path, PathBuf};
 
-use cohort_proto::dataset::{self, DatasetError};
-use cohort_proto::spec::{self, DataSpec, Normalize};
+use cohort_proto::dataset::{self, DatasetError, Samples};
+use cohort_proto::spec::{self, DataSpec, Normalize, RunSpec};
 
+use crate::error::PeerError;
 use augment::{Augment, Normalisation, NormalisationError};
+use loader::LoaderInputs;
 
 /// Where a checkout of Cohort keeps the data that come with it, seen from its root, in a folder a data set.
 const BUNDLED: &str = "examples/data";
@@ -26,8 +28,19 @@ pub fn folder(data: &DataSpec, told: Option<&Path>) -> Result<PathBuf, DatasetEr
     )
 }
 
+/// What the loader of a run works from: the samples, the plan over them, and what is done to images.
+///
+/// # Errors
+/// A batch plan or a normalisation that these samples do not allow.
+pub fn loader_inputs(spec: &RunSpec, samples: Samples) -> Result<LoaderInputs, PeerError> {
+    let plan = spec.batch_plan(&samples.labels)?;
+    let augment = augmentation(&spec.data);
+    let normalisation = normalisation(&spec.data, samples.images.channels)?;
+    Ok(LoaderInputs { samples, plan, augment, normalisation })
+}
+
 /// What is done to training images.
-pub fn augmentation(data: &DataSpec) -> Augment {
+fn augmentation(data: &DataSpec) -> Augment {
     match data.augment {
         spec::Augment::None => Augment::None,
         spec::Augment::Standard => Augment::Standard { flip: data.dataset.flips() },

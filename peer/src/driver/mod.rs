@@ -214,6 +214,7 @@ impl Driver {
     async fn attend(mut self, mut trainer: Trainer, heartbeat: Duration) -> Result<Ending, PeerError> {
         let mut signals =
             Signals::listen().map_err(|error| PeerError::Internal(format!("signals: {error}")))?;
+        let began = Instant::now();
         let mut heartbeats = tokio::time::interval(heartbeat);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -238,7 +239,13 @@ impl Driver {
                 Event::FollowEnded(Ok(())) => {}
                 Event::FollowEnded(Err(error)) => tell(&trainer, Word::Lost(error)).await,
                 Event::Signal => self.asked_to_stop(&trainer).await,
-                Event::Heartbeat => self.up(FromPeer::Heartbeat),
+                Event::Heartbeat => {
+                    self.up(FromPeer::Heartbeat);
+                    // One that computes will see a later tick; ticks must not take the room of other words.
+                    if trainer.words.capacity() > trainer.words.max_capacity() / 2 {
+                        let _ = trainer.words.try_send(Word::Tick(began.elapsed()));
+                    }
+                }
                 Event::StopOverdue => {
                     self.stop_deadline = None;
                     let sentence = "asked to stop, and the coordinator did not answer".to_owned();
@@ -271,8 +278,9 @@ impl Driver {
     async fn heard(&mut self, word: Result<Option<ToPeer>, String>, trainer: &Trainer) {
         let reason = match word {
             Ok(Some(ToPeer::View(view))) => {
-                self.follow_sources(&view, trainer);
-                return tell(trainer, Word::View(view)).await;
+                // The view first: what a source says is refused by one who does not know the view yet.
+                tell(trainer, Word::View(view.clone())).await;
+                return self.follow_sources(&view, trainer);
             }
             Ok(Some(ToPeer::Lease(until))) => return tell(trainer, Word::Lease(until)).await,
             Ok(Some(ToPeer::RetainFrom(step))) => {
@@ -304,6 +312,7 @@ impl Driver {
                 me: self.me.clone(),
                 run: self.run,
                 from: Position::of(view.begins_at),
+                patience: 2 * Duration::from_millis(self.spec.policy.failure_timeout_ms),
             };
             self.follows.spawn(follow(following, trainer.words.clone()));
         }

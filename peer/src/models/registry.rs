@@ -1,6 +1,7 @@
 //! From an architecture's name to a network.
 
 use candle_core::{Result, Tensor};
+use cohort_proto::dataset::Images;
 
 use super::resnet::ResNet;
 use super::wide_resnet::WideResNet;
@@ -30,6 +31,11 @@ impl ImageShape {
         if fits { Ok(()) } else { Err(ModelError::Image { image: *self }) }
     }
 
+    /// Values per image.
+    pub fn image_len(self) -> usize {
+        self.channels * self.height * self.width
+    }
+
     /// Refuses a batch whose images have another shape.
     ///
     /// # Errors
@@ -40,6 +46,12 @@ impl ImageShape {
             candle_core::bail!("the network was built for images of {self}, got {channels}x{height}x{width}");
         }
         Ok(())
+    }
+}
+
+impl From<&Images> for ImageShape {
+    fn from(images: &Images) -> Self {
+        Self { channels: images.channels, height: images.height, width: images.width }
     }
 }
 

@@ -61,7 +61,7 @@ pub struct Mismatch {
     pub wrong_shape: Vec<(String, Vec<usize>, Vec<usize>)>,
     /// Names whose elements are whole numbers where reals are expected.
     pub wrong_type: Vec<String>,
-    /// Names that hold NaN or an infinity.
+    /// Names that hold NaN, an infinity, or a variance below 0.
     pub not_finite: Vec<String>,
 }
 
@@ -80,7 +80,7 @@ impl std::fmt::Display for Mismatch {
             ("unexpected", self.unexpected.clone()),
             ("wrong shape", shapes.collect()),
             ("not real numbers", self.wrong_type.clone()),
-            ("NaN or infinite", self.not_finite.clone()),
+            ("NaN, infinite or a negative variance", self.not_finite.clone()),
         ];
         let words = parts.iter().filter(|(_, names)| !names.is_empty()).map(|(what, names)| {
             let listed = names.iter().take(LISTED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -228,7 +228,9 @@ pub(crate) fn fit(
                     fitted.insert((*name).to_owned(), tensor);
                 }
             }
-            None if want.optional || strictness.allows(name) => report.kept.push((*name).to_owned()),
+            None if want.optional || (strictness.allows(name) && !begun(name, source)) => {
+                report.kept.push((*name).to_owned())
+            }
             None => mismatch.missing.push((*name).to_owned()),
         }
     }
@@ -241,6 +243,12 @@ pub(crate) fn fit(
     }
     report.loaded = fitted.len();
     Ok((fitted, report))
+}
+
+/// Whether a source has another tensor of the same head (`embed.0.` and the like): half a head is a damaged one.
+fn begun(name: &str, source: &StateDict) -> bool {
+    let end = name.match_indices('.').nth(1).map_or(name.len(), |(at, _)| at + 1);
+    name.get(..end).is_some_and(|head| source.keys().any(|other| other.starts_with(head)))
 }
 
 fn fit_one(
@@ -259,7 +267,8 @@ fn fit_one(
             return Ok(None);
         }
         let values = tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-        if values.iter().any(|value| !value.is_finite()) {
+        let is_variance = name.ends_with("running_var");
+        if values.iter().any(|value| !value.is_finite() || (is_variance && *value < 0.0)) {
             mismatch.not_finite.push(name.to_owned());
             return Ok(None);
         }

@@ -12,12 +12,11 @@ use crate::error::PeerError;
 /// [`PeerError::Usage`] if that is no URL, [`PeerError::Unreachable`] once the attempts are used up. `who` says in
 /// the error whom we wanted to reach.
 pub async fn connect(url: &str, who: &str, mut backoff: Backoff) -> Result<Channel, PeerError> {
-    let endpoint = endpoint(url)?;
     let mut attempts = 1;
     loop {
-        let error = match endpoint.connect().await {
+        let error = match connect_once(url).await? {
             Ok(channel) => return Ok(channel),
-            Err(error) => cause(&error),
+            Err(error) => error,
         };
         let Some(pause) = backoff.next_pause() else {
             let sentence =
@@ -28,6 +27,14 @@ pub async fn connect(url: &str, who: &str, mut backoff: Backoff) -> Result<Chann
         tokio::time::sleep(pause).await;
         attempts += 1;
     }
+}
+
+/// One attempt; the inner error is why it failed, in words.
+///
+/// # Errors
+/// [`PeerError::Usage`] if that is no URL.
+pub async fn connect_once(url: &str) -> Result<Result<Channel, String>, PeerError> {
+    Ok(endpoint(url)?.connect().await.map_err(|error| cause(&error)))
 }
 
 fn endpoint(url: &str) -> Result<Endpoint, PeerError> {

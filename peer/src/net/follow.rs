@@ -1,12 +1,13 @@
 //! Following another peer's contribution log, live or from an older entry on: the same call.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cohort_proto::contribution::{Contribution, Position};
 use cohort_proto::control::Follow;
 use cohort_proto::convert::open_contribution;
 use cohort_proto::id::{PeerName, RunId};
-use cohort_proto::limits::{EXCHANGE_MESSAGE_BYTES_MAX, INBOX_PER_SOURCE, PROTOCOL_VERSION};
+use cohort_proto::limits::{EXCHANGE_MESSAGE_BYTES_MAX, INBOX_PER_SOURCE, PROTOCOL_VERSION, RETRY_PAUSE_MAX};
 use cohort_proto::rng::key_of;
 use cohort_proto::view::Member;
 use cohort_proto::wire;
@@ -52,10 +53,13 @@ pub struct Following {
     pub run: RunId,
     /// The first entry wanted.
     pub from: Position,
+    /// How long to try to get back to a source that is gone. It is the coordinator that says who is dead, after the
+    /// failure timeout, so this must be longer.
+    pub patience: Duration,
 }
 
 /// Follows until the receiver hangs up. A connection that breaks is made again from the entry after the last one
-/// received, with bounded retries; an entry that cannot be used ends the following.
+/// received, for as long as patience lasts; an entry that cannot be used ends the following.
 pub async fn follow<W: From<Delivery>>(
     mut following: Following,
     deliver: mpsc::Sender<W>,
@@ -63,6 +67,7 @@ pub async fn follow<W: From<Delivery>>(
     let places = Arc::new(Semaphore::new(INBOX_PER_SOURCE));
     let jitter = key_of(following.me.as_str()) ^ key_of(following.source.name.as_str());
     let mut backoff = Backoff::new(jitter);
+    let mut last_heard = Instant::now();
     loop {
         let before = following.from;
         let broke = match follow_once(&mut following, &deliver, &places).await? {
@@ -70,12 +75,13 @@ pub async fn follow<W: From<Delivery>>(
             Ended::Broke(cause) => cause,
         };
         if following.from > before {
-            backoff = Backoff::new(jitter ^ following.from.step);
+            (backoff, last_heard) = (Backoff::new(jitter ^ following.from.step), Instant::now());
         }
-        let Some(pause) = backoff.next_pause() else {
+        let pause = backoff.next_pause().unwrap_or(RETRY_PAUSE_MAX);
+        if last_heard.elapsed() + pause > following.patience {
             let Member { name, address, .. } = &following.source;
-            return Err(PeerError::Unreachable(format!("peer {name} at {address} broke off: {broke}")));
-        };
+            return Err(PeerError::PeerLost(format!("peer {name} at {address} is gone: {broke}")));
+        }
         tracing::warn!(
             "following peer {}: {broke}; again in {} ms",
             following.source.name,
@@ -97,8 +103,10 @@ async fn follow_once<W: From<Delivery>>(
 ) -> Result<Ended, PeerError> {
     let Following { source, me, run, .. } = following.clone();
     let who = format!("peer {}", source.name);
-    let jitter = Backoff::new(key_of(me.as_str()));
-    let channel = channel::connect(&source.address, &who, jitter).await?;
+    let channel = match channel::connect_once(&source.address).await? {
+        Ok(channel) => channel,
+        Err(cause) => return Ok(Ended::Broke(cause)),
+    };
     // Nothing larger than what was agreed is even read.
     let limit = source.schema.byte_len().saturating_add(MESSAGE_OVERHEAD).min(EXCHANGE_MESSAGE_BYTES_MAX);
     let mut client = ExchangeClient::new(channel).max_decoding_message_size(limit);
@@ -148,10 +156,13 @@ fn ended(who: &str, status: &tonic::Status) -> Result<Ended, PeerError> {
     use tonic::Code;
     let words = format!("{who}: {}", status.message());
     match status.code() {
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::Aborted => {
-            Ok(Ended::Broke(status.message().to_owned()))
-        }
-        Code::OutOfRange | Code::ResourceExhausted => Err(PeerError::Contribution(format!(
+        Code::Unavailable
+        | Code::Unknown
+        | Code::Cancelled
+        | Code::Internal
+        | Code::Aborted
+        | Code::ResourceExhausted => Ok(Ended::Broke(status.message().to_owned())),
+        Code::OutOfRange => Err(PeerError::Contribution(format!(
             "{words} (a message larger than the agreed schema is refused)"
         ))),
         _ => Err(PeerError::Mismatch(words)),

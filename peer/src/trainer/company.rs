@@ -1,9 +1,10 @@
 //! The rest of the cohort as the training thread meets it: it says things into the log, and listens at the inbox.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cohort_proto::contribution::{Contribution, ContributionError, Header, Position, Tensor};
-use cohort_proto::control::Stop;
+use cohort_proto::control::{Stop, StopKind};
 use cohort_proto::id::{Digest, PeerName, RunId, Step, ViewId};
 use cohort_proto::schema::Schema;
 use cohort_proto::view::View;
@@ -13,7 +14,7 @@ use super::Word;
 use crate::error::PeerError;
 use crate::log::ContributionLog;
 use crate::net::follow::Place;
-use crate::round::{Arrival, Permission, Rounds};
+use crate::round::{Arrival, Permission, Rounds, WaitsFor};
 use crate::step::{Company, Interruption};
 
 /// Who this peer is in the run.
@@ -23,6 +24,8 @@ pub(super) struct Identity {
     pub(super) run: RunId,
     pub(super) schema: Schema,
     pub(super) total_steps: Step,
+    /// How long to wait for what a living source says.
+    pub(super) stall: Duration,
 }
 
 /// A cohort of processes.
@@ -36,6 +39,8 @@ pub(super) struct Live {
     places: Vec<(Position, Place)>,
     /// The newest step of which every peer has a checkpoint.
     common: Step,
+    /// The last time that was told.
+    now: Duration,
 }
 
 impl Live {
@@ -43,7 +48,7 @@ impl Live {
         // An empty schema means that nobody listens to anybody.
         let listens = !identity.schema.tensors().is_empty();
         let rounds = Rounds::new(identity.me.clone(), identity.run, identity.total_steps, listens);
-        Self { identity, rounds, inbox, log, places: Vec::new(), common: 0 }
+        Self { identity, rounds, inbox, log, places: Vec::new(), common: 0, now: Duration::ZERO }
     }
 
     /// The first view, or the stop that came before it.
@@ -105,6 +110,14 @@ impl Live {
                 self.common = self.common.max(step);
                 return Ok(());
             }
+            Word::Tick(now) => {
+                self.now = now;
+                return Ok(());
+            }
+            // One who stops anyway ends as it was told to, whoever left first.
+            Word::Lost(PeerError::PeerLost(why)) if self.rounds.stopping().is_some() => {
+                Arrival::Stop(Stop { kind: StopKind::AtOnce, sentence: why })
+            }
             Word::Lost(error) => return Err(error),
             Word::Joined(run) => return Err(PeerError::Internal(format!("joined run {run} twice"))),
         };
@@ -145,8 +158,16 @@ impl Company for Live {
         at: Position,
         batch_hash: u64,
     ) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
+        self.drain()?;
+        let since = self.now;
         let said = loop {
             self.drain()?;
+            let waited = self.now.saturating_sub(since);
+            if waited > self.identity.stall {
+                let silent = WaitsFor::Sources(self.rounds.missing(at));
+                let sentence = format!("waited {} s for {silent} on step {}", waited.as_secs(), at.step);
+                return Err(Interruption::from(PeerError::PeerLost(sentence)));
+            }
             if let Some(stop) = self.rounds.abandon() {
                 return Err(Interruption::Stopped(stop.clone()));
             }

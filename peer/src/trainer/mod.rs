@@ -7,10 +7,11 @@ mod company;
 pub use prepare::{Facts, Inputs, Prepared};
 
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use cohort_proto::control::{StepReport, Stop};
 use cohort_proto::id::{RunId, Step};
-use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH};
+use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH, STALL_TIMEOUTS};
 use cohort_proto::view::View;
 use tokio::sync::mpsc;
 
@@ -41,6 +42,8 @@ pub enum Word {
     Stop(Stop),
     /// A source can no longer be followed.
     Lost(PeerError),
+    /// Time passes: how much of it since this peer began to attend.
+    Tick(Duration),
 }
 
 impl From<Delivery> for Word {
@@ -154,7 +157,9 @@ fn train(
         Some(Word::Stop(stop)) => return not_joined(Ok(stop)),
         other => return not_joined(Err(PeerError::Internal(format!("not joined, but {other:?}")))),
     };
-    let company = Live::new(company::Identity { me: peer.name, run, schema, total_steps: total }, inbox, log);
+    let stall = STALL_TIMEOUTS * Duration::from_millis(spec.policy.failure_timeout_ms);
+    let identity = company::Identity { me: peer.name, run, schema, total_steps: total, stall };
+    let company = Live::new(identity, inbox, log);
     let checkpoint_every = spec.run.checkpoint_every;
     let progress = Progress { run, ..progress };
     let mut training = Training { learner, company, outbox, store, progress, checkpoint_every, saved: 0 };

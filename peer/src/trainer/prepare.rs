@@ -71,15 +71,9 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
     let folder = data::folder(&spec.data, data.as_deref())?;
     let samples = dataset::load(&folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
     tracing::info!("{} training images from {}", samples.images.count, folder.display());
-    let plan = spec.batch_plan(&samples.labels)?;
     let dataset_fingerprint = Digest(dataset::fingerprint(&samples));
-    let image = ImageShape {
-        channels: samples.images.channels,
-        height: samples.images.height,
-        width: samples.images.width,
-    };
-    let augment = data::augmentation(&spec.data);
-    let normalisation = data::normalisation(&spec.data, image.channels)?;
+    let image = ImageShape::from(&samples.images);
+    let loader = data::loader_inputs(&spec, samples)?;
     let learner = Learner::build(&spec, index, &peer, image, device::open(device)?)?;
     let store = Store::open(&state, spec.run.keep)?;
     let facts = Facts {
@@ -88,10 +82,9 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
         classes: learner.network.classes(),
         schema: spec.contribution_schema().map_err(|error| PeerError::Mismatch(error.to_string()))?,
         dataset_fingerprint,
-        total_steps: plan.total_steps(),
+        total_steps: loader.plan.total_steps(),
         checkpoints: held(&store, spec_hash, &peer)?,
     };
-    let loader = LoaderInputs { samples, plan, augment, normalisation };
     Ok(Prepared { learner, loader, store, facts, spec, peer })
 }
 

@@ -10,7 +10,8 @@ use cohort_proto::dataset::{Images, Samples};
 use cohort_proto::plan::{BatchPlan, PlanError, PlannedBatch};
 use thiserror::Error;
 
-use super::augment::{Augment, ImageShape, Normalisation, Place, augment_into};
+use super::augment::{Augment, Normalisation, Place, augment_into};
+use crate::models::ImageShape;
 
 /// Batches that wait ready for the training thread. A batch takes well under a millisecond to prepare; a few cover
 /// the change of an epoch and a thread that is scheduled late. At 128 images of 3x224x224, each holds 77 MB.
@@ -211,7 +212,7 @@ fn prepare(
     normalisation: &Normalisation,
 ) -> Result<Batch, LoaderError> {
     let PlannedBatch { step, epoch, position_in_epoch, lr, indices, hash } = planned;
-    let shape = shape_of(&samples.images);
+    let shape = ImageShape::from(&samples.images);
     let mut images = Vec::with_capacity(indices.len() * shape.image_len());
     let mut labels = Vec::with_capacity(indices.len());
     let mut augmented = Vec::with_capacity(shape.image_len());
@@ -272,7 +273,7 @@ impl Iterator for EvaluationBatches<'_> {
     fn next(&mut self) -> Option<EvaluationBatch> {
         let first = self.next;
         let end = self.samples.labels.len().min(first.saturating_add(self.batch));
-        let shape = shape_of(&self.samples.images);
+        let shape = ImageShape::from(&self.samples.images);
         let pixels = self.samples.images.pixels.get(first * shape.image_len()..end * shape.image_len())?;
         if pixels.is_empty() {
             return None;
@@ -294,10 +295,6 @@ fn check_channels(images: &Images, normalisation: &Normalisation) -> Result<(), 
         return Err(LoaderError::OtherChannels { images, normalisation });
     }
     Ok(())
-}
-
-fn shape_of(images: &Images) -> ImageShape {
-    ImageShape { channels: images.channels, height: images.height, width: images.width }
 }
 
 #[cfg(test)]

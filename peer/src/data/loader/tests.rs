@@ -179,7 +179,11 @@ fn evaluation_covers_the_file_in_order() {
     let images: Vec<f32> = batches.into_iter().flat_map(|batch| batch.images).collect();
     let mut expected = Vec::new();
     for index in 0..20 {
-        normalisation.apply(samples.images.image(index).unwrap(), shape_of(&samples.images), &mut expected);
+        normalisation.apply(
+            samples.images.image(index).unwrap(),
+            crate::models::ImageShape::from(&samples.images),
+            &mut expected,
+        );
     }
     assert_eq!(images, expected);
 }

@@ -1,0 +1,16 @@
+//! The whole system as users meet it: real processes, real sockets, real files. What goes well ends in the weights that
+//! it must; what goes wrong ends in the right exit code, with a sentence that says why, and with nothing lost.
+//!
+//! Time decides nothing here: tests wait for conditions, and hold processes in the middle of a run with [`gate`].
+
+mod call;
+mod gate;
+mod setting;
+mod hostile;
+
+mod finish;
+mod bad_input;
+mod refusals;
+mod attacks;
+mod failures;
+mod commands;
