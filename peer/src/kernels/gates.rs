@@ -3,36 +3,57 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Activation, Moments, batch_norm_train, ops, relu, stock};
+use super::maps::Held;
+use super::{Activation, Maps, Moments, batch_norm_train, ops, relu, stock};
 
 /// Which units a rectifier let through, known from what it gave.
 #[derive(Clone, Debug)]
-pub struct Gate(Tensor);
+pub struct Gate(Maps);
 
 impl Gate {
-    /// The gate of a rectifier with output `y`; it holds on to that tensor.
-    pub fn of_output(y: &Tensor) -> Self {
+    /// The gate of a rectifier with output `y`; it holds on to the values.
+    pub fn of_tensor(y: &Tensor) -> Self {
+        Self(y.detach().into())
+    }
+
+    /// As [`Gate::of_tensor`], of feature maps.
+    pub fn of_maps(y: &Maps) -> Self {
         Self(y.detach())
     }
 
     /// `x` where the unit was let through, else 0, in value and in gradient.
     ///
     /// # Errors
-    /// When `x` is not shaped as what was recorded.
+    /// When `x` is not shaped as what was recorded, or that were feature maps.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        if x.shape() != self.0.shape() || x.dtype() != self.0.dtype() {
-            candle_core::bail!(
-                "a gate recorded at {:?} {:?} does not fit {:?} {:?}",
-                self.0.dims(),
-                self.0.dtype(),
-                x.dims(),
-                x.dtype()
-            )
+        match &self.0.0 {
+            Held::Tensor(y) if x.shape() == y.shape() && x.dtype() == y.dtype() => {
+                if ops::accepts(&[x, y]) {
+                    ops::pointwise::gate(x, y)
+                } else {
+                    stock::gate(x, y)
+                }
+            }
+            _ => self.refuse(x.dims()),
         }
-        if ops::accepts(&[x, &self.0]) {
-            return ops::pointwise::gate(x, &self.0);
+    }
+
+    /// As [`Gate::apply`], to feature maps.
+    ///
+    /// # Errors
+    /// When `x` is not shaped as what was recorded, or that was a tensor.
+    pub fn apply_to_maps(&self, x: &Maps) -> Result<Maps> {
+        match (&self.0.0, &x.0) {
+            (Held::Flow(y), Held::Flow(x)) if x.dims() == y.dims() => {
+                ops::pointwise::gate_maps(x, y).map(Maps::from)
+            }
+            (Held::Tensor(_), Held::Tensor(x)) => self.apply(x).map(Maps::from),
+            _ => self.refuse(x.dims()),
         }
-        stock::gate(x, &self.0)
+    }
+
+    fn refuse<T>(&self, dims: &[usize]) -> Result<T> {
+        candle_core::bail!("a gate recorded at shape {:?} does not fit shape {dims:?}", self.0.dims())
     }
 }
 
@@ -71,11 +92,12 @@ impl GateTape {
     /// # Errors
     /// When the replayed pass has more rectifiers than the recorded one, or other shapes.
     pub fn relu(&mut self, x: &Tensor) -> Result<Tensor> {
-        let act = |act| match act {
-            Activation::Relu => relu(x),
-            Activation::None => Ok(x.clone()),
-        };
-        Ok(self.rectify(|a| Ok((act(a)?, ())))?.0)
+        if let Some(gate) = self.replayed()? {
+            return gate.apply(x);
+        }
+        let y = relu(x)?;
+        self.gates.push(Gate::of_tensor(&y));
+        Ok(y)
     }
 
     /// [`batch_norm_train`] with its rectifier treated as in [`GateTape::relu`].
@@ -84,27 +106,29 @@ impl GateTape {
     /// Those of both.
     pub fn batch_norm_train(
         &mut self,
-        x: &Tensor,
+        x: &Maps,
         gamma: &Tensor,
         beta: &Tensor,
         eps: f64,
-        residual: Option<&Tensor>,
+        residual: Option<&Maps>,
         act: Activation,
-    ) -> Result<(Tensor, Moments)> {
+    ) -> Result<(Maps, Moments)> {
         let normalise = |act| batch_norm_train(x, gamma, beta, eps, residual, act);
-        match act {
-            Activation::Relu => self.rectify(normalise),
-            Activation::None => normalise(act),
+        if act == Activation::None {
+            return normalise(act);
         }
+        if let Some(gate) = self.replayed()? {
+            let (y, moments) = normalise(Activation::None)?;
+            return Ok((gate.apply_to_maps(&y)?, moments));
+        }
+        let (y, moments) = normalise(act)?;
+        self.gates.push(Gate::of_maps(&y));
+        Ok((y, moments))
     }
 
-    /// What `f` gives with a rectifier while recording, else without one but through the next gate.
-    fn rectify<T>(&mut self, f: impl FnOnce(Activation) -> Result<(Tensor, T)>) -> Result<(Tensor, T)> {
-        let Some(next) = &mut self.next else {
-            let (y, more) = f(Activation::Relu)?;
-            self.gates.push(Gate::of_output(&y));
-            return Ok((y, more));
-        };
+    /// The next gate of a replay; none while recording.
+    fn replayed(&mut self) -> Result<Option<Gate>> {
+        let Some(next) = &mut self.next else { return Ok(None) };
         let Some(gate) = self.gates.get(*next) else {
             candle_core::bail!(
                 "the network has more rectifiers than the {} that were recorded",
@@ -112,7 +136,6 @@ impl GateTape {
             )
         };
         *next += 1;
-        let (x, more) = f(Activation::None)?;
-        Ok((gate.apply(&x)?, more))
+        Ok(Some(gate.clone()))
     }
 }

@@ -1,6 +1,7 @@
 //! The small door to arithmetic: safe functions that choose the fast CPU kernel or candle's own by device.
 
 pub mod threads;
+mod maps;
 mod gates;
 mod stock;
 mod ops;
@@ -9,8 +10,11 @@ mod cpu;
 mod tests;
 
 pub use gates::{Gate, GateTape};
+pub use maps::Maps;
 
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{DType, Result, Shape, Tensor, Var};
+
+use maps::Held;
 
 /// How the window of a convolution moves over its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,12 +76,12 @@ pub struct Sgd {
 ///
 /// # Errors
 /// When the shapes do not fit each other or the window is larger than the padded input.
-pub fn conv2d(x: &Tensor, w: &Tensor, geometry: ConvGeometry) -> Result<Tensor> {
-    check_conv(x, w, geometry)?;
-    if ops::accepts(&[x, w]) {
-        return ops::conv::conv2d(x, w, geometry);
+pub fn conv2d(x: &Maps, w: &Tensor, geometry: ConvGeometry) -> Result<Maps> {
+    check_conv(x.shape(), w, geometry)?;
+    match &x.0 {
+        Held::Flow(x) => ops::conv::conv2d(x, w, geometry).map(Maps::from),
+        Held::Tensor(x) => stock::conv2d(x, w, geometry).map(Maps::from),
     }
-    stock::conv2d(x, w, geometry)
 }
 
 /// Batch normalisation with the statistics of the batch itself: `act(gamma (x - mean) / sqrt(var + eps) +
@@ -87,14 +91,14 @@ pub fn conv2d(x: &Tensor, w: &Tensor, geometry: ConvGeometry) -> Result<Tensor> 
 /// # Errors
 /// When a channel has a single value, whose variance says nothing, or when shapes do not fit.
 pub fn batch_norm_train(
-    x: &Tensor,
+    x: &Maps,
     gamma: &Tensor,
     beta: &Tensor,
     eps: f64,
-    residual: Option<&Tensor>,
+    residual: Option<&Maps>,
     act: Activation,
-) -> Result<(Tensor, Moments)> {
-    let count = check_batch_norm(x, &[gamma, beta], residual)?;
+) -> Result<(Maps, Moments)> {
+    let count = check_batch_norm(x.shape(), &[gamma, beta], residual)?;
     if count < 2 {
         candle_core::bail!(
             "batch normalisation of a batch of shape {:?}: one value per channel has no variance; \
@@ -102,10 +106,18 @@ pub fn batch_norm_train(
             x.dims()
         )
     }
-    if x.rank() == 4 && ops::accepts(&[x, gamma, beta, residual.unwrap_or(x)]) {
-        return ops::batch_norm::train(x, gamma, beta, eps, residual, act);
+    match &x.0 {
+        Held::Flow(x) => {
+            let residual = residual.map(Maps::flow).transpose()?;
+            let (y, moments) = ops::batch_norm::train(x, gamma, beta, eps, residual, act)?;
+            Ok((y.into(), moments))
+        }
+        Held::Tensor(x) => {
+            let residual = residual.map(Maps::to_tensor).transpose()?;
+            let (y, moments) = stock::batch_norm_train(x, gamma, beta, eps, residual.as_ref(), act)?;
+            Ok((y.into(), moments))
+        }
     }
-    stock::batch_norm_train(x, gamma, beta, eps, residual, act)
 }
 
 /// Batch normalisation with statistics gathered during training, each `[C]` and constant for the gradient;
@@ -115,20 +127,42 @@ pub fn batch_norm_train(
 /// When shapes do not fit.
 #[expect(clippy::too_many_arguments, reason = "the formula has that many terms")]
 pub fn batch_norm_eval(
-    x: &Tensor,
+    x: &Maps,
     gamma: &Tensor,
     beta: &Tensor,
     running_mean: &Tensor,
     running_var: &Tensor,
     eps: f64,
-    residual: Option<&Tensor>,
+    residual: Option<&Maps>,
     act: Activation,
-) -> Result<Tensor> {
-    check_batch_norm(x, &[gamma, beta, running_mean, running_var], residual)?;
-    if x.rank() == 4 && ops::accepts(&[x, gamma, beta, running_mean, running_var, residual.unwrap_or(x)]) {
-        return ops::batch_norm::eval(x, (gamma, beta), (running_mean, running_var), eps, residual, act);
+) -> Result<Maps> {
+    check_batch_norm(x.shape(), &[gamma, beta, running_mean, running_var], residual)?;
+    match &x.0 {
+        Held::Flow(x) => {
+            let residual = residual.map(Maps::flow).transpose()?;
+            let running = (running_mean, running_var);
+            ops::batch_norm::eval(x, (gamma, beta), running, eps, residual, act).map(Maps::from)
+        }
+        Held::Tensor(x) => {
+            let residual = residual.map(Maps::to_tensor).transpose()?;
+            stock::batch_norm_eval(x, gamma, beta, running_mean, running_var, eps, residual.as_ref(), act)
+                .map(Maps::from)
+        }
     }
-    stock::batch_norm_eval(x, gamma, beta, running_mean, running_var, eps, residual, act)
+}
+
+/// The sum of two branches of one shape.
+///
+/// # Errors
+/// When the shapes differ.
+pub fn add(a: &Maps, b: &Maps) -> Result<Maps> {
+    if a.shape() != b.shape() {
+        candle_core::bail!("the sum of maps of shapes {:?} and {:?}", a.dims(), b.dims())
+    }
+    match &a.0 {
+        Held::Flow(a) => ops::pointwise::add(a, b.flow()?).map(Maps::from),
+        Held::Tensor(a) => a.add(&b.to_tensor()?).map(Maps::from),
+    }
 }
 
 /// `max(x, 0)` with slope 0 at 0 as in PyTorch (candle's own has slope 1 there); NaN stays NaN.
@@ -146,15 +180,15 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// When `x` is not of rank 4 or has no pixels.
-pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
-    let (_, _, h, w) = x.dims4()?;
+pub fn global_avg_pool(x: &Maps) -> Result<Tensor> {
+    let (_, _, h, w) = x.shape().dims4()?;
     if h * w == 0 {
         candle_core::bail!("global average pooling of a tensor without pixels, shape {:?}", x.dims())
     }
-    if ops::accepts(&[x]) {
-        return ops::pointwise::global_avg_pool(x);
+    match &x.0 {
+        Held::Flow(x) => ops::pool::global_avg_pool(x),
+        Held::Tensor(x) => stock::global_avg_pool(x),
     }
-    stock::global_avg_pool(x)
 }
 
 /// The largest value of each window: `x` `[B, C, H, W]` to `[B, C, Ho, Wo]` with `Ho = (H + 2 padding - kernel) /
@@ -163,8 +197,8 @@ pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// When the window is larger than the padded input or could lie in the padding alone.
-pub fn max_pool2d(x: &Tensor, geometry: PoolGeometry) -> Result<Tensor> {
-    let (_, _, h, w) = x.dims4()?;
+pub fn max_pool2d(x: &Maps, geometry: PoolGeometry) -> Result<Maps> {
+    let (_, _, h, w) = x.shape().dims4()?;
     let PoolGeometry { kernel, stride, padding } = geometry;
     if kernel == 0 || stride == 0 || padding > kernel / 2 {
         candle_core::bail!(
@@ -174,10 +208,10 @@ pub fn max_pool2d(x: &Tensor, geometry: PoolGeometry) -> Result<Tensor> {
     if h.min(w) + 2 * padding < kernel {
         candle_core::bail!("pooling window {kernel}x{kernel} does not fit {h}x{w} with padding {padding}")
     }
-    if ops::accepts(&[x]) {
-        return ops::pool::max_pool2d(x, geometry);
+    match &x.0 {
+        Held::Flow(x) => ops::pool::max_pool2d(x, geometry).map(Maps::from),
+        Held::Tensor(x) => stock::max_pool2d(x, geometry).map(Maps::from),
     }
-    stock::max_pool2d(x, geometry)
 }
 
 /// Means over a grid of `out` cells of nearly equal size: `x` `[B, C, H, W]` to `[B, C, out.0, out.1]`. Cell `i` of
@@ -185,15 +219,15 @@ pub fn max_pool2d(x: &Tensor, geometry: PoolGeometry) -> Result<Tensor> {
 ///
 /// # Errors
 /// When `x` is not of rank 4 or has no pixels, or the grid has no cells.
-pub fn adaptive_avg_pool2d(x: &Tensor, out: (usize, usize)) -> Result<Tensor> {
-    let (_, _, h, w) = x.dims4()?;
+pub fn adaptive_avg_pool2d(x: &Maps, out: (usize, usize)) -> Result<Maps> {
+    let (_, _, h, w) = x.shape().dims4()?;
     if h * w * out.0 * out.1 == 0 {
         candle_core::bail!("average pooling of shape {:?} to a grid of {out:?}: nothing to average", x.dims())
     }
-    if ops::accepts(&[x]) {
-        return ops::pool::adaptive_avg_pool2d(x, out);
+    match &x.0 {
+        Held::Flow(x) => ops::pool::adaptive_avg_pool2d(x, out).map(Maps::from),
+        Held::Tensor(x) => stock::adaptive_avg_pool2d(x, out).map(Maps::from),
     }
-    stock::adaptive_avg_pool2d(x, out)
 }
 
 /// Mean over the batch of the cross-entropy of the softmax of `logits` `[B, C]` with `labels` `[B]` of any integer
@@ -254,7 +288,7 @@ pub fn sgd_step(param: &Var, velocity: &Var, grad: Option<&Tensor>, sgd: Sgd) ->
     stock::sgd_step(param, velocity, grad, sgd)
 }
 
-fn check_conv(x: &Tensor, w: &Tensor, g: ConvGeometry) -> Result<()> {
+fn check_conv(x: &Shape, w: &Tensor, g: ConvGeometry) -> Result<()> {
     let (_, ci, h, width) = x.dims4()?;
     let (co, ci_of_group, kh, kw) = w.dims4()?;
     if g.stride == 0 || g.groups == 0 {
@@ -277,15 +311,14 @@ fn check_conv(x: &Tensor, w: &Tensor, g: ConvGeometry) -> Result<()> {
 }
 
 /// Checks the shapes of a normalisation and returns the number of values per channel.
-fn check_batch_norm(x: &Tensor, per_channel: &[&Tensor], residual: Option<&Tensor>) -> Result<usize> {
-    if x.rank() < 2 {
+fn check_batch_norm(x: &Shape, per_channel: &[&Tensor], residual: Option<&Maps>) -> Result<usize> {
+    let [_, channels, ..] = *x.dims() else {
         candle_core::bail!("batch normalisation needs [B, C, ...], got shape {:?}", x.dims())
-    }
-    let channels = x.dim(1)?;
+    };
     if let Some(t) = per_channel.iter().find(|t| t.dims() != [channels]) {
         candle_core::bail!("batch normalisation of {channels} channels: a parameter has shape {:?}", t.dims())
     }
-    if let Some(r) = residual.filter(|r| r.shape() != x.shape()) {
+    if let Some(r) = residual.filter(|r| r.shape() != x) {
         candle_core::bail!(
             "batch normalisation of shape {:?}: the residual has shape {:?}",
             x.dims(),

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::params::{Init, Scope};
 use super::pass::Pass;
-use crate::kernels::{self, Activation, ConvGeometry, Moments};
+use crate::kernels::{self, Activation, ConvGeometry, Maps, Moments};
 
 /// Added to the variance of batch norm; PyTorch's default.
 pub const BATCH_NORM_EPS: f64 = 1e-5;
@@ -40,7 +40,7 @@ impl Conv2d {
     ///
     /// # Errors
     /// If the channels do not fit or the device fails.
-    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    pub fn forward(&self, x: &Maps, pass: &Pass) -> Result<Maps> {
         let geometry = ConvGeometry { stride: self.stride, padding: self.padding, groups: 1 };
         kernels::conv2d(x, &pass.read(&self.weight), geometry)
     }
@@ -76,11 +76,11 @@ impl BatchNorm2d {
     /// If shapes do not fit or the device fails.
     pub fn forward(
         &self,
-        x: &Tensor,
-        residual: Option<&Tensor>,
+        x: &Maps,
+        residual: Option<&Maps>,
         activation: Activation,
         pass: &mut Pass,
-    ) -> Result<Tensor> {
+    ) -> Result<Maps> {
         let (weight, bias) = (pass.read(&self.weight), pass.read(&self.bias));
         if pass.is_training() {
             let (y, moments) =

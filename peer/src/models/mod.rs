@@ -20,6 +20,8 @@ pub use state::{LoadReport, StateDict, StateError, Strictness};
 
 use candle_core::{Result, Tensor};
 
+use crate::kernels::Maps;
+
 /// What a network says about a batch of `B` images.
 #[derive(Debug, Clone)]
 pub struct Output {
@@ -28,7 +30,7 @@ pub struct Output {
     /// The globally averaged feature that the classifier reads, `[B, feature_width]`.
     pub feature: Tensor,
     /// The feature map at the end of each stage, first stage first, `[B, stage_widths[k], H_k, W_k]`.
-    pub stages: Vec<Tensor>,
+    pub stages: Vec<Maps>,
 }
 
 /// A network whose parameters are variables of a [`Params`].

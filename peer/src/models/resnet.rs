@@ -22,7 +22,7 @@ use super::params::Scope;
 use super::pass::Pass;
 use super::registry::ImageShape;
 use super::{Network, Output};
-use crate::kernels::{self, Activation};
+use crate::kernels::{self, Activation, Maps};
 
 /// A residual network of three stages.
 #[derive(Debug)]
@@ -66,7 +66,12 @@ impl ResNet {
 impl Network for ResNet {
     fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<Output> {
         self.image.check_batch(x)?;
-        let mut x = self.bn1.forward(&self.conv1.forward(x, pass)?, None, Activation::Relu, pass)?;
+        let mut x = self.bn1.forward(
+            &self.conv1.forward(&Maps::from_tensor(x)?, pass)?,
+            None,
+            Activation::Relu,
+            pass,
+        )?;
         let mut stages = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
             for block in stage {
@@ -135,7 +140,7 @@ impl BasicBlock {
         Ok(Self { conv1, bn1, conv2, bn2, downsample })
     }
 
-    fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    fn forward(&self, x: &Maps, pass: &mut Pass) -> Result<Maps> {
         let inner = self.bn1.forward(&self.conv1.forward(x, pass)?, None, Activation::Relu, pass)?;
         let inner = self.conv2.forward(&inner, pass)?;
         let shortcut = match &self.downsample {

@@ -13,7 +13,7 @@ use super::params::{Init, Scope};
 use super::pass::Pass;
 use super::registry::ImageShape;
 use super::{Network, Output};
-use crate::kernels::{self, Activation};
+use crate::kernels::{self, Activation, Maps};
 
 /// Channels of the stem, whatever the widening factor.
 const STEM: usize = 16;
@@ -60,7 +60,7 @@ impl WideResNet {
 impl Network for WideResNet {
     fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<Output> {
         self.image.check_batch(x)?;
-        let mut x = self.conv1.forward(x, pass)?;
+        let mut x = self.conv1.forward(&Maps::from_tensor(x)?, pass)?;
         let mut stages = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
             for block in stage {
@@ -128,14 +128,14 @@ impl PreActivationBlock {
         Ok(Self { bn1, conv1, bn2, conv2, shortcut })
     }
 
-    fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    fn forward(&self, x: &Maps, pass: &mut Pass) -> Result<Maps> {
         let active = self.bn1.forward(x, None, Activation::Relu, pass)?;
         let inner = self.bn2.forward(&self.conv1.forward(&active, pass)?, None, Activation::Relu, pass)?;
         let inner = self.conv2.forward(&inner, pass)?;
         // A block that changes width takes its shortcut after the activation, the others before it.
         match &self.shortcut {
-            None => x + inner,
-            Some(conv) => conv.forward(&active, pass)? + inner,
+            None => kernels::add(x, &inner),
+            Some(conv) => kernels::add(&conv.forward(&active, pass)?, &inner),
         }
     }
 }

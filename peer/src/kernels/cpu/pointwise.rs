@@ -3,6 +3,8 @@
 
 use std::mem::MaybeUninit;
 
+use rayon::prelude::*;
+
 use super::isa::{Isa, Kernel, dispatch};
 use super::lanes::{LANES, Lanes};
 use super::parallel::{build, build_overwritten};
@@ -40,9 +42,37 @@ pub(in crate::kernels) fn relu_backward(isa: Isa, y: &[f32], dy: &[f32]) -> Vec<
     by_chunks(y.len(), |at, dx| dispatch(isa, Backward(&y[at..][..dx.len()], &dy[at..][..dx.len()], dx)))
 }
 
+/// `a + b`.
+pub(in crate::kernels) fn sum(isa: Isa, a: &[f32], b: &[f32]) -> Vec<f32> {
+    struct SumOf<'a>(&'a [f32], &'a [f32], &'a mut [MaybeUninit<f32>]);
+    impl Kernel for SumOf<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<V: Lanes>(self) {
+            for (sum, (a, b)) in self.2.iter_mut().zip(self.0.iter().zip(self.1)) {
+                sum.write(a + b);
+            }
+        }
+    }
+    by_chunks(a.len(), |at, sum| dispatch(isa, SumOf(&a[at..][..sum.len()], &b[at..][..sum.len()], sum)))
+}
+
+/// Adds `b` to `a`.
+pub(in crate::kernels) fn add_to(isa: Isa, a: &mut [f32], b: &[f32]) {
+    struct AddTo<'a>(&'a mut [f32], &'a [f32]);
+    impl Kernel for AddTo<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<V: Lanes>(self) {
+            self.0.iter_mut().zip(self.1).for_each(|(a, b)| *a += b);
+        }
+    }
+    a.par_chunks_mut(CHUNK).zip(b.par_chunks(CHUNK)).for_each(|(a, b)| dispatch(isa, AddTo(a, b)));
+}
+
 /// Fills a vector in fixed chunks: `write(index of the first value, chunk)` writes every value of its chunk.
 fn by_chunks(len: usize, write: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync) -> Vec<f32> {
-    // SAFETY: the two callers above take as many arguments as there are values in the chunk.
+    // SAFETY: the callers above take as many arguments as there are values in the chunk.
     unsafe { build_overwritten((len, CHUNK), 1, || (), |(), i, chunk| write(i * CHUNK, chunk)) }
 }
 

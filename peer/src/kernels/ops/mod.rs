@@ -1,7 +1,9 @@
 //! The kernels as candle operations with gradients; the only place that knows both candle and the kernels.
 
-pub(super) mod batch_norm;
+mod link;
+pub(super) mod flow;
 pub(super) mod conv;
+pub(super) mod batch_norm;
 pub(super) mod pointwise;
 pub(super) mod pool;
 pub(super) mod loss;

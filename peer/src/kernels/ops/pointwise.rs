@@ -1,91 +1,53 @@
-//! Rectifier, its gates and global average pooling as candle operations.
+//! Rectifiers, their gates and the sum of two branches.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, Result, Tensor};
 
 use super::super::cpu::isa::Isa;
 use super::super::cpu::pointwise;
-use super::{tensor, values, with_values};
+use super::flow::Flow;
+use super::link::link;
+use super::{tensor, with_values};
 
 /// See [`super::super::relu`].
 pub(in super::super) fn relu(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Relu)
-}
-
-/// See [`super::super::global_avg_pool`].
-pub(in super::super) fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(GlobalAvgPool)
+    let y = with_values(x, |x| Ok(pointwise::relu(Isa::current(), x)))?;
+    link("cohort-relu", &[x], (CpuStorage::F32(y), x.shape().clone()), |y, dy| {
+        Ok([Some(masked(y, dy)?), None, None])
+    })
 }
 
 /// See [`super::super::Gate::apply`]; the shapes are checked.
 pub(in super::super) fn gate(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(&y.contiguous()?, Gate)
+    let gated = with_values(&masked(y, x)?, |gated| Ok(gated.to_vec()))?;
+    let of_y = y.clone();
+    link("cohort-gate", &[x], (CpuStorage::F32(gated), x.shape().clone()), move |_, dy| {
+        Ok([Some(masked(&of_y, dy)?), None, None])
+    })
 }
 
-struct Relu;
-
-impl CustomOp1 for Relu {
-    fn name(&self) -> &'static str {
-        "cohort-relu"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(pointwise::relu(Isa::current(), values(x, lx)?)), lx.shape().clone()))
-    }
-
-    fn bwd(&self, _: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx =
-            with_values(y, |y| with_values(dy, |dy| Ok(pointwise::relu_backward(Isa::current(), y, dy))))?;
-        Ok(Some(tensor(dx, y.shape())?))
-    }
+/// As [`gate`], of maps.
+pub(in super::super) fn gate_maps(x: &Flow, y: &Flow) -> Result<Flow> {
+    let gated = pointwise::relu_backward(Isa::current(), y.values(), x.values());
+    let (of_x, of_y) = (x.clone(), y.clone());
+    Flow::new("cohort-gate-maps", &[x.token()], x.shape().clone(), gated, move |_, dy| {
+        let dx = pointwise::relu_backward(Isa::current(), of_y.values(), &dy);
+        Ok([of_x.send(Arc::new(dx))?, None, None])
+    })
 }
 
-/// The first argument where the second, a rectifier's output, is not zero.
-struct Gate;
-
-impl CustomOp2 for Gate {
-    fn name(&self) -> &'static str {
-        "cohort-gate"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        y: &CpuStorage,
-        ly: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let gated = pointwise::relu_backward(Isa::current(), values(y, ly)?, values(x, lx)?);
-        Ok((CpuStorage::F32(gated), lx.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        y: &Tensor,
-        _: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dx =
-            with_values(y, |y| with_values(dy, |dy| Ok(pointwise::relu_backward(Isa::current(), y, dy))))?;
-        Ok((Some(tensor(dx, y.shape())?), None))
-    }
+/// See [`super::super::add`]; the shapes are checked.
+pub(in super::super) fn add(a: &Flow, b: &Flow) -> Result<Flow> {
+    let sum = pointwise::sum(Isa::current(), a.values(), b.values());
+    let (of_a, of_b) = (a.clone(), b.clone());
+    Flow::new("cohort-add", &[a.token(), b.token()], a.shape().clone(), sum, move |_, dy| {
+        Ok([of_a.send(Arc::clone(&dy))?, of_b.send(dy)?, None])
+    })
 }
 
-struct GlobalAvgPool;
-
-impl CustomOp1 for GlobalAvgPool {
-    fn name(&self) -> &'static str {
-        "cohort-global-avg-pool"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (b, c, h, w) = lx.shape().dims4()?;
-        Ok((CpuStorage::F32(pointwise::plane_means(Isa::current(), values(x, lx)?, h * w)), (b, c).into()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let (_, _, h, w) = x.dims4()?;
-        let dx = with_values(dy, |dy| Ok(pointwise::plane_means_backward(dy, h * w)))?;
-        Ok(Some(tensor(dx, x.shape())?))
-    }
+/// `x` where `y`, a rectifier's output, is not zero.
+fn masked(y: &Tensor, x: &Tensor) -> Result<Tensor> {
+    let masked = with_values(y, |y| with_values(x, |x| Ok(pointwise::relu_backward(Isa::current(), y, x))))?;
+    tensor(masked, y.shape())
 }

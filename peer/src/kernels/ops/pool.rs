@@ -1,58 +1,48 @@
-//! Pooling as candle operations.
+//! Pooling of feature maps.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, Result, Tensor};
 
 use super::super::PoolGeometry;
+use super::super::cpu::isa::Isa;
+use super::super::cpu::pointwise::{plane_means, plane_means_backward};
 use super::super::cpu::pool::{self, Grid, MaxPool};
-use super::{tensor, values, with_values};
+use super::flow::Flow;
+use super::link::link;
+use super::with_values;
 
 /// See [`super::super::max_pool2d`]; the shapes are checked.
-pub(in super::super) fn max_pool2d(x: &Tensor, g: PoolGeometry) -> Result<Tensor> {
-    let (_, _, h, w) = x.dims4()?;
+pub(in super::super) fn max_pool2d(x: &Flow, g: PoolGeometry) -> Result<Flow> {
+    let (b, c, h, w) = x.shape().dims4()?;
     let PoolGeometry { kernel, stride, padding } = g;
-    x.contiguous()?.apply_op1(Max(MaxPool { h, w, kernel, stride, padding }))
+    let pool = MaxPool { h, w, kernel, stride, padding };
+    let (y, of_x) = (pool::max(pool, x.values()), x.clone());
+    let shape = (b, c, pool.out_h(), pool.out_w()).into();
+    Flow::new("cohort-max-pool", &[x.token()], shape, y, move |_, dy| {
+        let dx = pool::max_backward(pool, of_x.values(), &dy);
+        Ok([of_x.send(Arc::new(dx))?, None, None])
+    })
 }
 
 /// See [`super::super::adaptive_avg_pool2d`]; the shapes are checked.
-pub(in super::super) fn adaptive_avg_pool2d(x: &Tensor, out: (usize, usize)) -> Result<Tensor> {
-    let (_, _, h, w) = x.dims4()?;
-    x.contiguous()?.apply_op1(Mean(Grid { size: (h, w), out }))
+pub(in super::super) fn adaptive_avg_pool2d(x: &Flow, out: (usize, usize)) -> Result<Flow> {
+    let (b, c, h, w) = x.shape().dims4()?;
+    let grid = Grid { size: (h, w), out };
+    let (y, of_x) = (pool::grid_means(grid, x.values()), x.clone());
+    Flow::new("cohort-adaptive-avg-pool", &[x.token()], (b, c, out.0, out.1).into(), y, move |_, dy| {
+        Ok([of_x.send(Arc::new(pool::grid_means_backward(grid, &dy)))?, None, None])
+    })
 }
 
-struct Max(MaxPool);
-
-impl CustomOp1 for Max {
-    fn name(&self) -> &'static str {
-        "cohort-max-pool"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (b, c, _, _) = lx.shape().dims4()?;
-        let y = pool::max(self.0, values(x, lx)?);
-        Ok((CpuStorage::F32(y), (b, c, self.0.out_h(), self.0.out_w()).into()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with_values(x, |xs| with_values(dy, |dy| Ok(pool::max_backward(self.0, xs, dy))))?;
-        Ok(Some(tensor(dx, x.shape())?))
-    }
-}
-
-struct Mean(Grid);
-
-impl CustomOp1 for Mean {
-    fn name(&self) -> &'static str {
-        "cohort-adaptive-avg-pool"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (b, c, _, _) = lx.shape().dims4()?;
-        let (h, w) = self.0.out;
-        Ok((CpuStorage::F32(pool::grid_means(self.0, values(x, lx)?)), (b, c, h, w).into()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with_values(dy, |dy| Ok(pool::grid_means_backward(self.0, dy)))?;
-        Ok(Some(tensor(dx, x.shape())?))
-    }
+/// See [`super::super::global_avg_pool`]; the shapes are checked.
+pub(in super::super) fn global_avg_pool(x: &Flow) -> Result<Tensor> {
+    let (b, c, h, w) = x.shape().dims4()?;
+    let means = plane_means(Isa::current(), x.values(), h * w);
+    let of_x = x.clone();
+    let result = (CpuStorage::F32(means), (b, c).into());
+    link("cohort-global-avg-pool", &[x.token()], result, move |_, dy| {
+        let dx = with_values(dy, |dy| Ok(plane_means_backward(dy, h * w)))?;
+        Ok([of_x.send(Arc::new(dx))?, None, None])
+    })
 }
