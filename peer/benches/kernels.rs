@@ -2,15 +2,15 @@
 //!
 //! `COHORT_THREADS` sets the threads (all cores if unset). After criterion's own figures stands a table of GFLOP/s
 //! and, for convolutions, of the share of what the matrix product that candle uses reaches on the same threads; a
-//! Winograd convolution may exceed it, since it is counted by its definition. Backward passes include candle's own
-//! share: it makes zeros and adds each gradient to them.
+//! Winograd convolution may exceed it, since it is counted by its definition. Backward passes begin at the mean over
+//! each channel's pixels, whose own backward pass they include.
 
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use cohort_peer::kernels::{
-    Activation, ConvGeometry, PoolGeometry, Sgd, adaptive_avg_pool2d, batch_norm_train, conv2d,
-    global_avg_pool, max_pool2d, relu, sgd_step, softmax_cross_entropy,
+    Activation, ConvGeometry, Maps, PoolGeometry, Sgd, adaptive_avg_pool2d, add, batch_norm_train, conv2d,
+    global_avg_pool, max_pool2d, sgd_step, softmax_cross_entropy,
     threads::{self, Threads},
 };
 use criterion::Criterion;
@@ -56,16 +56,22 @@ fn random(shape: &[usize]) -> Result<Var> {
     Var::randn(0f32, 1.0, shape, &Device::Cpu)
 }
 
+/// Random maps whose gradient is computed.
+fn probe(shape: &[usize]) -> Result<Maps> {
+    Maps::probe(&random(shape)?.as_detached_tensor())
+}
+
 fn convolutions(criterion: &mut Criterion, table: &mut Table) -> Result<()> {
     for [ci, co, side, k, stride, groups] in CONVOLUTIONS {
         let geometry = ConvGeometry { stride, padding: k / 2, groups };
         let (x, w) = (random(&[BATCH, ci, side, side])?, random(&[co, ci / groups, k, k])?);
-        let (fixed_x, fixed_w) = (x.as_detached_tensor(), w.as_detached_tensor());
-        let of_input = conv2d(x.as_tensor(), &fixed_w, geometry)?;
-        let of_weights = conv2d(&fixed_x, w.as_tensor(), geometry)?;
-        let gflop = 2e-9 * (of_input.elem_count() * ci / groups * k * k) as f64;
+        let (x, fixed_w) = (Maps::from_tensor(&x.as_detached_tensor())?, w.as_detached_tensor());
+        let of_input = conv2d(&probe(&[BATCH, ci, side, side])?, &fixed_w, geometry)?;
+        let gflop = 2e-9 * (of_input.shape().elem_count() * ci / groups * k * k) as f64;
         let name = format!("conv {ci}->{co} {k}x{k}/{stride} @{side} groups {groups}");
-        table.measure(criterion, &format!("{name} forward"), gflop, || conv2d(&fixed_x, &fixed_w, geometry));
+        let (of_input, of_weights) =
+            (global_avg_pool(&of_input)?, global_avg_pool(&conv2d(&x, w.as_tensor(), geometry)?)?);
+        table.measure(criterion, &format!("{name} forward"), gflop, || conv2d(&x, &fixed_w, geometry));
         table.measure(criterion, &format!("{name} by input"), gflop, || of_input.backward());
         table.measure(criterion, &format!("{name} by weights"), gflop, || of_weights.backward());
     }
@@ -75,25 +81,27 @@ fn convolutions(criterion: &mut Criterion, table: &mut Table) -> Result<()> {
 /// What works on planes: its operations are counted as a handful for each value, so that its GFLOP/s only compare
 /// with themselves.
 fn planes(criterion: &mut Criterion, table: &mut Table) -> Result<()> {
-    let (x, c) = (random(&[BATCH, 16, 32, 32])?, random(&[16])?);
-    let (x, c) = (x.as_tensor(), c.as_tensor());
-    let gflop = 1e-9 * x.elem_count() as f64;
+    let (x, c) = (probe(&[BATCH, 16, 32, 32])?, random(&[16])?);
+    let c = c.as_tensor();
+    let gflop = 1e-9 * x.shape().elem_count() as f64;
     let pool = PoolGeometry { kernel: 3, stride: 2, padding: 1 };
-    type Op<'a> = (&'a str, f64, &'a dyn Fn() -> Result<Tensor>);
-    let normalise = |r| batch_norm_train(x, c, c, 1e-5, r, Activation::Relu).map(|(y, _)| y);
-    let operations: [Op<'_>; 6] = [
+    type Op<'a> = (&'a str, f64, &'a dyn Fn() -> Result<Maps>);
+    let normalise = |r| batch_norm_train(&x, c, c, 1e-5, r, Activation::Relu).map(|(y, _)| y);
+    let operations: [Op<'_>; 5] = [
         ("batch norm + relu", 8.0, &|| normalise(None)),
-        ("batch norm + residual + relu", 9.0, &|| normalise(Some(x))),
-        ("relu", 1.0, &|| relu(x)),
-        ("max pool 3x3/2", 9.0 / 4.0, &|| max_pool2d(x, pool)),
-        ("adaptive average pool to 7x7", 1.0, &|| adaptive_avg_pool2d(x, (7, 7))),
-        ("global average pool", 1.0, &|| global_avg_pool(x)),
+        ("batch norm + residual + relu", 9.0, &|| normalise(Some(&x))),
+        ("sum of two branches", 1.0, &|| add(&x, &x)),
+        ("max pool 3x3/2", 9.0 / 4.0, &|| max_pool2d(&x, pool)),
+        ("adaptive average pool to 7x7", 1.0, &|| adaptive_avg_pool2d(&x, (7, 7))),
     ];
     for (name, per_value, op) in operations {
-        let y = op()?;
+        let y = global_avg_pool(&op()?)?;
         table.measure(criterion, &format!("{name} forward"), per_value * gflop, op);
         table.measure(criterion, &format!("{name} backward"), per_value * gflop, || y.backward());
     }
+    let y = global_avg_pool(&x)?;
+    table.measure(criterion, "global average pool forward", gflop, || global_avg_pool(&x));
+    table.measure(criterion, "global average pool backward", gflop, || y.backward());
     Ok(())
 }
 

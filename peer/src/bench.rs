@@ -59,7 +59,7 @@ pub fn measure(arch: &str, workload: Workload, threads: usize) -> Result<Through
     let mut seconds = Vec::with_capacity(steps);
     for step in 0..WARM_UP + steps {
         let batch = random_batch(step as u64, image, classes, batch);
-        let (taken, elapsed) = seconds_of(|| rayon::scope(|_| step::run_alone(&mut learner, &batch)));
+        let (taken, elapsed) = seconds_of(|| step::run_alone(&mut learner, &batch));
         match taken {
             Ok(_) => seconds.push(elapsed),
             Err(Interruption::Failed(error)) => return Err(*error),

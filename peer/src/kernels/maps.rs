@@ -25,6 +25,17 @@ impl Maps {
         if ops::accepts(&[x]) { Flow::enter(x).map(Self::from) } else { Ok(x.clone().into()) }
     }
 
+    /// Constant maps whose gradient is computed all the same, and dropped: what a benchmark wants of an operation's input.
+    ///
+    /// # Errors
+    /// When `x` is not in f32 on the CPU.
+    pub fn probe(x: &Tensor) -> Result<Self> {
+        if !ops::accepts(&[x]) {
+            candle_core::bail!("a probe of maps in {:?} on {:?}: f32 on the CPU only", x.dtype(), x.device())
+        }
+        Flow::probe(x).map(Self::from)
+    }
+
     /// Maps as a tensor of candle's graph.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ pub struct Output {
 }
 
 /// A network whose parameters are variables of a [`Params`].
-pub trait Network: Send {
+pub trait Network: Send + Sync {
     /// Scores a batch `x` `[B, C, H, W]`.
     ///
     /// A training pass normalises by the batch and collects what it learnt of the running statistics in `pass`; an

@@ -21,6 +21,7 @@ use cohort_proto::id::{Digest, Step, ViewId};
 use crate::clock::Acts;
 use crate::data::loader::Batch;
 use crate::error::PeerError;
+use crate::kernels::threads::compute;
 use crate::learner::Learner;
 
 /// The rest of the cohort, as a step sees it: somewhere to say things, and someone to listen to.
@@ -83,18 +84,18 @@ pub fn run(
 
     let input = load::load(batch, &learner.device)?;
     acts.done("load");
-    let forward = forward::forward(learner, &input)?;
+    let forward = compute(|| forward::forward(learner, &input))?;
     acts.done("forward");
     let own_digest = say::say(learner, company, at, batch.hash, &forward)?;
     acts.done("say");
     let listen::Listened { consumed, heard } = listen::listen(company, at, batch.hash, &learner.device)?;
     acts.done("listen");
-    let loss = loss::loss(learner, &forward, &heard, &input)?;
+    let loss = compute(|| loss::loss(learner, &forward, &heard, &input))?;
     acts.done("loss");
-    let gradients = backward::backward(learner, &loss)?;
+    let gradients = compute(|| backward::backward(learner, &loss))?;
     acts.done("backward");
     let terms = report::terms(batch.step, &loss)?;
-    update::update(learner, forward.pass, gradients, batch.lr)?;
+    compute(|| update::update(learner, forward.pass, gradients, batch.lr))?;
     acts.done("update");
 
     Ok(report::report(batch, company, own_digest, consumed, terms, acts))

@@ -33,8 +33,8 @@ struct Tiling {
 
 impl Tiling {
     fn new(s: &ConvShape) -> Self {
-        /// Bytes of transformed tiles, input and output together: half of a second-level cache of today.
-        let STRIP_BYTES: usize = std::env::var("STRIP").ok().and_then(|s| s.parse::<usize>().ok()).unwrap_or(256) << 10;
+        /// Bytes of transformed tiles, input and output together: a quarter of a second-level cache of today.
+        const STRIP_BYTES: usize = 256 << 10;
         let (rows, cols) = (s.h.div_ceil(2), s.w.div_ceil(2));
         let blocks = s.ci.div_ceil(LANES) + s.co.div_ceil(LANES);
         let tile_bytes = PRODUCTS * blocks * LANES * size_of::<f32>();

@@ -5,8 +5,11 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
 use super::super::cpu::isa::Isa;
-use super::super::*;
+use super::super::{Activation, ConvGeometry, Maps, PoolGeometry, linear, relu};
 use super::tensor;
+use super::tensors::{
+    adaptive_avg_pool2d, add, batch_norm_eval, batch_norm_train, conv2d, global_avg_pool, max_pool2d,
+};
 
 /// The instruction sets of this machine.
 pub(super) fn sets() -> Vec<Isa> {
@@ -165,6 +168,7 @@ fn pointwise_kernels_agree_with_f64() {
     for x in [[1, 1, 1, 1], [3, 5, 7, 3], [2, 33, 32, 32]] {
         check("relu", &|a| relu(&a[0]), &[&x], TOLERANCE);
         check("global average pooling", &|a| global_avg_pool(&a[0]), &[&x], TOLERANCE);
+        check("sum", &|a| add(&a[0], &a[1]), &[&x, &x], TOLERANCE);
     }
     check("linear", &|a| linear(&a[0], &a[1], a.get(2)), &[&[3, 70], &[11, 70], &[11]], TOLERANCE);
 }
@@ -177,6 +181,43 @@ fn operands_and_gradients_may_be_strided() {
         global_avg_pool(&relu(&bn.narrow(3, 1, 4)?)?)?.mean(1)
     };
     check("strided operands", &conv, &[&[3, 4, 6, 5], &[4, 8, 3, 3], &[3]], 1e-5);
+}
+
+/// Maps that several operations read receive the sum of what these send back, whoever holds the parts: here a branch
+/// shares its gradient with the one beside it, and one operation reads the same maps twice.
+#[test]
+fn gradients_of_branches_add_up() {
+    let branches = |a: &[Tensor]| {
+        let x = Maps::from_tensor(&a[0])?;
+        let both = super::super::add(&x, &x)?;
+        let deep = super::super::conv2d(&both, &a[1], geometry(1, 1))?;
+        let wide = super::super::add(&super::super::add(&both, &deep)?, &x)?;
+        wide.to_tensor()? + (both.to_tensor()?.sqr()? + x.to_tensor()?)?
+    };
+    check("branches", &branches, &[&[2, 3, 5, 4], &[3, 3, 3, 3]], TOLERANCE);
+}
+
+/// As candle's own graphs, and with the same bits.
+#[test]
+fn a_graph_can_be_walked_twice() {
+    let x = Var::from_tensor(&tensor(&[2, 3, 8, 8], 1, DType::F32)).unwrap();
+    let w = Var::from_tensor(&tensor(&[4, 3, 3, 3], 2, DType::F32)).unwrap();
+    let loss =
+        conv2d(x.as_tensor(), w.as_tensor(), geometry(1, 1)).unwrap().sqr().unwrap().sum_all().unwrap();
+    let walk = || {
+        let grads = loss.backward().unwrap();
+        [&x, &w].map(|v| grads.get(v).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap())
+    };
+    assert!(walk() == walk());
+}
+
+#[test]
+fn detached_maps_send_nothing_back() {
+    let x = Var::from_tensor(&tensor(&[2, 3, 8, 8], 1, DType::F32)).unwrap();
+    let maps = Maps::from_tensor(x.as_tensor()).unwrap();
+    let y = super::super::add(&maps, &maps.detach()).unwrap().to_tensor().unwrap();
+    let grads = y.sum_all().unwrap().backward().unwrap();
+    assert_eq!(grads.get(&x).unwrap().max_all().unwrap().to_scalar::<f32>().unwrap(), 1.0);
 }
 
 #[test]

@@ -26,20 +26,28 @@ fn a_gate_is_a_constant_mask() {
 #[test]
 fn replayed_rectifiers_agree_with_f64_and_with_slopes() {
     let replay = |a: &[Tensor]| {
-        let gate = Gate::of_output(&relu(&tensor(&[3, 5, 7, 3], 50, a[0].dtype()))?);
+        let gate = Gate::of_tensor(&relu(&tensor(&[3, 5, 7, 3], 50, a[0].dtype()))?);
         gate.apply(&a[0])
     };
+    let replay_maps = |a: &[Tensor]| {
+        let y = relu(&tensor(&[3, 5, 7, 3], 50, a[0].dtype()))?;
+        let gate = Gate::of_maps(&Maps::from_tensor(&y)?);
+        gate.apply_to_maps(&Maps::from_tensor(&a[0])?)?.to_tensor()
+    };
     check("gate", &replay, &[&[3, 5, 7, 3]], TOLERANCE);
+    check("gate of maps", &replay_maps, &[&[3, 5, 7, 3]], TOLERANCE);
     check_gradients(replay, &[&[3, 5, 7, 3]]);
+    check_gradients(replay_maps, &[&[3, 5, 7, 3]]);
 }
 
 /// A network of both kinds of rectifier.
 fn network(tape: &mut GateTape, x: &Tensor) -> Result<Tensor> {
     let [w, c] = [&[4, 4, 3, 3][..], &[4]].map(|shape| tensor(shape, 5, x.dtype()));
     let geometry = ConvGeometry { stride: 1, padding: 1, groups: 1 };
-    let y = tape.batch_norm_train(x, &c, &c, 1e-5, None, Activation::None)?.0;
-    let y = tape.batch_norm_train(&conv2d(&y, &w, geometry)?, &c, &c, 1e-5, Some(x), Activation::Relu)?.0;
-    tape.relu(&conv2d(&y, &w, geometry)?)
+    let x = Maps::from_tensor(x)?;
+    let y = tape.batch_norm_train(&x, &c, &c, 1e-5, None, Activation::None)?.0;
+    let y = tape.batch_norm_train(&conv2d(&y, &w, geometry)?, &c, &c, 1e-5, Some(&x), Activation::Relu)?.0;
+    tape.relu(&conv2d(&y, &w, geometry)?.to_tensor()?)
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The door against closed forms and finite differences in f64.
 
+mod tensors;
 mod agreement;
 mod pooling;
 mod gates;
@@ -7,7 +8,8 @@ mod training;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 
-use super::*;
+use super::{Activation, ConvGeometry, linear, relu};
+use tensors::{batch_norm_eval, batch_norm_train, conv2d, global_avg_pool};
 
 /// Values in [-1, 1) that look random and are the same everywhere.
 pub(super) fn values(shape: &[usize], seed: u64) -> Vec<f64> {

@@ -3,8 +3,9 @@
 use candle_core::{DType, Device, Tensor, Var};
 use proptest::prelude::*;
 
-use super::super::*;
+use super::super::PoolGeometry;
 use super::agreement::{TOLERANCE, check};
+use super::tensors::{adaptive_avg_pool2d, global_avg_pool, max_pool2d};
 use super::{check_gradients, tensor};
 
 fn pool(kernel: usize, stride: usize, padding: usize) -> PoolGeometry {

@@ -116,7 +116,7 @@ fn running_statistics_follow_the_closed_form() {
     let batch = |numbers: [f64; 4]| Tensor::from_slice(&numbers, (1, 1, 2, 2), &Device::Cpu).unwrap();
     let mut pass = Pass::train();
     for numbers in [[1., 2., 3., 6.], [0., 0., 4., 4.]] {
-        bn.forward(&batch(numbers), None, crate::kernels::Activation::None, &mut pass).unwrap();
+        bn.forward(&batch(numbers).into(), None, crate::kernels::Activation::None, &mut pass).unwrap();
     }
     pass.commit().unwrap();
     // Means 3 and 2; unbiased variances 14/3 and 16/3.
@@ -134,7 +134,7 @@ fn one_value_per_channel_has_no_variance() {
     let mut pass = Pass::train();
     let x = Tensor::ones((1, 3, 1, 1), DType::F32, &Device::Cpu).unwrap();
     let refused =
-        bn.forward(&x, None, crate::kernels::Activation::None, &mut pass).and_then(|_| pass.commit());
+        bn.forward(&x.into(), None, crate::kernels::Activation::None, &mut pass).and_then(|_| pass.commit());
     assert!(refused.is_err());
 }
 
