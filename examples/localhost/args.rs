@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use cohort_peer::kernels::threads::allowed_cores;
 use cohort_proto::exit::Exit;
 use cohort_proto::limits::THREADS_MAX;
 use cohort_proto::spec::{ARCHITECTURES, Length, RunSpec, SpecError};
@@ -50,6 +51,9 @@ pub(crate) struct Args {
     /// CPU threads of each peer. [default: the cores, divided among the peers]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX as i64))]
     threads: Option<u16>,
+    /// Keep the CPU threads of each peer on cores of their own (Linux).
+    #[arg(long)]
+    pin: bool,
 }
 
 /// One run of processes.
@@ -65,6 +69,8 @@ pub(crate) struct Job {
     pub(crate) out: PathBuf,
     /// CPU threads of each peer.
     pub(crate) threads: usize,
+    /// The cores that the peers' threads stay on, those of the first peer first; none if they are free.
+    pub(crate) cores: Vec<usize>,
 }
 
 /// Everything that one command does.
@@ -101,6 +107,7 @@ impl Args {
         let out = self.out.clone().unwrap_or_else(|| free_folder(&spec));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.threads.map(usize::from).unwrap_or_else(|| (cores / spec.peers.len()).max(1));
+        let cores = if self.pin { self.cores(threads, spec.peers.len())? } else { Vec::new() };
         // `--full` must not find the part that is bundled, so it asks for all images.
         let data = self.data.clone().or_else(|| self.full.then(|| PathBuf::from(FULL_DATA)));
         let wants_baseline = !self.no_baseline && (self.baseline || self.run.is_none());
@@ -109,10 +116,33 @@ impl Args {
             true => {
                 let text = alone_text(&text)?;
                 let spec = RunSpec::parse(&text).map_err(bad)?;
-                Some(Job { spec, text, data: data.clone(), out: out.join("alone"), threads })
+                Some(Job {
+                    spec,
+                    text,
+                    data: data.clone(),
+                    out: out.join("alone"),
+                    threads,
+                    cores: cores.clone(),
+                })
             }
         };
-        Ok(Plan { cohort: Job { spec, text, data, out, threads }, alone })
+        Ok(Plan { cohort: Job { spec, text, data, out, threads, cores }, alone })
+    }
+
+    /// As many cores as all threads of all peers together.
+    fn cores(&self, threads: usize, peers: usize) -> Result<Vec<usize>, Failure> {
+        let mut cores = allowed_cores();
+        let wanted = threads.saturating_mul(peers);
+        if cores.len() < wanted {
+            let sentence = format!(
+                "--pin: {peers} peers with {threads} threads each need {wanted} cores, this process may use {}; \
+                 give fewer --threads or leave --pin out",
+                cores.len()
+            );
+            return Err(Failure::new(Exit::Usage, sentence));
+        }
+        cores.truncate(wanted);
+        Ok(cores)
     }
 
     fn in_file(&self, sentence: &str) -> String {

@@ -52,11 +52,15 @@ impl Processes {
         let mut coordinator = Process::spawn(command, "coordinator", &logs, Stdio::piped())?;
         let url = listening(&mut coordinator).await?;
         let mut peers = Vec::new();
-        for peer in &job.spec.peers {
+        for (index, peer) in job.spec.peers.iter().enumerate() {
             let name = peer.name.as_str();
             let mut command = this_binary()?;
             command.args([PEER, "join", "--coordinator", &url, "--name", name]);
             command.arg("--threads").arg(job.threads.to_string());
+            if let Some(own) = job.cores.chunks(job.threads).nth(index) {
+                let own: Vec<String> = own.iter().map(usize::to_string).collect();
+                command.arg("--cores").arg(own.join(","));
+            }
             command.arg("--state").arg(job.out.join("peers").join(name));
             if let Some(data) = &job.data {
                 command.arg("--data").arg(data);

@@ -38,7 +38,7 @@ struct Table(Vec<(String, f64, f64)>);
 
 fn main() -> anyhow::Result<()> {
     let count = std::env::var("COHORT_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    let threads = threads::init(Threads { count, pin: false })?;
+    let threads = threads::init(Threads { count, cores: Vec::new() })?;
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))

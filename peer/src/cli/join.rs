@@ -9,7 +9,7 @@ use crate::error::PeerError;
 use crate::trainer::Ending;
 
 pub(super) fn run(args: JoinArgs) -> Result<Exit, PeerError> {
-    let JoinArgs { coordinator, name, device, data, listen, advertise, threads: _, state, insecure } = args;
+    let JoinArgs { coordinator, name, device, data, listen, advertise, cpu: _, state, insecure } = args;
     let who = name.clone();
     let config = driver::Config { coordinator, name, device, data, listen, advertise, state, insecure };
     // The network needs little; what computes has threads of its own.

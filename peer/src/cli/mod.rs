@@ -56,9 +56,8 @@ struct JoinArgs {
     /// The address (host or host:port) that those peers are told [default: the one that is listened on].
     #[arg(long)]
     advertise: Option<String>,
-    /// CPU threads [default: all cores].
-    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = threads_in_range)]
-    threads: usize,
+    #[command(flatten)]
+    cpu: CpuArgs,
     /// The folder of checkpoints [default: runs/RUN/peers/NAME].
     #[arg(long)]
     state: Option<PathBuf>,
@@ -90,9 +89,8 @@ struct EvalArgs {
     /// Deviation of each channel.
     #[arg(long, value_delimiter = ',', requires = "mean")]
     std: Vec<f64>,
-    /// CPU threads [default: all cores].
-    #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = threads_in_range)]
-    threads: usize,
+    #[command(flatten)]
+    cpu: CpuArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -112,9 +110,24 @@ struct BenchArgs {
     /// Steps that are measured, after a few that are not.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     steps: u32,
-    /// CPU threads [default: all cores].
+    #[command(flatten)]
+    cpu: CpuArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct CpuArgs {
+    /// CPU threads [default: all cores, or one for each of --cores].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = threads_in_range)]
     threads: usize,
+    /// Keep the threads on these cores, such as 0,1 (Linux) [default: wherever the system puts them].
+    #[arg(long, value_delimiter = ',')]
+    cores: Vec<usize>,
+}
+
+impl From<&CpuArgs> for Threads {
+    fn from(cpu: &CpuArgs) -> Self {
+        Self { count: cpu.threads, cores: cpu.cores.clone() }
+    }
 }
 
 /// More threads than any machine has cores are a slip of the hand.
@@ -135,12 +148,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if error.use_stderr() { Exit::Usage.into() } else { Exit::Finished.into() };
         }
     };
-    let threads = match &args.command {
-        Command::Join(join) => join.threads,
-        Command::Eval(eval) => eval.threads,
-        Command::Bench(bench) => bench.threads,
+    let cpu = match &args.command {
+        Command::Join(join) => &join.cpu,
+        Command::Eval(eval) => &eval.cpu,
+        Command::Bench(bench) => &bench.cpu,
     };
-    let threads = match threads::init(Threads { count: threads, pin: false }) {
+    let threads = match threads::init(cpu.into()) {
         Ok(threads) => threads,
         Err(error) => return failed(&PeerError::Usage(error.to_string())),
     };

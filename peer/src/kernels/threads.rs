@@ -22,16 +22,24 @@ pub enum InitError {
         /// rayon's reason.
         source: rayon::ThreadPoolBuildError,
     },
+    /// The process may not use a core that it was given.
+    #[error("CPU core {core} is none of those that this process may use: {allowed:?}")]
+    Core {
+        /// The core asked for.
+        core: usize,
+        /// Those that the process may use; none where the system does not tell, and there nothing can be pinned.
+        allowed: Vec<usize>,
+    },
 }
 
 /// How many threads compute, and where.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Threads {
-    /// Threads of the one pool; 0 takes as many as the machine offers.
+    /// Threads of the one pool; 0 takes one for each of `cores` or, without any, as many as the machine offers.
     pub count: usize,
-    /// Whether each thread stays on one of the cores that the process may use. Peers that share a machine must then
-    /// have been given different cores, or they would meet on the first ones.
-    pub pin: bool,
+    /// The cores that the threads stay on, in turn; with none they are free. Peers that share a machine are given
+    /// different ones.
+    pub cores: Vec<usize>,
 }
 
 /// Limits every computation of this process to one pool of threads and tells the allocator to keep the memory that
@@ -41,20 +49,27 @@ pub struct Threads {
 /// threads and their cores change the speed only, never a bit of a result.
 ///
 /// # Errors
-/// When there would be too many threads, or the pool cannot be started, for instance because it was used before.
+/// When there would be too many threads, a core is not to be had, or the pool cannot be started, for instance because it was used before.
 pub fn init(threads: Threads) -> Result<usize, InitError> {
-    let count = match threads.count {
+    let Threads { count, cores } = threads;
+    let count = match count {
+        0 if !cores.is_empty() => cores.len(),
         0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         n => n,
     };
     if count > THREADS_MAX {
         return Err(InitError::TooMany { threads: count });
     }
+    if !cores.is_empty() {
+        let allowed = allowed_cores();
+        if let Some(&core) = cores.iter().find(|core| !allowed.contains(core)) {
+            return Err(InitError::Core { core, allowed });
+        }
+    }
     limit_candle(count);
     keep_memory();
     let mut pool = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("kernel-{i}"));
-    if threads.pin {
-        let cores = allowed_cores();
+    if !cores.is_empty() {
         pool = pool.start_handler(move |i| pin(&cores, i));
     }
     pool.build_global().map_err(|source| InitError::Pool { threads: count, source })?;
@@ -92,7 +107,7 @@ fn limit_candle(threads: usize) {
 
 /// The cores that the process may use; none where the system does not tell.
 #[cfg(target_os = "linux")]
-fn allowed_cores() -> Vec<usize> {
+pub fn allowed_cores() -> Vec<usize> {
     // SAFETY: a set of cores is plain bits, of which all zero is the empty one; `sched_getaffinity` writes no more than
     // the size that it is told, and `CPU_ISSET` is asked for cores below the set's own size only.
     #[expect(unsafe_code, reason = "affinity is known to the C library only")]
@@ -105,18 +120,16 @@ fn allowed_cores() -> Vec<usize> {
     }
 }
 
+/// The cores that the process may use; none where the system does not tell.
 #[cfg(not(target_os = "linux"))]
-fn allowed_cores() -> Vec<usize> {
+pub fn allowed_cores() -> Vec<usize> {
     Vec::new()
 }
 
 /// Keeps the calling thread, the pool's `i`th, on one core. A refusal leaves it free, which costs speed only.
 #[cfg(target_os = "linux")]
 fn pin(cores: &[usize], i: usize) {
-    if cores.is_empty() {
-        return;
-    }
-    // SAFETY: as in `allowed_cores`; the core is one that it found in a set of the same size.
+    // SAFETY: as in `allowed_cores`; the core is one that it found in a set of the same size, and there is one.
     #[expect(unsafe_code, reason = "affinity is set through the C library")]
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
@@ -183,8 +196,14 @@ mod tests {
 
     #[test]
     fn too_many_threads_are_refused_before_anything_is_set_up() {
-        let e = init(Threads { count: 1_000_000, pin: true }).unwrap_err();
+        let e = init(Threads { count: 1_000_000, cores: Vec::new() }).unwrap_err();
         assert!(e.to_string().contains("1000000 CPU threads"), "{e}");
+    }
+
+    #[test]
+    fn a_core_that_is_not_there_is_refused_before_anything_is_set_up() {
+        let e = init(Threads { count: 1, cores: vec![1_000_000] }).unwrap_err();
+        assert!(e.to_string().contains("core 1000000"), "{e}");
     }
 
     /// Asked of the system, which tells what it was told.
