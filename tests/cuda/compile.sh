@@ -43,13 +43,12 @@ nvcc --version | sed -n 4p
 # The driver's library comes with a driver, never with a wheel. In its place: a library that has every driver function
 # our objects call, each answering CUDA_ERROR_NO_DEVICE.
 driver_stub() {
-    mkdir -p "$CUDA_HOME/lib/stubs"
     # nm cannot read the metadata member of Rust's archives, and says so.
     { nm --undefined-only "$CARGO_TARGET_DIR"/debug/deps/*.rlib 2>/dev/null || true; } |
         awk '$1 == "U" && $2 ~ /^cu[A-Z]/ { print "int " $2 "(void) { return 100; }" }' |
         sort -u > "$folder/driver.c"
-    gcc -shared -fPIC -w -Wl,-soname,libcuda.so.1 -o "$CUDA_HOME/lib/stubs/libcuda.so.1" "$folder/driver.c"
-    ln -sf libcuda.so.1 "$CUDA_HOME/lib/stubs/libcuda.so"
+    gcc -shared -fPIC -w -Wl,-soname,libcuda.so.1 -o "$CUDA_HOME/lib/libcuda.so.1" "$folder/driver.c"
+    ln -sf libcuda.so.1 "$CUDA_HOME/lib/libcuda.so"
     echo "stand-in for libcuda.so: $(wc -l < "$folder/driver.c") functions"
 }
 
@@ -64,7 +63,7 @@ for feature in cuda cudnn; do
     step "linking cohort-peer --features $feature"
     driver_stub
     cargo build --locked -p cohort-peer --features "$feature" --bins "${fast[@]}"
-    LD_LIBRARY_PATH="$CUDA_HOME/lib:$CUDA_HOME/lib/stubs:$CUDNN_LIB/lib" \
+    LD_LIBRARY_PATH="$CUDA_HOME/lib:$CUDNN_LIB/lib" \
         "$CARGO_TARGET_DIR/debug/cohort-peer" --help > "$folder/help.txt"
     report+=("linked and started: cohort-peer --features $feature (libcuda.so is a stand-in)")
 done

@@ -1,6 +1,6 @@
 //! Runs that finish.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use cohort_proto::exit::Exit;
 use cohort_tests::process::{HERE, Site};
 use rusqlite::Connection;
@@ -89,4 +89,21 @@ fn evaluation_of_what_was_trained() -> Result<()> {
     let metrics: serde_json::Value = serde_json::from_str(good.stdout.trim())?;
     ensure!(metrics["top1"].is_number() && metrics["nll"].is_number(), "{metrics}");
     eval("resnet14")?.check(Exit::BadData, &["model.safetensors"])
+}
+
+/// Peak resident memory after few steps and after many, of one process each.
+#[test]
+fn memory_does_not_grow_with_the_steps() -> Result<()> {
+    let site = site("alone", &[("a", "resnet8")], "steps = 2")?;
+    let peak = |steps: &str| -> Result<f64> {
+        let network = ["--arch", "resnet8", "--image", "1x28x28", "--classes", "10", "--batch", "16"];
+        let args = [["peer", "bench", "--threads", "1", "--steps", steps].as_slice(), &network].concat();
+        let ended = site.start("bench", HERE, &args)?.wait()?;
+        ended.check(Exit::Finished, &[])?;
+        let printed: serde_json::Value = serde_json::from_str(ended.stdout.trim())?;
+        printed["peak_rss_mb"].as_f64().context("a number")
+    };
+    let (few, many) = (peak("2")?, peak("60")?);
+    ensure!(many < 1.05 * few, "{few} MB after 2 steps, {many} MB after 60");
+    Ok(())
 }
