@@ -71,9 +71,9 @@ fn convolutions(criterion: &mut Criterion, table: &mut Table) -> Result<()> {
         let name = format!("conv {ci}->{co} {k}x{k}/{stride} @{side} groups {groups}");
         let (of_input, of_weights) =
             (global_avg_pool(&of_input)?, global_avg_pool(&conv2d(&x, w.as_tensor(), geometry)?)?);
-        table.measure(criterion, &format!("{name} forward"), gflop, || conv2d(&x, &fixed_w, geometry));
-        table.measure(criterion, &format!("{name} by input"), gflop, || of_input.backward());
-        table.measure(criterion, &format!("{name} by weights"), gflop, || of_weights.backward());
+        table.measure(criterion, &format!("{name} forward"), gflop, || conv2d(&x, &fixed_w, geometry))?;
+        table.measure(criterion, &format!("{name} by input"), gflop, || of_input.backward())?;
+        table.measure(criterion, &format!("{name} by weights"), gflop, || of_weights.backward())?;
     }
     Ok(())
 }
@@ -96,12 +96,12 @@ fn planes(criterion: &mut Criterion, table: &mut Table) -> Result<()> {
     ];
     for (name, per_value, op) in operations {
         let y = global_avg_pool(&op()?)?;
-        table.measure(criterion, &format!("{name} forward"), per_value * gflop, op);
-        table.measure(criterion, &format!("{name} backward"), per_value * gflop, || y.backward());
+        table.measure(criterion, &format!("{name} forward"), per_value * gflop, op)?;
+        table.measure(criterion, &format!("{name} backward"), per_value * gflop, || y.backward())?;
     }
     let y = global_avg_pool(&x)?;
-    table.measure(criterion, "global average pool forward", gflop, || global_avg_pool(&x));
-    table.measure(criterion, "global average pool backward", gflop, || y.backward());
+    table.measure(criterion, "global average pool forward", gflop, || global_avg_pool(&x))?;
+    table.measure(criterion, "global average pool backward", gflop, || y.backward())?;
     Ok(())
 }
 
@@ -112,14 +112,14 @@ fn training(criterion: &mut Criterion, table: &mut Table) -> Result<()> {
     let loss = softmax_cross_entropy(logits.as_tensor(), &labels)?;
     table.measure(criterion, "cross-entropy of 1000 classes forward", gflop, || {
         softmax_cross_entropy(logits.as_tensor(), &labels)
-    });
-    table.measure(criterion, "cross-entropy of 1000 classes backward", gflop, || loss.backward());
+    })?;
+    table.measure(criterion, "cross-entropy of 1000 classes backward", gflop, || loss.backward())?;
     let (param, velocity, grad) = (random(&[1 << 20])?, random(&[1 << 20])?, random(&[1 << 20])?);
     let sgd = Sgd { lr: 1e-9, momentum: 0.9, weight_decay: 5e-4, nesterov: true };
     let gflop = 8e-9 * param.elem_count() as f64;
     table.measure(criterion, "sgd of a million parameters", gflop, || {
         sgd_step(&param, &velocity, Some(grad.as_tensor()), sgd)
-    });
+    })?;
     Ok(())
 }
 
@@ -131,7 +131,8 @@ impl Table {
         name: &str,
         gflop: f64,
         call: impl Fn() -> Result<T>,
-    ) {
+    ) -> Result<()> {
+        call()?;
         let mut seconds = Vec::new();
         criterion.bench_function(name, |bencher| {
             bencher.iter_custom(|calls| {
@@ -148,6 +149,7 @@ impl Table {
         if !seconds.is_empty() {
             self.0.push((name.to_owned(), gflop, median(seconds)));
         }
+        Ok(())
     }
 
     fn print(&self, threads: usize) -> Result<()> {

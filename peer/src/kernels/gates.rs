@@ -13,7 +13,7 @@ pub struct Gate(Maps);
 impl Gate {
     /// The gate of a rectifier with output `y`; it holds on to the values.
     pub fn of_tensor(y: &Tensor) -> Self {
-        Self(y.detach().into())
+        Self(Maps::stock(y.detach()))
     }
 
     /// As [`Gate::of_tensor`], of feature maps.
@@ -47,7 +47,7 @@ impl Gate {
             (Held::Flow(y), Held::Flow(x)) if x.dims() == y.dims() => {
                 ops::pointwise::gate_maps(x, y).map(Maps::from)
             }
-            (Held::Tensor(_), Held::Tensor(x)) => self.apply(x).map(Maps::from),
+            (Held::Tensor(_), Held::Tensor(x)) => self.apply(x).map(Maps::stock),
             _ => self.refuse(x.dims()),
         }
     }

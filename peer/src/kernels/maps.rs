@@ -7,6 +7,8 @@ use super::ops::flow::Flow;
 
 /// Feature maps `[B, C, H, W]` on their way through a network. On the CPU in f32 they stay out of candle's gradient
 /// store, which is what makes training fast; elsewhere they are a tensor. Clones are the same maps.
+///
+/// A graph with maps is walked back by one thread at a time, and not again after a walk that failed half way.
 #[derive(Clone, Debug)]
 pub struct Maps(pub(super) Held);
 
@@ -22,7 +24,7 @@ impl Maps {
     /// # Errors
     /// Those of the device.
     pub fn from_tensor(x: &Tensor) -> Result<Self> {
-        if ops::accepts(&[x]) { Flow::enter(x).map(Self::from) } else { Ok(x.clone().into()) }
+        if ops::accepts(&[x]) { Flow::enter(x).map(Self::from) } else { Ok(Self::stock(x.clone())) }
     }
 
     /// Constant maps whose gradient is computed all the same, and dropped: what a benchmark wants of an operation's input.
@@ -51,7 +53,7 @@ impl Maps {
     pub fn detach(&self) -> Self {
         match &self.0 {
             Held::Flow(flow) => flow.detach().into(),
-            Held::Tensor(x) => x.detach().into(),
+            Held::Tensor(x) => Self::stock(x.detach()),
         }
     }
 
@@ -68,10 +70,11 @@ impl Maps {
         }
     }
 
-    /// The second operand of an operation whose first one is outside candle's store.
-    pub(super) fn flow(&self) -> Result<&Flow> {
+    /// As the operand of an operation whose others are outside candle's store.
+    pub(super) fn flow(&self) -> Result<Flow> {
         match &self.0 {
-            Held::Flow(flow) => Ok(flow),
+            Held::Flow(flow) => Ok(flow.clone()),
+            Held::Tensor(x) if ops::accepts(&[x]) => Flow::enter(x),
             Held::Tensor(x) => {
                 candle_core::bail!(
                     "maps in {:?} on {:?} meet others in f32 on the CPU",
@@ -81,16 +84,15 @@ impl Maps {
             }
         }
     }
+
+    /// What one of candle's own operations gave.
+    pub(super) fn stock(x: Tensor) -> Self {
+        Self(Held::Tensor(x))
+    }
 }
 
 impl From<Flow> for Maps {
     fn from(flow: Flow) -> Self {
         Self(Held::Flow(flow))
-    }
-}
-
-impl From<Tensor> for Maps {
-    fn from(x: Tensor) -> Self {
-        Self(Held::Tensor(x))
     }
 }

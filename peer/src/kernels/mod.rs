@@ -80,7 +80,7 @@ pub fn conv2d(x: &Maps, w: &Tensor, geometry: ConvGeometry) -> Result<Maps> {
     check_conv(x.shape(), w, geometry)?;
     match &x.0 {
         Held::Flow(x) => ops::conv::conv2d(x, w, geometry).map(Maps::from),
-        Held::Tensor(x) => stock::conv2d(x, w, geometry).map(Maps::from),
+        Held::Tensor(x) => stock::conv2d(x, w, geometry).map(Maps::stock),
     }
 }
 
@@ -109,13 +109,13 @@ pub fn batch_norm_train(
     match &x.0 {
         Held::Flow(x) => {
             let residual = residual.map(Maps::flow).transpose()?;
-            let (y, moments) = ops::batch_norm::train(x, gamma, beta, eps, residual, act)?;
+            let (y, moments) = ops::batch_norm::train(x, gamma, beta, eps, residual.as_ref(), act)?;
             Ok((y.into(), moments))
         }
         Held::Tensor(x) => {
             let residual = residual.map(Maps::to_tensor).transpose()?;
             let (y, moments) = stock::batch_norm_train(x, gamma, beta, eps, residual.as_ref(), act)?;
-            Ok((y.into(), moments))
+            Ok((Maps::stock(y), moments))
         }
     }
 }
@@ -141,12 +141,12 @@ pub fn batch_norm_eval(
         Held::Flow(x) => {
             let residual = residual.map(Maps::flow).transpose()?;
             let running = (running_mean, running_var);
-            ops::batch_norm::eval(x, (gamma, beta), running, eps, residual, act).map(Maps::from)
+            ops::batch_norm::eval(x, (gamma, beta), running, eps, residual.as_ref(), act).map(Maps::from)
         }
         Held::Tensor(x) => {
             let residual = residual.map(Maps::to_tensor).transpose()?;
             stock::batch_norm_eval(x, gamma, beta, running_mean, running_var, eps, residual.as_ref(), act)
-                .map(Maps::from)
+                .map(Maps::stock)
         }
     }
 }
@@ -160,8 +160,8 @@ pub fn add(a: &Maps, b: &Maps) -> Result<Maps> {
         candle_core::bail!("the sum of maps of shapes {:?} and {:?}", a.dims(), b.dims())
     }
     match &a.0 {
-        Held::Flow(a) => ops::pointwise::add(a, b.flow()?).map(Maps::from),
-        Held::Tensor(a) => a.add(&b.to_tensor()?).map(Maps::from),
+        Held::Flow(a) => ops::pointwise::add(a, &b.flow()?).map(Maps::from),
+        Held::Tensor(a) => a.add(&b.to_tensor()?).map(Maps::stock),
     }
 }
 
@@ -210,7 +210,7 @@ pub fn max_pool2d(x: &Maps, geometry: PoolGeometry) -> Result<Maps> {
     }
     match &x.0 {
         Held::Flow(x) => ops::pool::max_pool2d(x, geometry).map(Maps::from),
-        Held::Tensor(x) => stock::max_pool2d(x, geometry).map(Maps::from),
+        Held::Tensor(x) => stock::max_pool2d(x, geometry).map(Maps::stock),
     }
 }
 
@@ -226,7 +226,7 @@ pub fn adaptive_avg_pool2d(x: &Maps, out: (usize, usize)) -> Result<Maps> {
     }
     match &x.0 {
         Held::Flow(x) => ops::pool::adaptive_avg_pool2d(x, out).map(Maps::from),
-        Held::Tensor(x) => stock::adaptive_avg_pool2d(x, out).map(Maps::from),
+        Held::Tensor(x) => stock::adaptive_avg_pool2d(x, out).map(Maps::stock),
     }
 }
 
@@ -271,7 +271,7 @@ pub fn linear(x: &Tensor, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
 /// `velocity` begins as zeros and is shaped as `param`; no `grad` counts as a zero gradient.
 ///
 /// # Errors
-/// When the shapes differ.
+/// When the shapes differ, or one tensor lies in another's memory.
 pub fn sgd_step(param: &Var, velocity: &Var, grad: Option<&Tensor>, sgd: Sgd) -> Result<()> {
     for (name, tensor) in [("velocity", Some(velocity.as_tensor())), ("gradient", grad)] {
         if let Some(tensor) = tensor.filter(|t| t.shape() != param.shape()) {
@@ -282,14 +282,25 @@ pub fn sgd_step(param: &Var, velocity: &Var, grad: Option<&Tensor>, sgd: Sgd) ->
             )
         }
     }
+    let operands = [Some(param.as_tensor()), Some(velocity.as_tensor()), grad];
+    for (i, a) in operands.iter().flatten().enumerate() {
+        if operands.iter().flatten().skip(i + 1).any(|b| share_memory(a, b)) {
+            candle_core::bail!("update of a parameter whose gradient or velocity lies in its own memory")
+        }
+    }
     if let Some(grad) = grad.filter(|grad| ops::accepts(&[param.as_tensor(), velocity.as_tensor(), grad])) {
         return ops::update::sgd_step(param, velocity, grad, sgd);
     }
     stock::sgd_step(param, velocity, grad, sgd)
 }
 
+fn share_memory(a: &Tensor, b: &Tensor) -> bool {
+    let ((a, _), (b, _)) = (a.storage_and_layout(), b.storage_and_layout());
+    std::ptr::eq(&raw const *a, &raw const *b)
+}
+
 fn check_conv(x: &Shape, w: &Tensor, g: ConvGeometry) -> Result<()> {
-    let (_, ci, h, width) = x.dims4()?;
+    let (batch, ci, h, width) = x.dims4()?;
     let (co, ci_of_group, kh, kw) = w.dims4()?;
     if g.stride == 0 || g.groups == 0 {
         candle_core::bail!("convolution with {g:?}: stride and groups are at least 1")
@@ -299,6 +310,18 @@ fn check_conv(x: &Shape, w: &Tensor, g: ConvGeometry) -> Result<()> {
             "convolution of {ci} channels in {} groups does not fit weights of shape {:?}",
             g.groups,
             w.dims()
+        )
+    }
+    /// Values of a padded batch or of a result, far beyond any memory; below it no index overflows.
+    const VALUES_MAX: usize = 1 << 40;
+    let padded = |side: usize| g.padding.checked_mul(2)?.checked_add(side);
+    let values = |channels: usize| -> Option<usize> {
+        batch.max(1).checked_mul(channels)?.checked_mul(padded(h)?)?.checked_mul(padded(width)?)
+    };
+    if co == 0 || values(ci.max(co).next_multiple_of(16)).is_none_or(|values| values > VALUES_MAX) {
+        candle_core::bail!(
+            "convolution of {:?} to {co} channels with {g:?}: nothing to compute, or more than fits any memory",
+            x.dims()
         )
     }
     if kh == 0 || kw == 0 || h + 2 * g.padding < kh || width + 2 * g.padding < kw {

@@ -1,6 +1,7 @@
 //! Threads and memory of the process, set once before anything else runs.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Most threads of one process.
 pub const THREADS_MAX: usize = 1024;
@@ -22,6 +23,9 @@ pub enum InitError {
         /// rayon's reason.
         source: rayon::ThreadPoolBuildError,
     },
+    /// Threads run already, or it was called before.
+    #[error("CPU threads can be set up only once, before the process has any other thread")]
+    Late,
     /// The process may not use a core that it was given.
     #[error("CPU core {core} is none of those that this process may use: {allowed:?}")]
     Core {
@@ -49,7 +53,8 @@ pub struct Threads {
 /// threads and their cores change the speed only, never a bit of a result.
 ///
 /// # Errors
-/// When there would be too many threads, a core is not to be had, or the pool cannot be started, for instance because it was used before.
+/// When there would be too many threads, a core is not to be had, this is not the first act, or the pool cannot be
+/// started.
 pub fn init(threads: Threads) -> Result<usize, InitError> {
     let Threads { count, cores } = threads;
     let count = match count {
@@ -66,7 +71,8 @@ pub fn init(threads: Threads) -> Result<usize, InitError> {
             return Err(InitError::Core { core, allowed });
         }
     }
-    limit_candle(count);
+    check_first()?;
+    limit_candle(count, !cores.is_empty());
     keep_memory();
     let mut pool = rayon::ThreadPoolBuilder::new().num_threads(count).thread_name(|i| format!("kernel-{i}"));
     if !cores.is_empty() {
@@ -76,28 +82,40 @@ pub fn init(threads: Threads) -> Result<usize, InitError> {
     Ok(count)
 }
 
+/// That no thread could notice what [`init`] changes: it is called once, and there is one thread.
+fn check_first() -> Result<(), InitError> {
+    static CALLED: AtomicBool = AtomicBool::new(false);
+    // Elsewhere than on Linux the number of threads is not known, and the order of `main` has to do.
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    if CALLED.swap(true, Ordering::Relaxed) || threads > 1 { Err(InitError::Late) } else { Ok(()) }
+}
+
 /// Runs `f` on a thread of the pool, so that each kernel in it begins there at once. From any other thread every one of
 /// the hundreds in a step would first have to wake the pool, a twentieth of the time of ResNet-20 on two cores.
 ///
-/// `f` must not wait for anything but kernels: it occupies a thread of the pool.
+/// `f` must not wait for anything but kernels: it occupies a thread of the pool. Closures that run at once must share no
+/// tensors that either changes: one that waits for its kernels may take up another's work meanwhile.
 pub fn compute<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     rayon::scope(|_| f())
 }
 
 /// candle splits large element-wise ops over a pool of its own, sized by the environment, whose threads spin
 /// while they wait and so take the cores from rayon's threads and from the other peers of the machine.
-fn limit_candle(threads: usize) {
+///
+/// Its threads would inherit the one core of the pinned thread that happens to start them, so beside pinned threads
+/// there are none.
+fn limit_candle(threads: usize, pinned: bool) {
     /// Up to here the pool costs more than it saves (ResNet-20 on two cores: 640 images/s without, 600 with
     /// it; two such processes at once, spinning without limit: 48 each instead of 160 to 330).
     const WITHOUT_POOL_MAX: usize = 2;
-    let of_pool = if threads <= WITHOUT_POOL_MAX { 1 } else { threads };
+    let of_pool = if pinned || threads <= WITHOUT_POOL_MAX { 1 } else { threads };
     for (name, value) in [
         ("RAYON_NUM_THREADS", threads),
         ("CANDLE_NUM_THREADS", of_pool),
         // Rounds that an idle thread of the pool spins before it sleeps.
         ("CANDLE_BARRIER_POOL_SPIN_LIMIT", 1),
     ] {
-        // SAFETY: `init` is called first in `main`, so no other thread reads or writes the environment.
+        // SAFETY: `check_first` has found no other thread that could read or write the environment.
         #[expect(unsafe_code, reason = "candle can be told only through the environment")]
         unsafe {
             std::env::set_var(name, value.to_string());

@@ -1,5 +1,8 @@
 //! Which instruction set the kernels run on: asked of the processor once, narrowed by `COHORT_ISA`.
-#![expect(unsafe_code, reason = "entry into functions compiled for a set that the processor was asked for")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "entry into functions compiled for a set that the processor was asked for")
+)]
 
 use std::cell::Cell;
 use std::sync::OnceLock;
@@ -16,6 +19,7 @@ pub(in crate::kernels) enum Isa {
     /// x86-64 with AVX2 and FMA.
     Avx2,
     /// x86-64 with AVX-512F besides.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other processor has it"))]
     Avx512,
 }
 

@@ -22,6 +22,7 @@ pub(super) trait Lanes: Copy {
     fn zero_where_not_positive(self, y: Self) -> Self;
 
     /// Transposes 8 rows of 8 values: `to[j * to_step + i] = from[i * from_step + j]`.
+    #[inline(always)]
     fn transpose8(from: &[f32], from_step: usize, to: &mut [MaybeUninit<f32>], to_step: usize) {
         for i in 0..8 {
             for j in 0..8 {

@@ -123,11 +123,14 @@ impl Flow {
         if !self.wants_gradient() {
             return Ok(None);
         }
-        let mut held = self.stored.gradient.lock().unwrap_or_else(PoisonError::into_inner);
-        *held = Some(match held.take() {
+        let slot = || self.stored.gradient.lock().unwrap_or_else(PoisonError::into_inner);
+        // No lock is held while the pool works.
+        let before = slot().take();
+        let sum = match before {
             None => gradient,
             Some(before) => added(before, gradient),
-        });
+        };
+        *slot() = Some(sum);
         Tensor::zeros((), DType::F32, &Device::Cpu).map(Some)
     }
 }

@@ -142,3 +142,16 @@ fn what_does_not_fit_is_refused_in_words() {
     let e = batch_norm_train(&x, &c, &tensor(&[2], 3, DType::F32), 1e-5, None, Activation::None).unwrap_err();
     assert!(e.to_string().contains("3 channels"), "{e}");
 }
+
+/// Products of such sizes would wrap around, and checks made of them pass.
+#[test]
+fn absurd_sizes_are_refused_in_words() {
+    let (x, w) = (tensor(&[1, 1, 4, 4], 1, DType::F32), tensor(&[1, 1, 3, 3], 2, DType::F32));
+    for padding in [1 << 30, 1 << 62, 1 << 63, usize::MAX] {
+        let e = conv2d(&x, &w, ConvGeometry { stride: 1, padding, groups: 1 }).unwrap_err();
+        assert!(e.to_string().contains("any memory"), "{e}");
+    }
+    let none = Tensor::zeros((0, 1, 3, 3), DType::F32, &Device::Cpu).unwrap();
+    let e = conv2d(&x, &none, ConvGeometry { stride: 1, padding: 1, groups: 1 }).unwrap_err();
+    assert!(e.to_string().contains("nothing to compute"), "{e}");
+}

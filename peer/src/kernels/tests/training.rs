@@ -60,6 +60,17 @@ fn sgd_takes_a_strided_gradient() {
     assert_eq!(flat(&param), flat(&grad.neg().unwrap()));
 }
 
+/// It would wait for itself.
+#[test]
+fn an_update_from_its_own_memory_is_refused_in_words() {
+    let (param, velocity) =
+        (Var::zeros(3, DType::F32, &Device::Cpu).unwrap(), Var::zeros(3, DType::F32, &Device::Cpu).unwrap());
+    let sgd = Sgd { lr: 1.0, momentum: 0.0, weight_decay: 0.0, nesterov: false };
+    let e = sgd_step(&param, &velocity, Some(&param.as_detached_tensor()), sgd).unwrap_err();
+    assert!(e.to_string().contains("its own memory"), "{e}");
+    assert!(sgd_step(&param, &param, None, sgd).is_err());
+}
+
 fn labels(rows: usize, classes: usize) -> Tensor {
     Tensor::from_iter((0..rows).map(|i| (i * i + 1) as u32 % classes as u32), &Device::Cpu).unwrap()
 }

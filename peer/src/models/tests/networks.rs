@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::{TINY, images, network, params, values};
+use crate::kernels::Maps;
 use crate::models::layers::{BatchNorm2d, Conv2d};
 use crate::models::projection::Projection;
 use crate::models::registry::check_name;
@@ -116,7 +117,13 @@ fn running_statistics_follow_the_closed_form() {
     let batch = |numbers: [f64; 4]| Tensor::from_slice(&numbers, (1, 1, 2, 2), &Device::Cpu).unwrap();
     let mut pass = Pass::train();
     for numbers in [[1., 2., 3., 6.], [0., 0., 4., 4.]] {
-        bn.forward(&batch(numbers).into(), None, crate::kernels::Activation::None, &mut pass).unwrap();
+        bn.forward(
+            &Maps::from_tensor(&batch(numbers)).unwrap(),
+            None,
+            crate::kernels::Activation::None,
+            &mut pass,
+        )
+        .unwrap();
     }
     pass.commit().unwrap();
     // Means 3 and 2; unbiased variances 14/3 and 16/3.
@@ -133,8 +140,9 @@ fn one_value_per_channel_has_no_variance() {
     let bn = BatchNorm2d::new(params.scope("bn"), 3).unwrap();
     let mut pass = Pass::train();
     let x = Tensor::ones((1, 3, 1, 1), DType::F32, &Device::Cpu).unwrap();
-    let refused =
-        bn.forward(&x.into(), None, crate::kernels::Activation::None, &mut pass).and_then(|_| pass.commit());
+    let refused = bn
+        .forward(&Maps::from_tensor(&x).unwrap(), None, crate::kernels::Activation::None, &mut pass)
+        .and_then(|_| pass.commit());
     assert!(refused.is_err());
 }
 
