@@ -4,9 +4,17 @@
 use candle_core::{Result, Tensor};
 
 use super::super::cross_entropy::cross_entropy;
-use super::super::primitives::{soft_kl_of_logs, soften, zero};
+use super::super::primitives::{log_softmax, soft_kl_of_logs, soften, zero};
 use super::super::{AGGREGATED, Heard, Own, Weighted};
 use super::LMclParams;
+
+/// The weights `π` `[B, S]` of the stages: the softmax of what an aggregator makes of a sample, `[B, S]`.
+///
+/// # Errors
+/// If the device fails.
+pub fn mixture(scores: &Tensor) -> Result<Tensor> {
+    log_softmax(scores)?.exp()?.to_dtype(scores.dtype())
+}
 
 /// `a = Σ_k π[:, k] · z_k` `[B, C]`: the logits `[B, C]` of every stage, mixed for each sample by the weights `π` `[B, S]`
 /// that an aggregator gives them.

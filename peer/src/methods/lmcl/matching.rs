@@ -30,7 +30,16 @@ pub(super) fn pairs(
     own.flat_map(|own| other.clone().map(move |other| Pair { own, other })).collect()
 }
 
-/// `σ(⟨u_own[n], u_other[n]⟩)` of every pair, `[P, B]`, differentiable, in the dtype of losses.
+/// `λ[n] = σ(⟨a[n], b[n]⟩)` `[B]`, how strongly two stages are matched for each sample, differentiable, in the dtype of
+/// losses. `a` and `b` hold their unit matching features `[B, 128]`.
+///
+/// # Errors
+/// Shapes that differ.
+pub fn weight(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    learned(&[widen(a)?, widen(b)?], &[Pair { own: 0, other: 1 }])?.squeeze(0)
+}
+
+/// [`weight`] of every pair, `[P, B]`.
 ///
 /// `features` holds the unit rows `[B, 128]` of all stages at the places that the pairs name.
 pub(super) fn learned(features: &[Tensor], pairs: &[Pair]) -> Result<Tensor> {

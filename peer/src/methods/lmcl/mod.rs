@@ -26,8 +26,8 @@ mod terms;
 mod rows;
 mod stock;
 
-pub use logits::aggregate;
-pub use matching::{MatchingWeight, matching_weights};
+pub use logits::{aggregate, mixture};
+pub use matching::{MatchingWeight, matching_weights, weight};
 
 use candle_core::{Result, Tensor};
 
@@ -152,10 +152,22 @@ pub fn share(
 pub fn joint(cohort: &[Own<'_>], labels: &Tensor, params: &LMclParams) -> Result<Vec<Weighted>> {
     let mut terms = logits::joint(cohort, labels, params)?;
     if params.contrasts() && cohort.len() > 1 {
-        let cohort = Cohort::of_all(&stages_of(cohort), params)?;
-        terms.extend(cohort.terms(&cohort.weights()?.detach(), Sides::Both, None, labels)?);
+        let stages: Vec<Stages<'_>> = cohort.iter().map(|own| (own.embeddings, own.matching)).collect();
+        terms.extend(contrast_joint(&stages, labels, params)?);
     }
     Ok(terms)
+}
+
+/// What is compared of one network: the embeddings and the matching features of its stages.
+pub type Stages<'a> = (&'a [Tensor], &'a [Tensor]);
+
+/// The four contrastive terms of [`joint`].
+///
+/// # Errors
+/// As [`share`].
+pub fn contrast_joint(cohort: &[Stages<'_>], labels: &Tensor, params: &LMclParams) -> Result<Vec<Weighted>> {
+    let cohort = Cohort::of_all(cohort, params)?;
+    cohort.terms(&cohort.weights()?.detach(), Sides::Both, None, labels)
 }
 
 /// What the weight network is learned for: the part of the inner objective of the meta-update that the tensors of one
@@ -188,20 +200,12 @@ pub fn inner(
     Ok(total)
 }
 
-/// The terms of the inner objective summed over all networks, given as their embeddings and matching features in
-/// ascending index; λ and all tensors receive gradients, the teachers are constants.
+/// The terms of the inner objective summed over all networks, given in ascending index; λ and all tensors receive
+/// gradients, the teachers are constants.
 ///
 /// # Errors
 /// As [`share`].
-pub fn inner_joint(
-    cohort: &[(&[Tensor], &[Tensor])],
-    labels: &Tensor,
-    params: &LMclParams,
-) -> Result<Vec<Weighted>> {
+pub fn inner_joint(cohort: &[Stages<'_>], labels: &Tensor, params: &LMclParams) -> Result<Vec<Weighted>> {
     let cohort = Cohort::of_all(cohort, params)?;
     cohort.terms(&cohort.weights()?, Sides::Both, None, labels)
-}
-
-fn stages_of<'a>(cohort: &[Own<'a>]) -> Vec<(&'a [Tensor], &'a [Tensor])> {
-    cohort.iter().map(|own| (own.embeddings, own.matching)).collect()
 }

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 use super::super::primitives::{Positives, widen};
 use super::matching::{self, Pair};
 use super::rows::{Embeddings, Scores, Setting, Wanted, rows};
-use super::{Heard, LMclParams, Matching, Targets, Weighted, embedding_name, matching_name};
+use super::{Heard, LMclParams, Matching, Stages, Targets, Weighted, embedding_name, matching_name};
 
 /// Which terms of a pair count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl<'a> Cohort<'a> {
     }
 
     /// All networks with their graphs: embeddings and matching features of each.
-    pub(super) fn of_all(cohort: &[(&[Tensor], &[Tensor])], params: &'a LMclParams) -> Result<Self> {
+    pub(super) fn of_all(cohort: &[Stages<'_>], params: &'a LMclParams) -> Result<Self> {
         let mut places = Places::new(params);
         let mut networks: Vec<Range<usize>> = Vec::new();
         let mut pairs = Vec::new();
