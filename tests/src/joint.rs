@@ -45,7 +45,7 @@ impl Joint {
         let input = load::load(&batch, &Device::Cpu)?;
         let forward = |learner: &Learner| forward::forward(learner, &input);
         let outputs = self.learners.iter().map(forward).collect::<candle_core::Result<Vec<_>>>()?;
-        let own = outputs.iter().map(|output| Own { logits: &output.logits, embeddings: &output.embeddings });
+        let own = outputs.iter().map(|output| Own::new(&output.logits, &output.embeddings));
         let cohort: Vec<Own<'_>> = own.collect();
         let method = &self.learners.first().context("a run has peers")?.method;
         let loss = joint_loss(method, &cohort, &input.labels)?;

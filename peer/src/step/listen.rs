@@ -38,7 +38,7 @@ pub fn listen(
 
 /// A contribution as the losses take it: embeddings are in the order of their stages, since the schema is.
 fn heard(index: usize, contribution: &Contribution, device: &Device) -> Result<Heard> {
-    let mut heard = Heard { index, logits: None, embeddings: Vec::new() };
+    let mut heard = Heard::nothing(index);
     for tensor in contribution.tensors() {
         let values = from_wire(tensor, device)?;
         if tensor.spec.name == LOGITS {

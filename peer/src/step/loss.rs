@@ -12,6 +12,6 @@ use crate::methods::{Heard, Own, Terms};
 /// # Errors
 /// If what was heard does not fit, or the device fails.
 pub fn loss(learner: &Learner, forward: &Forward, heard: &[Heard], input: &Input) -> Result<Terms> {
-    let own = Own { logits: &forward.logits, embeddings: &forward.embeddings };
+    let own = Own::new(&forward.logits, &forward.embeddings);
     learner.method.loss(learner.index, heard.len() + 1, own, heard, &input.labels)
 }
