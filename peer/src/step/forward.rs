@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::load::Input;
 use crate::learner::Learner;
 use crate::methods::primitives::unit;
-use crate::models::Pass;
+use crate::models::{Pass, Projection};
 
 /// What the network makes of the batch, with its graph.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub struct Forward {
 pub fn forward(learner: &Learner, input: &Input) -> Result<Forward> {
     let mut pass = Pass::train();
     let output = learner.network.forward(&input.images, &mut pass)?;
-    let embed = |head: &crate::models::projection::Projection| unit(&head.forward(&output.feature, &pass)?);
+    let embed = |head: &Projection| unit(&head.forward(&output.feature, &mut pass)?);
     let embeddings = learner.head.iter().map(embed).collect::<Result<Vec<_>>>()?;
     Ok(Forward { logits: output.logits, embeddings, pass })
 }
