@@ -111,5 +111,5 @@ fn peer(spec: &RunSpec, folder: &Path, index: usize, board: Arc<Board>, steps: u
             Err(Interruption::Stopped(stop)) => return Err(anyhow!(stop.sentence)),
         }
     }
-    Ok(learner.params.state_dict()?)
+    Ok(learner.model.params.state_dict()?)
 }

@@ -45,14 +45,14 @@ impl Joint {
         let input = load::load(&batch, &Device::Cpu)?;
         let forward = |learner: &Learner| forward::forward(learner, &input);
         let outputs = self.learners.iter().map(forward).collect::<candle_core::Result<Vec<_>>>()?;
-        let own = outputs.iter().map(|output| Own::new(&output.logits, &output.embeddings));
+        let own = outputs.iter().map(|output| output.outputs.own());
         let cohort: Vec<Own<'_>> = own.collect();
         let method = &self.learners.first().context("a run has peers")?.method;
         let loss = joint_loss(method, &cohort, &input.labels)?;
         let value = loss.to_scalar::<f64>()?;
         let gradients = loss.backward()?;
         for (learner, output) in self.learners.iter_mut().zip(outputs) {
-            let own = learner.params.gradients(&gradients);
+            let own = learner.model.params.gradients(&gradients);
             update::update(learner, output.pass, own, batch.lr)?;
         }
         Ok(value)
@@ -63,7 +63,7 @@ impl Joint {
     /// # Errors
     /// If the device fails.
     pub fn weights(&self) -> Result<Vec<StateDict>> {
-        let weights = self.learners.iter().map(|learner| learner.params.state_dict());
+        let weights = self.learners.iter().map(|learner| learner.model.params.state_dict());
         Ok(weights.collect::<candle_core::Result<Vec<_>>>()?)
     }
 }

@@ -6,7 +6,7 @@ use cohort_proto::id::{Digest, PeerName};
 use cohort_proto::schema::DType;
 
 use super::{Company, Interruption};
-use crate::methods::{Heard, LOGITS};
+use crate::methods::{AGGREGATED, Heard, LOGITS, embedding_name, matching_name};
 
 /// What the sources said.
 #[derive(Debug)]
@@ -36,15 +36,29 @@ pub fn listen(
     Ok(Listened { consumed, heard })
 }
 
-/// A contribution as the losses take it: embeddings are in the order of their stages, since the schema is.
+/// A contribution as the losses take it.
+///
+/// # Errors
+/// If a tensor has a name that no method says, or comes out of the order of its stage; or the device fails.
 fn heard(index: usize, contribution: &Contribution, device: &Device) -> Result<Heard> {
     let mut heard = Heard::nothing(index);
     for tensor in contribution.tensors() {
+        let name = tensor.spec.name.as_str();
         let values = from_wire(tensor, device)?;
-        if tensor.spec.name == LOGITS {
+        if name == LOGITS {
             heard.logits = Some(values);
-        } else {
+        } else if name == AGGREGATED {
+            heard.aggregated = Some(values);
+        } else if name == embedding_name(heard.embeddings.len()) {
             heard.embeddings.push(values);
+        } else if name == matching_name(heard.matching.len()) {
+            heard.matching.push(values);
+        } else {
+            candle_core::bail!(
+                "network {index} said `{name}` after {} embeddings and {} matching features, which no method does",
+                heard.embeddings.len(),
+                heard.matching.len()
+            );
         }
     }
     Ok(heard)

@@ -79,7 +79,7 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
     let facts = Facts {
         spec_hash,
         arch: peer.arch.clone(),
-        classes: learner.network.classes(),
+        classes: learner.model.network.classes(),
         schema: spec.contribution_schema().map_err(|error| PeerError::Mismatch(error.to_string()))?,
         dataset_fingerprint,
         total_steps: loader.plan.total_steps(),

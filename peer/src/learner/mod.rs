@@ -1,4 +1,11 @@
-//! Everything of a peer that holds tensors: the network, what its method adds, the optimiser. One thread owns it.
+//! Everything of a peer that holds tensors: the network, what its method adds, the optimisers. One thread owns it.
+
+mod model;
+
+#[cfg(test)]
+mod tests;
+
+pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX, Model, Outputs};
 
 use std::path::Path;
 
@@ -7,26 +14,26 @@ use cohort_proto::spec::{DmlReduce, DmlTarget, LogitKd, MethodSpec, PeerSpec, Ru
 
 use crate::checkpoint::Checkpoint;
 use crate::error::PeerError;
-use crate::methods::{DmlParams, MclParams, Method, Reduce, Students, Target, embedding_name};
-use crate::models::projection::Projection;
-use crate::models::{ImageShape, Network, Params, StateDict, StateError, Strictness, build, state};
+use crate::methods::{DmlParams, MclParams, Method, Reduce, Students, Target};
+use crate::models::{ImageShape, Params, StateDict, StateError, Strictness, state};
 use crate::optim::{Sgd, SgdConfig};
 
 /// Beginnings of the names that a method adds to a network's own: initial weights may lack them or bring others.
-pub const METHOD_PREFIXES: [&str; 4] = ["embed.", "auxiliary_classifier.", "aggregator.", "match."];
+pub const METHOD_PREFIXES: [&str; 4] = ["embed.", AUXILIARY_PREFIX, AGGREGATOR_PREFIX, MATCHING_PREFIX];
+
+/// Momentum of the matching's optimiser, with Nesterov's look-ahead (winycg/L-MCL, `main_layer_mcl_cifar_meta.py`).
+const MATCHING_MOMENTUM: f64 = 0.9;
 
 /// One peer's network with all that trains it.
 pub struct Learner {
     /// Position of the peer in the run spec.
     pub index: usize,
-    /// The network.
-    pub network: Box<dyn Network>,
-    /// The projection head of the last stage, if the method contrasts embeddings.
-    pub head: Option<Projection>,
-    /// Parameters and buffers of both.
-    pub params: Params,
-    /// The optimiser over all of them.
+    /// The network and what the method adds to it.
+    pub model: Model,
+    /// The optimiser of every step, over all parameters but φ.
     pub optimizer: Sgd,
+    /// The optimiser of the meta-updates, over the parameters φ of the learned matching; over nothing without them.
+    pub matching_optimizer: Sgd,
     /// The method.
     pub method: Method,
     /// Where it computes.
@@ -46,18 +53,12 @@ impl Learner {
         image: ImageShape,
         device: Device,
     ) -> Result<Self, PeerError> {
-        let mut params = Params::new(spec.run.seed, peer.name.as_str(), DType::F32, &device)?;
-        let network = build(&peer.arch, image, spec.data.dataset.classes(), &mut params)?;
+        let params = Params::new(spec.run.seed, peer.name.as_str(), DType::F32, &device)?;
         let method = method_of(&spec.method);
-        let says_embedding = method.needs_embedding();
-        let head = match says_embedding {
-            Some(width) => {
-                Some(Projection::new(params.scope(&embedding_name(0)), network.feature_width(), width)?)
-            }
-            None => None,
-        };
+        let shape = (image, spec.data.dataset.classes());
+        let model = Model::build(&peer.arch, shape, Additions::from(&method), params)?;
         if let Some(path) = &peer.init {
-            load_initial(&params, path)?;
+            load_initial(&model.params, path)?;
         }
         let config = SgdConfig {
             momentum: spec.optim.momentum,
@@ -65,8 +66,28 @@ impl Learner {
             weight_decay: spec.optim.weight_decay,
             clip_norm: spec.optim.clip_norm,
         };
-        let optimizer = Sgd::new(&params, config)?;
-        Ok(Self { index, network, head, params, optimizer, method, device })
+        Ok(Self::new(index, model, method, config)?)
+    }
+
+    /// Puts optimisers at rest beside a model: the one of every step by `config`, the one of the matching with the same
+    /// weight decay.
+    ///
+    /// # Errors
+    /// If the configuration is impossible or the device fails.
+    pub fn new(
+        index: usize,
+        model: Model,
+        method: Method,
+        config: SgdConfig,
+    ) -> candle_core::Result<Self> {
+        let weight_decay = config.weight_decay;
+        let matching =
+            SgdConfig { momentum: MATCHING_MOMENTUM, nesterov: true, weight_decay, clip_norm: 0.0 };
+        let optimizer = Sgd::over(&model.params, config, |name| !name.starts_with(MATCHING_PREFIX))?;
+        let matching_optimizer =
+            Sgd::over(&model.params, matching, |name| name.starts_with(MATCHING_PREFIX))?;
+        let device = model.params.device().clone();
+        Ok(Self { index, model, optimizer, matching_optimizer, method, device })
     }
 
     /// Goes back to a checkpoint.
@@ -74,17 +95,24 @@ impl Learner {
     /// # Errors
     /// If its tensors are not those of this network and optimiser.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), StateError> {
-        self.params.load(&checkpoint.model, Strictness::Strict)?;
-        self.optimizer.load(&checkpoint.optimizer)?;
+        let optimizer = checkpoint.optimizer.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+        let (matching, every_step): (StateDict, StateDict) =
+            optimizer.partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
+        self.model.params.load(&checkpoint.model, Strictness::Strict)?;
+        self.optimizer.load(&every_step)?;
+        self.matching_optimizer.load(&matching)?;
         Ok(())
     }
 
-    /// Copies of all parameters and buffers, and of the optimiser's state.
+    /// Copies of all parameters and buffers, and of the state of both optimisers, whose names differ since no parameter
+    /// has two.
     ///
     /// # Errors
     /// If the device fails.
     pub fn state(&self) -> candle_core::Result<(StateDict, StateDict)> {
-        Ok((self.params.state_dict()?, self.optimizer.state_dict()?))
+        let mut optimizer = self.optimizer.state_dict()?;
+        optimizer.extend(self.matching_optimizer.state_dict()?);
+        Ok((self.model.params.state_dict()?, optimizer))
     }
 }
 
