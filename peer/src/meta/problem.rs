@@ -2,6 +2,7 @@
 //! test networks, in a process that holds a whole cohort, and on a peer among others.
 
 use candle_core::{Result, Tensor};
+use cohort_proto::meta::{NORMS_LEN, RoundKind};
 
 use crate::kernels::GateTape;
 
@@ -107,36 +108,9 @@ pub trait Bilevel {
     fn step_phi(&mut self, gradient: &[f64], lr: f64) -> Result<()>;
 }
 
-/// The exchanges of a meta-update in the order in which they happen; `step` counts inner steps from 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exchange {
-    /// Words at a point of the path, going forward.
-    Point {
-        /// Inner step.
-        step: usize,
-    },
-    /// Squared norms of direction and parameters, and whether all is finite: before each pair of displaced passes.
-    Norms {
-        /// Inner step.
-        step: usize,
-    },
-    /// Words at `θ + ε b`.
-    Plus {
-        /// Inner step.
-        step: usize,
-    },
-    /// Words at `θ - ε b`.
-    Minus {
-        /// Inner step.
-        step: usize,
-    },
-    /// Whether all is finite: before φ is changed anywhere.
-    Verdict,
-}
-
-/// Four numbers that all peers tell each other: `‖b_i‖²`, `‖θ_i‖²`, 1 if this peer met something that is not finite
-/// (else 0), and a 0 that is not used.
-pub type Scalars = [f64; 4];
+/// Numbers that all peers tell each other: `‖b_i‖²`, `‖θ_i‖²`, 1 if this peer has met finite numbers only (else 0), and a
+/// spare 0.
+pub type Scalars = [f64; NORMS_LEN];
 
 /// The other peers' side of an exchange. All peers make the same exchanges in the same order.
 pub trait Gather {
@@ -147,11 +121,11 @@ pub trait Gather {
     ///
     /// # Errors
     /// If the run ends, a peer is lost, or it said something else.
-    fn words(&mut self, at: Exchange, own: Words) -> std::result::Result<Vec<(usize, Words)>, Self::Error>;
+    fn words(&mut self, at: RoundKind, own: Words) -> std::result::Result<Vec<(usize, Words)>, Self::Error>;
 
     /// Says the own numbers and returns those of all peers, the own ones among them, by ascending index.
     ///
     /// # Errors
     /// As [`Gather::words`].
-    fn scalars(&mut self, at: Exchange, own: Scalars) -> std::result::Result<Vec<Scalars>, Self::Error>;
+    fn scalars(&mut self, at: RoundKind, own: Scalars) -> std::result::Result<Vec<Scalars>, Self::Error>;
 }

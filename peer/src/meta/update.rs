@@ -1,10 +1,11 @@
 //! The meta-update, top to bottom: along the path, back again, and home.
 
 use candle_core::{Result, Tensor};
+use cohort_proto::meta::RoundKind;
 
 use super::adjoint::{Adjoint, Descent};
 use super::direction::{Norms, difference, displaced, step_size};
-use super::problem::{Bilevel, Exchange, Gather, Gradient, Words};
+use super::problem::{Bilevel, Gather, Gradient, Words};
 use crate::kernels::GateTape;
 
 /// The relative displacement for a network that computes in f64: least error where the difference's own error, of
@@ -17,7 +18,7 @@ pub const R_F32: f64 = 1e-3;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
     /// `T`, steps of the inner descent.
-    pub inner_steps: usize,
+    pub inner_steps: u32,
     /// The descent of θ, inner steps and outer step alike.
     pub descent: Descent,
     /// `r = ‖ε b‖ / ‖θ‖` of the displaced passes.
@@ -72,7 +73,8 @@ struct Point<T> {
 
 /// The inner descent: where it went, and with what speed it arrived.
 struct Path<P: Bilevel> {
-    points: Vec<Point<P::Targets>>,
+    /// By the number of the inner step that was taken from there.
+    points: Vec<(u32, Point<P::Targets>)>,
     theta: Vec<f64>,
     velocity: Vec<f64>,
     /// What the first pass learnt of the running statistics, if they are to be updated.
@@ -92,12 +94,12 @@ fn hypergradient<P: Bilevel, G: Gather>(
     let path = descend(peer, &mut company, settings)?;
     let mut adjoint = outer_step(peer, path.theta, path.velocity, settings)?;
     let mut phi = vec![0.0; peer.phi_count()];
-    for (step, point) in path.points.iter().enumerate().rev() {
+    for (inner, point) in path.points.iter().rev() {
         let b = adjoint.direction(&settings.descent);
         let norms = Norms::of(&b, &point.theta);
-        let Some(norms) = company.norms(Exchange::Norms { step }, norms)? else { return Ok(None) };
+        let Some(norms) = company.norms(RoundKind::MetaNorms(*inner), norms)? else { return Ok(None) };
         let curvature = match step_size(settings.r, &norms) {
-            Some(epsilon) => curvature(peer, &mut company, step, point, &b, epsilon)?,
+            Some(epsilon) => curvature(peer, &mut company, (*inner, point), &b, epsilon)?,
             None => Gradient { theta: vec![0.0; b.len()], phi: vec![0.0; phi.len()] },
         };
         adjoint.back(&settings.descent, &curvature.theta);
@@ -105,7 +107,7 @@ fn hypergradient<P: Bilevel, G: Gather>(
     }
     // What φ is stepped by must be finite in f32 as well.
     company.finite &= phi.iter().all(|x| x.abs() <= f64::from(f32::MAX));
-    let unanimous = company.norms(Exchange::Verdict, Norms::default())?.is_some();
+    let unanimous = company.norms(RoundKind::MetaVerdict, Norms::default())?.is_some();
     Ok(unanimous.then_some((phi, path.statistics)))
 }
 
@@ -117,19 +119,19 @@ fn descend<P: Bilevel, G: Gather>(
 ) -> std::result::Result<Path<P>, G::Error> {
     let mut theta = peer.theta()?;
     let mut velocity = vec![0.0; theta.len()];
-    let (mut points, mut statistics) = (Vec::with_capacity(settings.inner_steps), None);
-    for step in 0..settings.inner_steps {
+    let (mut points, mut statistics) = (Vec::new(), None);
+    for inner in 0..settings.inner_steps {
         let (forward, gates) = peer.record()?;
-        let heard = company.words(Exchange::Point { step }, peer.words(&forward))?;
+        let heard = company.words(RoundKind::MetaForward(inner), peer.words(&forward))?;
         let targets = peer.targets(&forward, &heard)?;
         let gradient = peer.inner_gradient(&forward, &heard, &targets)?;
-        if step == 0 && settings.statistics {
+        if inner == 0 && settings.statistics {
             statistics = Some(peer.into_statistics(forward));
         }
         peer.set_theta(&settings.descent.step(&theta, &mut velocity, &gradient.theta))?;
         // The next point is where the network stands: in f32 not quite where it was sent.
         let next = peer.theta()?;
-        points.push(Point { theta: std::mem::replace(&mut theta, next), gates, targets });
+        points.push((inner, Point { theta: std::mem::replace(&mut theta, next), gates, targets }));
     }
     Ok(Path { points, theta, velocity, statistics })
 }
@@ -172,8 +174,7 @@ fn outer_step<P: Bilevel>(
 fn curvature<P: Bilevel, G: Gather>(
     peer: &mut P,
     company: &mut Watched<'_, G>,
-    step: usize,
-    point: &Point<P::Targets>,
+    (inner, point): (u32, &Point<P::Targets>),
     b: &[f64],
     epsilon: f64,
 ) -> std::result::Result<Gradient, G::Error> {
@@ -183,8 +184,8 @@ fn curvature<P: Bilevel, G: Gather>(
         let heard = company.words(at, peer.words(&forward))?;
         Ok(peer.inner_gradient(&forward, &heard, &point.targets)?)
     };
-    let plus = side(Exchange::Plus { step }, epsilon)?;
-    let minus = side(Exchange::Minus { step }, -epsilon)?;
+    let plus = side(RoundKind::MetaPlus(inner), epsilon)?;
+    let minus = side(RoundKind::MetaMinus(inner), -epsilon)?;
     Ok(Gradient {
         theta: difference(&plus.theta, &minus.theta, epsilon),
         phi: difference(&plus.phi, &minus.phi, epsilon),
@@ -199,7 +200,7 @@ struct Watched<'a, G> {
 }
 
 impl<G: Gather> Watched<'_, G> {
-    fn words(&mut self, at: Exchange, own: Words) -> std::result::Result<Vec<(usize, Words)>, G::Error> {
+    fn words(&mut self, at: RoundKind, own: Words) -> std::result::Result<Vec<(usize, Words)>, G::Error> {
         let finite = own.embeddings.iter().chain(&own.matching).map(is_finite).collect::<Result<Vec<_>>>()?;
         if finite.iter().all(|finite| *finite) {
             return self.company.words(at, own);
@@ -211,11 +212,11 @@ impl<G: Gather> Watched<'_, G> {
     }
 
     /// The norms of all peers by ascending index, unless one of them met something that is not finite.
-    fn norms(&mut self, at: Exchange, own: Norms) -> std::result::Result<Option<Vec<Norms>>, G::Error> {
+    fn norms(&mut self, at: RoundKind, own: Norms) -> std::result::Result<Option<Vec<Norms>>, G::Error> {
         self.finite &= own.direction.is_finite() && own.theta.is_finite();
-        let said = if self.finite { [own.direction, own.theta, 0.0, 0.0] } else { [0.0, 0.0, 1.0, 0.0] };
+        let said = if self.finite { [own.direction, own.theta, 1.0, 0.0] } else { [0.0; 4] };
         let all = self.company.scalars(at, said)?;
-        let fine = all.iter().all(|peer| peer[2] == 0.0);
+        let fine = all.iter().all(|peer| peer[2] == 1.0);
         Ok(fine.then(|| all.iter().map(|peer| Norms { direction: peer[0], theta: peer[1] }).collect()))
     }
 }

@@ -1,5 +1,7 @@
 //! Act 4: waiting for what the sources say about the same batch. This is the barrier of a step: there is no other.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Result, Tensor};
 use cohort_proto::contribution::{self, Contribution, Position};
 use cohort_proto::id::{Digest, PeerName};
@@ -17,6 +19,13 @@ pub struct Listened {
     pub heard: Vec<Heard>,
 }
 
+impl Listened {
+    /// The digest of each contribution of a round, by source.
+    pub fn digests(said: &[(usize, Arc<Contribution>)]) -> Vec<(PeerName, Digest)> {
+        said.iter().map(|(_, c)| (c.header().source.clone(), c.digest())).collect()
+    }
+}
+
 /// Waits for all sources and turns what they said into constants.
 ///
 /// # Errors
@@ -28,7 +37,7 @@ pub fn listen(
     device: &Device,
 ) -> std::result::Result<Listened, Interruption> {
     let said = company.listen(at, batch_hash)?;
-    let consumed = said.iter().map(|(_, c)| (c.header().source.clone(), c.digest())).collect();
+    let consumed = Listened::digests(&said);
     let heard = said
         .iter()
         .map(|(index, contribution)| heard(*index, contribution, device))
@@ -40,7 +49,7 @@ pub fn listen(
 ///
 /// # Errors
 /// If a tensor has a name that no method says, or comes out of the order of its stage; or the device fails.
-fn heard(index: usize, contribution: &Contribution, device: &Device) -> Result<Heard> {
+pub fn heard(index: usize, contribution: &Contribution, device: &Device) -> Result<Heard> {
     let mut heard = Heard::nothing(index);
     for tensor in contribution.tensors() {
         let name = tensor.spec.name.as_str();
@@ -64,7 +73,11 @@ fn heard(index: usize, contribution: &Contribution, device: &Device) -> Result<H
     Ok(heard)
 }
 
-fn from_wire(tensor: &contribution::Tensor, device: &Device) -> Result<Tensor> {
+/// A tensor that travelled, as a constant on a device.
+///
+/// # Errors
+/// If the device fails.
+pub fn from_wire(tensor: &contribution::Tensor, device: &Device) -> Result<Tensor> {
     let shape = tensor.spec.shape.as_slice();
     match tensor.spec.dtype {
         DType::F32 => {
