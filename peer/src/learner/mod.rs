@@ -10,11 +10,14 @@ pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX,
 use std::path::Path;
 
 use candle_core::{DType, Device};
-use cohort_proto::spec::{DmlReduce, DmlTarget, LogitKd, MethodSpec, PeerSpec, RunSpec};
+use cohort_proto::spec::{
+    DmlReduce, DmlTarget, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, RunSpec,
+};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::PeerError;
-use crate::methods::{DmlParams, MclParams, Method, Reduce, Students, Target};
+use crate::meta::Schedule;
+use crate::methods::{DmlParams, LMclParams, Matching, MclParams, Method, Reduce, Students, Target};
 use crate::models::{ImageShape, Params, StateDict, StateError, Strictness, state};
 use crate::optim::{Sgd, SgdConfig};
 
@@ -152,6 +155,23 @@ fn method_of(spec: &MethodSpec) -> Method {
                 LogitKd::Off => Students::Off,
                 LogitKd::Last => Students::Last,
                 LogitKd::All => Students::All,
+            },
+        }),
+        MethodSpec::LMcl(l_mcl) => Method::LMcl(LMclParams {
+            alpha: l_mcl.alpha,
+            beta: l_mcl.beta,
+            gamma: l_mcl.gamma,
+            lam: l_mcl.lam,
+            tau: l_mcl.tau,
+            kd_t: l_mcl.kd_t,
+            feat_dim: l_mcl.feat_dim,
+            match_dim: MATCH_DIM,
+            kd: l_mcl.kd,
+            double: l_mcl.double,
+            matching: match l_mcl.matching {
+                MatchingSpec::Learned => Matching::Learned,
+                MatchingSpec::Uniform => Matching::Uniform,
+                MatchingSpec::OneToOne => Matching::OneToOne,
             },
         }),
     }
