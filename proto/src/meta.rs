@@ -3,10 +3,12 @@
 //! After the exchange of the step itself (round 0) come T rounds in which the networks say what they have become in the
 //! inner steps 0 to T-1. Then, for each inner step from the last back to the first, come a round of norms, from which
 //! all take the same step size, and two in which the networks say what they are when perturbed by it forwards and
-//! backwards.
+//! backwards. Last comes a round of norms in which all learn whether every one of them met finite numbers only, before
+//! anything is changed anywhere.
 
 use crate::id::Round;
 use crate::schema::{DType, Schema, SchemaError, TensorSpec};
+use crate::spec::RunSpec;
 
 /// The name of the numbers of a round of norms.
 pub const NORMS: &str = "norms";
@@ -27,6 +29,8 @@ pub enum RoundKind {
     MetaPlus(u32),
     /// The same, backwards.
     MetaMinus(u32),
+    /// Norms once more, for their flag alone: whether all peers may apply what they found.
+    MetaVerdict,
 }
 
 /// The rounds of a step that is followed by a meta-update of T inner steps.
@@ -34,6 +38,9 @@ pub enum RoundKind {
 pub struct RoundPlan {
     times: u32,
 }
+
+/// Rounds after the last inner step.
+const VERDICT: u32 = 1;
 
 /// Rounds of each inner step on the way back.
 const BACK: u32 = 3;
@@ -49,14 +56,17 @@ impl RoundPlan {
         self.times
     }
 
-    /// Rounds of the step and the meta-update together, `1 + 4T`.
+    /// Rounds of the step and the meta-update together, `2 + 4T`; 1 if T is 0, since there is no meta-update then.
     pub fn rounds(self) -> Round {
-        1 + self.times * (1 + BACK)
+        if self.times == 0 { 1 } else { 1 + self.times * (1 + BACK) + VERDICT }
     }
 
     /// What a round is for; `None` from [`RoundPlan::rounds`] on.
     pub fn kind(self, round: Round) -> Option<RoundKind> {
         let Some(after) = round.checked_sub(1) else { return Some(RoundKind::Step) };
+        if self.round(RoundKind::MetaVerdict) == Some(round) {
+            return Some(RoundKind::MetaVerdict);
+        }
         let Some(back) = after.checked_sub(self.times) else { return Some(RoundKind::MetaForward(after)) };
         let inner = self.times.checked_sub(1 + back / BACK)?;
         Some(match back % BACK {
@@ -78,6 +88,7 @@ impl RoundPlan {
             RoundKind::MetaNorms(inner) => back(inner, 0),
             RoundKind::MetaPlus(inner) => back(inner, 1),
             RoundKind::MetaMinus(inner) => back(inner, 2),
+            RoundKind::MetaVerdict => (self.times > 0).then(|| self.rounds() - VERDICT),
         }
     }
 
@@ -91,6 +102,33 @@ impl RoundPlan {
             bytes += step.for_round(kind, precision)?.byte_len() as u64;
         }
         Ok(bytes)
+    }
+}
+
+/// What peers say in the rounds of a run's steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Agenda {
+    plan: RoundPlan,
+    precision: DType,
+}
+
+impl Agenda {
+    /// That of a run: with the rounds of a meta-update if it ever makes one, else of the step alone.
+    pub fn of(spec: &RunSpec) -> Self {
+        let (times, precision) =
+            spec.meta().map_or((0, DType::F32), |meta| (meta.times, meta.precision.dtype()));
+        Self { plan: RoundPlan::new(times), precision }
+    }
+
+    /// What a peer says in a round, by what it says in a step; `None` if the run has no such round.
+    pub fn schema(self, step: &Schema, round: Round) -> Option<Schema> {
+        step.for_round(self.plan.kind(round)?, self.precision).ok()
+    }
+
+    /// Bytes of the largest contribution of a peer to any round.
+    pub fn byte_len_max(self, step: &Schema) -> usize {
+        let rounds = (0..self.plan.rounds()).filter_map(|round| self.schema(step, round));
+        rounds.map(|schema| schema.byte_len()).max().unwrap_or(0)
     }
 }
 
@@ -109,7 +147,7 @@ impl Schema {
     pub fn for_round(&self, kind: RoundKind, precision: DType) -> Result<Self, SchemaError> {
         match kind {
             RoundKind::Step => Ok(self.clone()),
-            RoundKind::MetaNorms(_) => {
+            RoundKind::MetaNorms(_) | RoundKind::MetaVerdict => {
                 Self::new(vec![TensorSpec { name: NORMS.into(), dtype: DType::F64, shape: vec![NORMS_LEN] }])
             }
             RoundKind::MetaForward(_) | RoundKind::MetaPlus(_) | RoundKind::MetaMinus(_) => {
@@ -126,14 +164,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_inner_steps_have_nine_rounds() {
-        use RoundKind::{MetaForward, MetaMinus, MetaNorms, MetaPlus, Step};
+    fn two_inner_steps_have_ten_rounds() {
+        use RoundKind::{MetaForward, MetaMinus, MetaNorms, MetaPlus, MetaVerdict, Step};
         let plan = RoundPlan::new(2);
         let kinds: Vec<RoundKind> = (0..plan.rounds()).filter_map(|round| plan.kind(round)).collect();
         let there = [Step, MetaForward(0), MetaForward(1)];
         let back = [1, 0].map(|inner| [MetaNorms(inner), MetaPlus(inner), MetaMinus(inner)]);
-        assert_eq!(kinds, [&there[..], &back.concat()].concat());
-        assert_eq!(plan.kind(9), None);
+        assert_eq!(kinds, [&there[..], &back.concat(), &[MetaVerdict]].concat());
+        assert_eq!(plan.kind(10), None);
     }
 
     proptest::proptest! {
@@ -187,6 +225,6 @@ mod tests {
         assert_eq!(norms.to_string(), "[norms F64[4]]");
         assert_eq!(step.for_round(RoundKind::Step, DType::F64).unwrap(), step);
         let floats = 128 * (64 + 128);
-        assert_eq!(RoundPlan::new(2).meta_bytes(&step, DType::F32), Ok(6 * floats * 4 + 2 * 32));
+        assert_eq!(RoundPlan::new(2).meta_bytes(&step, DType::F32), Ok(6 * floats * 4 + 3 * 32));
     }
 }

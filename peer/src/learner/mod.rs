@@ -39,6 +39,8 @@ pub struct Learner {
     pub matching_optimizer: Sgd,
     /// The method.
     pub method: Method,
+    /// The meta-updates of the run, if it makes any.
+    pub meta: Option<Schedule>,
     /// Where it computes.
     pub device: Device,
 }
@@ -69,7 +71,8 @@ impl Learner {
             weight_decay: spec.optim.weight_decay,
             clip_norm: spec.optim.clip_norm,
         };
-        Ok(Self::new(index, model, method, config)?)
+        let meta = Schedule::of(spec);
+        Ok(Self { meta, ..Self::new(index, model, method, config)? })
     }
 
     /// Puts optimisers at rest beside a model: the one of every step by `config`, the one of the matching with the same
@@ -77,12 +80,7 @@ impl Learner {
     ///
     /// # Errors
     /// If the configuration is impossible or the device fails.
-    pub fn new(
-        index: usize,
-        model: Model,
-        method: Method,
-        config: SgdConfig,
-    ) -> candle_core::Result<Self> {
+    pub fn new(index: usize, model: Model, method: Method, config: SgdConfig) -> candle_core::Result<Self> {
         let weight_decay = config.weight_decay;
         let matching =
             SgdConfig { momentum: MATCHING_MOMENTUM, nesterov: true, weight_decay, clip_norm: 0.0 };
@@ -90,7 +88,7 @@ impl Learner {
         let matching_optimizer =
             Sgd::over(&model.params, matching, |name| name.starts_with(MATCHING_PREFIX))?;
         let device = model.params.device().clone();
-        Ok(Self { index, model, optimizer, matching_optimizer, method, device })
+        Ok(Self { index, model, optimizer, matching_optimizer, method, meta: None, device })
     }
 
     /// Goes back to a checkpoint.
@@ -116,6 +114,39 @@ impl Learner {
         let mut optimizer = self.optimizer.state_dict()?;
         optimizer.extend(self.matching_optimizer.state_dict()?);
         Ok((self.model.params.state_dict()?, optimizer))
+    }
+}
+
+/// Everything that a step changes, as it was before.
+#[derive(Debug)]
+pub struct Before {
+    model: StateDict,
+    optimizer: StateDict,
+    matching_optimizer: StateDict,
+}
+
+impl Learner {
+    /// Copies what a step changes.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn before(&self) -> candle_core::Result<Before> {
+        Ok(Before {
+            model: self.model.params.state_dict()?,
+            optimizer: self.optimizer.state_dict()?,
+            matching_optimizer: self.matching_optimizer.state_dict()?,
+        })
+    }
+
+    /// Puts it back, bit for bit.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn put_back(&mut self, before: &Before) -> Result<(), StateError> {
+        self.model.params.restore(&before.model)?;
+        self.optimizer.load(&before.optimizer)?;
+        self.matching_optimizer.load(&before.matching_optimizer)?;
+        Ok(())
     }
 }
 

@@ -72,13 +72,14 @@ impl Gather for Neighbours {
 
     fn scalars(&mut self, at: RoundKind, own: Scalars) -> Result<Vec<Scalars>> {
         self.say(|| Message::Scalars(at, own))?;
-        let all = self.from.iter().map(|from| match from.as_ref().map(|from| from.recv().map_err(|_| gone())) {
-            None => Ok(own),
-            Some(said) => match said? {
-                Message::Scalars(theirs, numbers) if theirs == at => Ok(numbers),
-                _ => Err(out_of_step()),
-            },
-        });
+        let all =
+            self.from.iter().map(|from| match from.as_ref().map(|from| from.recv().map_err(|_| gone())) {
+                None => Ok(own),
+                Some(said) => match said? {
+                    Message::Scalars(theirs, numbers) if theirs == at => Ok(numbers),
+                    _ => Err(out_of_step()),
+                },
+            });
         all.collect()
     }
 }
@@ -88,9 +89,10 @@ impl Gather for Neighbours {
 /// # Errors
 /// That of the first network that failed by itself, else that of one which noticed.
 pub fn update_all<P: Bilevel + Send>(peers: &mut [P], settings: &Settings) -> Result<Outcome> {
+    let neighbours = Neighbours::of(peers.len());
     let outcomes: Vec<Result<Outcome>> = std::thread::scope(|scope| {
         let run = |(peer, mut company)| scope.spawn(move || update(peer, &mut company, settings));
-        let running: Vec<_> = peers.iter_mut().zip(Neighbours::of(peers.len())).map(run).collect();
+        let running: Vec<_> = peers.iter_mut().zip(neighbours).map(run).collect();
         let panicked = |_| Err(Error::msg("the thread of a network panicked"));
         running.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect()
     });
