@@ -56,7 +56,7 @@ def unit(x):
     return x * x.square().sum(dim=1, keepdim=True).clamp_min(1e-24).rsqrt()
 
 
-def say(p, x):
+def say(p, x, _=0):
     """(logits, embeddings, matching features) of every stage."""
     said = [], [], []
     k = 0
@@ -87,9 +87,9 @@ def kl(s, t, w):
     return KD_T**2 * (w * (p.exp() * (p - F.log_softmax(s / KD_T, dim=1))).sum(dim=1)).mean()
 
 
-def inner(networks, x, y):
+def inner(networks, x, y, say=say):
     """Twice the pair loss of all stages of all unordered pairs of networks."""
-    said = [say(p, x) for p in networks]
+    said = [say(p, x, i) for i, p in enumerate(networks)]
     total = 0.0
     for i, first in enumerate(said):
         for second in said[i + 1 :]:
@@ -104,8 +104,8 @@ def inner(networks, x, y):
     return 2 * total
 
 
-def outer(networks, x, y):
-    return sum(F.cross_entropy(z, y) for p in networks for z in say(p, x)[0])
+def outer(networks, x, y, say=say):
+    return sum(F.cross_entropy(z, y) for i, p in enumerate(networks) for z in say(p, x, i)[0])
 
 
 def split(networks):
@@ -121,7 +121,7 @@ def moved(networks, keys, values):
     return new
 
 
-def exact(networks, x, y, lr):
+def exact(networks, x, y, lr, say=say):
     """d J / d phi through the graph of all steps, and the networks along the path."""
     theta, phi = split(networks)
     leaves = [networks[i][name].clone().requires_grad_() for i, name in phi]
@@ -132,13 +132,13 @@ def exact(networks, x, y, lr):
     for step in range(INNER_STEPS + 1):
         now = moved(now, theta, values)
         path.append([{name: value.detach() for name, value in p.items()} for p in now])
-        loss = (inner if step < INNER_STEPS else outer)(now, x, y)
+        loss = (inner if step < INNER_STEPS else outer)(now, x, y, say)
         gradients = torch.autograd.grad(loss, values, create_graph=True, materialize_grads=True)
         speed = [MOMENTUM * v + g + DECAY * p for v, g, p in zip(speed, gradients, values)]
         values = [p - lr * v for p, v in zip(values, speed)]
     now = moved(now, theta, values)
     path.append([{name: value.detach() for name, value in p.items()} for p in now])
-    return dict(zip(phi, torch.autograd.grad(outer(now, x, y), leaves))), path
+    return dict(zip(phi, torch.autograd.grad(outer(now, x, y, say), leaves))), path
 
 
 def released(path, x, y, lr):

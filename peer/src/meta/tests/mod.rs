@@ -6,3 +6,4 @@ mod network;
 mod scalar;
 mod exact;
 mod traces;
+mod learners;

@@ -228,16 +228,21 @@ def main(arch, image, classes, batch, out=".", with_stages=False):
     save_file(found, f"{out}/{arch}_{image}{'_stages' * with_stages}.safetensors", metadata=about)
 
 
-if sys.argv[1:] == ["--counts"]:
-    narrow = [f"resnet{d}" for d in (8, 14, 20, 32, 44, 56, 110)] + ["resnet8x4", "resnet32x4"]
-    narrow += ["resnet6", "resnet10", "resnet18"]
-    for name in narrow + [f"wrn_{s}" for s in ("10_1", "16_1", "16_2", "28_4", "40_1", "40_2")]:
-        print(f'("{name}", {sum(p.numel() for p in network(name, 3, 100).parameters())}),')
-elif sys.argv[1:] == ["--names"]:
-    for name in ("resnet6", "resnet14", "resnet10", "wrn_16_2"):
-        for key, value in Auxiliary(network(name, 3, 10), 10).state_dict().items():
-            print(name, "auxiliary_classifier." + key, "x".join(map(str, value.shape)) or "scalar")
-elif sys.argv[1] == "--stages":
-    main(*sys.argv[2:], with_stages=True)
-else:
-    main(*sys.argv[1:])
+def command():
+    if sys.argv[1:] == ["--counts"]:
+        narrow = [f"resnet{d}" for d in (8, 14, 20, 32, 44, 56, 110)] + ["resnet8x4", "resnet32x4"]
+        narrow += ["resnet6", "resnet10", "resnet18"]
+        for name in narrow + [f"wrn_{s}" for s in ("10_1", "16_1", "16_2", "28_4", "40_1", "40_2")]:
+            print(f'("{name}", {sum(p.numel() for p in network(name, 3, 100).parameters())}),')
+    elif sys.argv[1:] == ["--names"]:
+        for name in ("resnet6", "resnet14", "resnet10", "wrn_16_2"):
+            for key, value in Auxiliary(network(name, 3, 10), 10).state_dict().items():
+                print(name, "auxiliary_classifier." + key, "x".join(map(str, value.shape)) or "scalar")
+    elif sys.argv[1] == "--stages":
+        main(*sys.argv[2:], with_stages=True)
+    else:
+        main(*sys.argv[1:])
+
+
+if __name__ == "__main__":
+    command()
