@@ -72,7 +72,12 @@ impl Learner {
             clip_norm: spec.optim.clip_norm,
         };
         let meta = Schedule::of(spec);
-        Ok(Self { meta, ..Self::new(index, model, method, config)? })
+        let mut learner = Self { meta, ..Self::new(index, model, method, config)? };
+        if let Some(meta) = &learner.meta {
+            let of_matching = |name: &str| name.starts_with(MATCHING_PREFIX);
+            learner.matching_optimizer = Sgd::over(&learner.model.params, meta.optimizer(), of_matching)?;
+        }
+        Ok(learner)
     }
 
     /// Puts optimisers at rest beside a model: the one of every step by `config`, the one of the matching with the same

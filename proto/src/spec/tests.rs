@@ -119,7 +119,7 @@ fn meta_updates_count_among_what_is_contributed() {
     let step = 128 * 10 * 4 + 6 * 128 * 128 * 4;
     assert_eq!(bytes("meta_freq = 0", 10), 10 * step);
     // 78 steps an epoch: one update in each 10 steps, and two epochs begun.
-    let update = 6 * (6 * 128 * 128 * 4) + 2 * 32;
+    let update = 6 * (6 * 128 * 128 * 4) + 3 * 32;
     assert_eq!(bytes("meta_freq = 10", 20), 20 * step + 4 * update);
 }
 
