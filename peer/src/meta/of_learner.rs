@@ -132,7 +132,7 @@ impl Bilevel for OfLearner<'_> {
         })
     }
 
-    fn into_statistics(&self, forward: Passed) -> Pass {
+    fn statistics(&self, forward: Passed) -> Pass {
         forward.pass
     }
 

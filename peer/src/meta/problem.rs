@@ -93,7 +93,7 @@ pub trait Bilevel {
     fn outer_gradient(&self, forward: &Self::Forward) -> Result<Vec<f64>>;
 
     /// The statistics of a pass that is no longer needed otherwise.
-    fn into_statistics(&self, forward: Self::Forward) -> Self::Statistics;
+    fn statistics(&self, forward: Self::Forward) -> Self::Statistics;
 
     /// Updates the running statistics once, as a training pass would.
     ///

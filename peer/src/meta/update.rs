@@ -126,7 +126,7 @@ fn descend<P: Bilevel, G: Gather>(
         let targets = peer.targets(&forward, &heard)?;
         let gradient = peer.inner_gradient(&forward, &heard, &targets)?;
         if inner == 0 && settings.statistics {
-            statistics = Some(peer.into_statistics(forward));
+            statistics = Some(peer.statistics(forward));
         }
         peer.set_theta(&settings.descent.step(&theta, &mut velocity, &gradient.theta))?;
         // The next point is where the network stands: in f32 not quite where it was sent.

@@ -220,7 +220,7 @@ impl Bilevel for Small {
         }))
     }
 
-    fn into_statistics(&self, forward: Pass) -> Vec<f64> {
+    fn statistics(&self, forward: Pass) -> Vec<f64> {
         forward.mean
     }
 

@@ -58,7 +58,7 @@ impl Bilevel for Scalar {
         Ok(vec![theta + 0.5])
     }
 
-    fn into_statistics(&self, _: f64) {}
+    fn statistics(&self, _: f64) {}
 
     fn write_statistics(&mut self, (): ()) -> Result<()> {
         Ok(())
