@@ -8,10 +8,10 @@ use serde::Serialize;
 use crate::clock::seconds_of;
 use crate::data::loader::Batch;
 use crate::error::PeerError;
-use crate::learner::Learner;
+use crate::learner::{Additions, Learner, Model};
 use crate::methods::Method;
-use crate::models::{ImageShape, Params, build};
-use crate::optim::{Sgd, SgdConfig};
+use crate::models::{ImageShape, Params};
+use crate::optim::SgdConfig;
 use crate::step::{self, Interruption};
 
 /// Steps that are taken before the measured ones, to warm caches and allocator.
@@ -49,13 +49,11 @@ pub struct Throughput {
 /// If the network cannot be built or a step fails.
 pub fn measure(arch: &str, workload: Workload, threads: usize) -> Result<Throughput, PeerError> {
     let Workload { image, classes, batch, steps } = workload;
-    let mut params = Params::new(0, "bench", DType::F32, &Device::Cpu)?;
-    let network = build(arch, image, classes, &mut params)?;
-    let config = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4, clip_norm: 0.0 };
-    let optimizer = Sgd::new(&params, config)?;
+    let params = Params::new(0, "bench", DType::F32, &Device::Cpu)?;
     let method = Method::Alone;
-    let mut learner =
-        Learner { index: 0, network, head: None, params, optimizer, method, device: Device::Cpu };
+    let model = Model::build(arch, (image, classes), Additions::from(&method), params)?;
+    let config = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4, clip_norm: 0.0 };
+    let mut learner = Learner::new(0, model, method, config)?;
     let mut seconds = Vec::with_capacity(steps);
     for step in 0..WARM_UP + steps {
         let batch = random_batch(step as u64, image, classes, batch);

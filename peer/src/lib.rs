@@ -6,6 +6,7 @@
 //! - [`driver`]: the network side, one loop over everything that can happen; tonic lives in [`net`]
 //! - [`trainer`]: the training thread, which owns every tensor in a [`learner`]
 //! - [`round`]: what a peer waits for and may do next; [`log`]: what it has said
+//! - [`meta`]: how the weights of layer pairs are learnt across peers
 //! - [`data`], [`models`], [`methods`], [`optim`], [`kernels`]: samples, networks, losses, updates, arithmetic
 //! - [`checkpoint`]: what survives a crash; [`evaluate`] and [`bench`]: what a network is worth, and how fast it learns
 
@@ -19,6 +20,7 @@ pub mod log;
 pub mod data;
 pub mod models;
 pub mod methods;
+pub mod meta;
 pub mod optim;
 pub mod kernels;
 pub mod checkpoint;

@@ -206,11 +206,12 @@ impl Rounds {
         }
         let Self { inbox, view, .. } = self;
         let members = view.iter().flat_map(|view| &view.members);
-        Some(
-            members
-                .filter_map(|member| Some((member.index, inbox.get_mut(&member.name)?.remove(&position)?)))
-                .collect(),
-        )
+        let taken = members
+            .filter_map(|member| Some((member.index, inbox.get_mut(&member.name)?.remove(&position)?)))
+            .collect();
+        // Rounds come in order, so nobody asks for an earlier one again.
+        inbox.values_mut().for_each(|said| said.retain(|other, _| *other > position));
+        Some(taken)
     }
 
     /// The step is complete.

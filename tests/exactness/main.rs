@@ -60,6 +60,14 @@ fn mcl_with_three_peers() {
     assert!(difference(&spec("name = \"mcl\"\nlogit_kd = \"all\"", 3), 10) < TOLERANCE);
 }
 
+/// Three batches an epoch, so that ten steps have four meta-updates.
+#[test]
+fn l_mcl_with_two_and_three_peers_and_meta_updates() {
+    let l_mcl = |extra: &str| format!("name = \"l-mcl\"\nfeat_dim = 16\nmeta_freq = 3\n{extra}");
+    assert!(difference(&spec(&l_mcl(""), 2), 10) < TOLERANCE);
+    assert!(difference(&spec(&l_mcl("meta_precision = \"f64\""), 3), 10) < TOLERANCE);
+}
+
 #[test]
 fn the_comparison_would_see_a_missing_term() {
     let with = spec("name = \"mcl\"", 2);

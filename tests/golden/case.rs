@@ -98,6 +98,23 @@ impl<'a> Trial<'a> {
         Ok(networks)
     }
 
+    /// The arguments `{prefix}IK` of stage K of network I, both from 0: a list for each network.
+    pub(crate) fn stages(&self, prefix: &str) -> Result<Vec<Vec<Tensor>>> {
+        let mut all = Vec::new();
+        while self.case.inputs.contains_key(&format!("{prefix}{}0", all.len())) {
+            all.push(self.networks(&format!("{prefix}{}", all.len()))?);
+        }
+        if all.is_empty() {
+            bail!("no in.{prefix}00");
+        }
+        Ok(all)
+    }
+
+    /// The names of the expected results.
+    pub(crate) fn expected(&self) -> impl Iterator<Item = &String> {
+        self.case.outputs.keys()
+    }
+
     /// Which of `count` networks have an expected gradient; `otherwise` if none has.
     pub(crate) fn learners(&self, prefix: &str, count: usize, otherwise: usize) -> Vec<usize> {
         let learns = |i: &usize| self.variables.contains_key(&format!("{prefix}{i}"));

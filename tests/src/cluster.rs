@@ -15,6 +15,7 @@ use cohort_peer::step::{self, Company, Interruption};
 use cohort_proto::contribution::{Contribution, Header, Position, Tensor};
 use cohort_proto::dataset::{self, Split};
 use cohort_proto::id::{Digest, PeerName, RunId, ViewId};
+use cohort_proto::meta::Agenda;
 use cohort_proto::schema::Schema;
 use cohort_proto::spec::RunSpec;
 
@@ -32,6 +33,7 @@ struct Seat {
     peers: usize,
     name: PeerName,
     schema: Schema,
+    agenda: Agenda,
 }
 
 impl Company for Seat {
@@ -50,9 +52,11 @@ impl Company for Seat {
         }
         let (run, view, source) = (RunId(1), self.view(), self.name.clone());
         let header = Header { run, view, position: at, source, batch_hash };
-        let sealed = Contribution::seal(header, tensors, &self.schema);
-        let contribution =
-            sealed.map_err(|error| cohort_peer::error::PeerError::Internal(error.to_string()))?;
+        let internal = |what: String| cohort_peer::error::PeerError::Internal(what);
+        let schema = self.agenda.schema(&self.schema, at.round);
+        let schema = schema.ok_or_else(|| internal(format!("there is no round {}", at.round)))?;
+        let sealed = Contribution::seal(header, tensors, &schema);
+        let contribution = sealed.map_err(|error| internal(error.to_string()))?;
         let digest = contribution.digest();
         let mut said = self.board.said.lock().unwrap_or_else(PoisonError::into_inner);
         said.insert((at, self.index), Arc::new(contribution));
@@ -101,8 +105,15 @@ fn peer(spec: &RunSpec, folder: &Path, index: usize, board: Arc<Board>, steps: u
     let image = ImageShape::from(&samples.images);
     let mut learner = Learner::build(spec, index, peer, image, Device::Cpu)?;
     let mut loader = Loader::start(data::loader_inputs(spec, samples)?, 0)?;
-    let schema = spec.contribution_schema()?;
-    let mut seat = Seat { board, index, peers: spec.peers.len(), name: peer.name.clone(), schema };
+    let schema = spec.contribution_schema(index)?;
+    let mut seat = Seat {
+        board,
+        index,
+        peers: spec.peers.len(),
+        name: peer.name.clone(),
+        schema,
+        agenda: Agenda::of(spec),
+    };
     for _ in 0..steps {
         let batch = loader.next_batch()?.context("the plan has ended")?;
         match step::run(&mut learner, &mut seat, &batch) {
@@ -111,5 +122,5 @@ fn peer(spec: &RunSpec, folder: &Path, index: usize, board: Arc<Board>, steps: u
             Err(Interruption::Stopped(stop)) => return Err(anyhow!(stop.sentence)),
         }
     }
-    Ok(learner.params.state_dict()?)
+    Ok(learner.model.params.state_dict()?)
 }

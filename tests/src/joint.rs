@@ -6,8 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use cohort_peer::data::{self, loader::Loader};
+use cohort_peer::data::{self, loader::Batch, loader::Loader};
 use cohort_peer::learner::Learner;
+use cohort_peer::meta::in_process::update_all;
+use cohort_peer::meta::{OfLearner, Outcome};
 use cohort_peer::methods::Own;
 use cohort_peer::models::{ImageShape, StateDict};
 use cohort_peer::step::{forward, load, update};
@@ -45,17 +47,31 @@ impl Joint {
         let input = load::load(&batch, &Device::Cpu)?;
         let forward = |learner: &Learner| forward::forward(learner, &input);
         let outputs = self.learners.iter().map(forward).collect::<candle_core::Result<Vec<_>>>()?;
-        let own = outputs.iter().map(|output| Own { logits: &output.logits, embeddings: &output.embeddings });
+        let own = outputs.iter().map(|output| output.outputs.own());
         let cohort: Vec<Own<'_>> = own.collect();
         let method = &self.learners.first().context("a run has peers")?.method;
         let loss = joint_loss(method, &cohort, &input.labels)?;
         let value = loss.to_scalar::<f64>()?;
         let gradients = loss.backward()?;
         for (learner, output) in self.learners.iter_mut().zip(outputs) {
-            let own = learner.params.gradients(&gradients);
+            let own = learner.model.params.gradients(&gradients);
             update::update(learner, output.pass, own, batch.lr)?;
         }
+        self.meta_update(&batch, &input)?;
         Ok(value)
+    }
+
+    /// The meta-update of all networks together, if one follows this step.
+    fn meta_update(&mut self, batch: &Batch, input: &load::Input) -> Result<()> {
+        let schedule = self.learners.first().and_then(|learner| learner.meta.clone());
+        let Some(schedule) = schedule.filter(|meta| meta.follows(batch.position_in_epoch)) else {
+            return Ok(());
+        };
+        let of = |learner| OfLearner::new(learner, &input.images, &input.labels, schedule.precision());
+        let mut peers = self.learners.iter_mut().map(of).collect::<Result<Vec<_>, _>>()?;
+        let outcome = update_all(&mut peers, &schedule.settings(batch.lr))?;
+        anyhow::ensure!(matches!(outcome, Outcome::Learnt { .. }), "the meta-update was abandoned");
+        Ok(())
     }
 
     /// Parameters and buffers of each network, by index.
@@ -63,7 +79,7 @@ impl Joint {
     /// # Errors
     /// If the device fails.
     pub fn weights(&self) -> Result<Vec<StateDict>> {
-        let weights = self.learners.iter().map(|learner| learner.params.state_dict());
+        let weights = self.learners.iter().map(|learner| learner.model.params.state_dict());
         Ok(weights.collect::<candle_core::Result<Vec<_>>>()?)
     }
 }

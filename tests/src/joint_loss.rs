@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use cohort_peer::methods::cross_entropy::cross_entropy;
 use cohort_peer::methods::mcl::Scores;
-use cohort_peer::methods::{Method, Own, dml, logit_kd};
+use cohort_peer::methods::{Method, Own, Terms, dml, lmcl, logit_kd};
 
 /// The sum of every term of `method` over all networks, given in ascending index; scalar.
 ///
@@ -26,6 +26,7 @@ pub fn joint_loss(method: &Method, cohort: &[Own<'_>], labels: &Tensor) -> Resul
             }
             total + logit_kd::joint(&logits, params.logit_kd, params.kd_t)?
         }
+        Method::LMcl(params) => Ok(Terms::sum(lmcl::joint(cohort, labels, params)?)?.total),
     }
 }
 
@@ -108,11 +109,14 @@ mod tests {
     fn gradients_of_peer(method: &Method, me: usize, m: usize) -> Vec<f64> {
         let (z, v) = (Var::from_tensor(&logits(me)).unwrap(), Var::from_tensor(&embedding(me)).unwrap());
         let others = (0..m).filter(|j| *j != me);
-        let heard =
-            others.map(|j| Heard { index: j, logits: Some(logits(j)), embeddings: vec![embedding(j)] });
+        let heard = others.map(|j| Heard {
+            logits: Some(logits(j)),
+            embeddings: vec![embedding(j)],
+            ..Heard::nothing(j)
+        });
         let heard: Vec<Heard> = heard.collect();
         let embeddings = [v.as_tensor().clone()];
-        let own = Own { logits: z.as_tensor(), embeddings: &embeddings };
+        let own = Own::new(z.as_tensor(), &embeddings);
         let share = method.loss(me, m, own, &heard, &labels()).unwrap();
         assert_eq!(share.total.dtype(), DType::F64);
         gradients(&share.total, [&z, &v])
@@ -126,7 +130,7 @@ mod tests {
                 let v: Vec<Var> = (0..m).map(|i| Var::from_tensor(&embedding(i)).unwrap()).collect();
                 let embeddings: Vec<[Tensor; 1]> = v.iter().map(|v| [v.as_tensor().clone()]).collect();
                 let cohort = z.iter().zip(&embeddings);
-                let cohort = cohort.map(|(z, v)| Own { logits: z.as_tensor(), embeddings: v });
+                let cohort = cohort.map(|(z, v)| Own::new(z.as_tensor(), v));
                 let joint = joint_loss(&method, &cohort.collect::<Vec<_>>(), &labels()).unwrap();
                 for me in 0..m {
                     let joint = gradients(&joint, [&z[me], &v[me]]);
@@ -148,7 +152,7 @@ mod tests {
     fn a_cohort_without_networks_or_embeddings_is_refused() {
         let (z, method) = (logits(0), Method::Mcl(MclParams::default()));
         assert!(joint_loss(&Method::Alone, &[], &labels()).is_err());
-        let own = Own { logits: &z, embeddings: &[] };
+        let own = Own::new(&z, &[]);
         assert!(joint_loss(&method, &[own], &labels()).unwrap_err().to_string().contains("network 0"));
     }
 }

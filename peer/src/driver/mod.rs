@@ -13,6 +13,7 @@ use cohort_proto::contribution::Position;
 use cohort_proto::control::{FromPeer, JoinRequest, Stop, StopKind, ToPeer};
 use cohort_proto::id::{PeerName, RunId};
 use cohort_proto::limits::PROTOCOL_VERSION;
+use cohort_proto::meta::Agenda;
 use cohort_proto::spec::{DeviceSpec, RunSpec};
 use cohort_proto::view::View;
 use tokio::net::UdpSocket;
@@ -311,6 +312,7 @@ impl Driver {
                 source: source.clone(),
                 me: self.me.clone(),
                 run: self.run,
+                agenda: Agenda::of(&self.spec),
                 from: Position::of(view.begins_at),
                 patience: 2 * Duration::from_millis(self.spec.policy.failure_timeout_ms),
             };

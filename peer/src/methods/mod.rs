@@ -16,11 +16,13 @@ pub mod cross_entropy;
 pub mod dml;
 pub mod logit_kd;
 pub mod mcl;
+pub mod lmcl;
 
 #[cfg(test)]
 mod tests;
 
 pub use dml::{DmlParams, Reduce, Target};
+pub use lmcl::{LMclParams, Matching};
 pub use logit_kd::Students;
 pub use mcl::MclParams;
 
@@ -35,6 +37,14 @@ pub fn embedding_name(stage: usize) -> String {
     format!("embed.{stage}")
 }
 
+/// The name under which a peer publishes the logits `[B, C]` that its aggregator makes of all stages.
+pub const AGGREGATED: &str = "aggregated";
+
+/// The name under which a peer publishes the unit matching feature `[B, 128]` of a stage.
+pub fn matching_name(stage: usize) -> String {
+    format!("match.{stage}")
+}
+
 /// How the networks of a cohort learn from each other.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Method {
@@ -44,6 +54,8 @@ pub enum Method {
     Dml(DmlParams),
     /// Mutual Contrastive Learning.
     Mcl(MclParams),
+    /// Layer-wise Mutual Contrastive Learning.
+    LMcl(LMclParams),
 }
 
 /// What a peer's own network made of the batch, with the graph that made it.
@@ -53,6 +65,19 @@ pub struct Own<'a> {
     pub logits: &'a Tensor,
     /// Unit rows `[B, E]`, one for each stage that has an embedding; MCL uses the first.
     pub embeddings: &'a [Tensor],
+    /// `[B, C]` of every stage, the last being `logits`; empty unless the method makes networks expose their stages.
+    pub stage_logits: &'a [Tensor],
+    /// Unit rows `[B, 128]` of every stage; empty unless the matching of stages is learned.
+    pub matching: &'a [Tensor],
+    /// `[B, C]`, the stages' logits as the network's aggregator weighs them.
+    pub aggregated: Option<&'a Tensor>,
+}
+
+impl<'a> Own<'a> {
+    /// What a network says that does not expose its stages.
+    pub fn new(logits: &'a Tensor, embeddings: &'a [Tensor]) -> Self {
+        Self { logits, embeddings, stage_logits: &[], matching: &[], aggregated: None }
+    }
 }
 
 /// What another network said about the same batch; constants.
@@ -64,6 +89,17 @@ pub struct Heard {
     pub logits: Option<Tensor>,
     /// Unit rows `[B, E]`, one for each stage that has an embedding.
     pub embeddings: Vec<Tensor>,
+    /// Unit rows `[B, 128]` of every stage, where the matching of stages is learned.
+    pub matching: Vec<Tensor>,
+    /// `[B, C]`, where the method exchanges the aggregated logits.
+    pub aggregated: Option<Tensor>,
+}
+
+impl Heard {
+    /// Of a network that has said nothing yet.
+    pub fn nothing(index: usize) -> Self {
+        Self { index, logits: None, embeddings: Vec::new(), matching: Vec::new(), aggregated: None }
+    }
 }
 
 /// A peer's share of the loss: scalars in f64 for logits in f64, else in f32, computed in more digits than that.
@@ -73,7 +109,8 @@ pub struct Terms {
     pub total: Tensor,
     /// The terms of the share as they are before their weights, each a scalar: `ce` always; `kl` for DML; `vcl`,
     /// `soft_vcl`, `icl`, `soft_icl` for MCL as far as their weight is not 0; `logit_kd` on the peers that learn from
-    /// the ensemble.
+    /// the ensemble. For L-MCL `ce` is the sum over the stages, `ce_aggregated` and `kl_aggregated` concern the
+    /// aggregated logits, and the four contrastive terms are sums over pairs of stages.
     pub named: Vec<(&'static str, Tensor)>,
 }
 
@@ -95,10 +132,14 @@ impl Method {
         labels: &Tensor,
     ) -> Result<Terms> {
         let position = position(me, cohort, heard)?;
+        if let Self::LMcl(params) = self {
+            let terms = lmcl::share(position, own, heard, labels, params)?;
+            return Terms::sum(terms)?.narrow(own.logits.dtype());
+        }
         let ce = cross_entropy(own.logits, labels)?;
         let mut terms = Terms { total: ce.clone(), named: vec![("ce", ce)] };
         match self {
-            Self::Alone => {}
+            Self::Alone | Self::LMcl(_) => {}
             Self::Dml(params) => {
                 if cohort > 1 {
                     let logits = logits_of_all(position, own, heard)?;
@@ -126,22 +167,63 @@ impl Method {
     /// Whether somebody learns from logits, so that every peer must publish them.
     pub fn says_logits(&self) -> bool {
         match self {
-            Self::Alone => false,
+            Self::Alone | Self::LMcl(_) => false,
             Self::Dml(_) => true,
             Self::Mcl(params) => params.logit_kd != Students::Off,
         }
     }
 
-    /// The width of the embedding that the network must make of its last feature, if any.
+    /// Whether the network must expose its stages: logits and feature of each, and the aggregation of the logits.
+    pub fn stages(&self) -> bool {
+        matches!(self, Self::LMcl(_))
+    }
+
+    /// Whether somebody learns from aggregated logits, so that every peer must publish them.
+    pub fn says_aggregated(&self) -> bool {
+        matches!(self, Self::LMcl(params) if params.kd)
+    }
+
+    /// The width of the matching feature that the network must make of every stage's feature, if any.
+    pub fn needs_matching(&self) -> Option<usize> {
+        match self {
+            Self::LMcl(params) if params.contrasts() && params.matching == Matching::Learned => {
+                Some(params.match_dim)
+            }
+            _ => None,
+        }
+    }
+
+    /// The width of the embedding that the network must make of its last feature, or of every stage's if it exposes
+    /// its stages.
     pub fn needs_embedding(&self) -> Option<usize> {
         match self {
             Self::Alone | Self::Dml(_) => None,
             Self::Mcl(params) => params.contrasts().then_some(params.feat_dim),
+            Self::LMcl(params) => params.contrasts().then_some(params.feat_dim),
         }
     }
 }
 
+/// A term with its name, its weight and its unweighted scalar.
+pub type Weighted = (&'static str, f64, Tensor);
+
 impl Terms {
+    /// The weighted sum of named terms.
+    ///
+    /// # Errors
+    /// No terms, or the device fails.
+    pub fn sum(terms: Vec<Weighted>) -> Result<Self> {
+        let mut terms = terms.into_iter();
+        let Some((name, weight, first)) = terms.next() else {
+            candle_core::bail!("a loss needs at least one term");
+        };
+        let mut sum = Self { total: (&first * weight)?, named: vec![(name, first)] };
+        for (name, weight, value) in terms {
+            sum.add(name, weight, value)?;
+        }
+        Ok(sum)
+    }
+
     fn add(&mut self, name: &'static str, weight: f64, value: Tensor) -> Result<()> {
         self.total = (&self.total + (&value * weight)?)?;
         self.named.push((name, value));

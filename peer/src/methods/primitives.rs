@@ -77,10 +77,16 @@ pub fn soft_kl_of_logs(student: &Tensor, teacher: &Tensor, temperature: f64) -> 
             teacher.dims()
         );
     }
+    soft_kl_rows(student, teacher, temperature)?.sum_all()
+}
+
+/// What each row contributes to [`soft_kl_of_logs`], `[B]`: with a weight for each row, the weighted sum is the
+/// weighted mean over B (Yang et al., TPAMI 2023: weights are not normalised).
+pub fn soft_kl_rows(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
     let teacher = teacher.detach();
     let rows = student.dim(0)?.max(1) as f64;
     let per_row = (teacher.exp()? * (teacher - student)?)?.sum(D::Minus1)?;
-    per_row.sum_all()? * (temperature * temperature / rows)
+    per_row * (temperature * temperature / rows)
 }
 
 /// Which columns are positives of which anchor, from the labels of one batch: made once, used for every score matrix
@@ -118,6 +124,12 @@ impl Positives {
 ///
 /// The anchor's own column is neither positive nor in the denominator, for scores across two networks as well.
 pub fn contrastive(scores: &Tensor, positives: &Positives) -> Result<Tensor> {
+    contrastive_rows(scores, positives)?.sum_all()
+}
+
+/// What each anchor contributes to [`contrastive`], `[B]`: the mean over the V anchors that have a positive is in it, so
+/// with a weight for each anchor the weighted sum is the weighted mean over V. 0 for an anchor without a positive.
+pub fn contrastive_rows(scores: &Tensor, positives: &Positives) -> Result<Tensor> {
     let log_share = log_softmax(&(widen(scores)? + &positives.no_self)?)?;
-    (log_share * &positives.weights)?.sum(D::Minus1)?.sum_all()?.neg()
+    (log_share * &positives.weights)?.sum(D::Minus1)?.neg()
 }

@@ -83,10 +83,7 @@ impl BatchNorm2d {
     ) -> Result<Maps> {
         let (weight, bias) = (pass.read(&self.weight), pass.read(&self.bias));
         if pass.is_training() {
-            let (y, moments) =
-                kernels::batch_norm_train(x, &weight, &bias, BATCH_NORM_EPS, residual, activation)?;
-            pass.record(self.running.clone(), moments);
-            return Ok(y);
+            return pass.batch_norm(x, (&weight, &bias), residual, activation, &self.running);
         }
         let (mean, var) = (pass.read(&self.running.mean), pass.read(&self.running.var));
         kernels::batch_norm_eval(x, &weight, &bias, &mean, &var, BATCH_NORM_EPS, residual, activation)

@@ -7,14 +7,19 @@
 pub mod registry;
 pub mod resnet;
 pub mod wide_resnet;
+pub mod auxiliary;
 pub mod projection;
+pub mod aggregator;
 pub mod layers;
 pub mod pass;
 pub mod params;
 pub mod state;
 
+pub use aggregator::Aggregator;
+pub use auxiliary::{AuxiliaryClassifier, StageOutput};
 pub use params::{Init, Params, Scope};
 pub use pass::Pass;
+pub use projection::Projection;
 pub use registry::{ImageShape, ModelError, build, known};
 pub use state::{LoadReport, StateDict, StateError, Strictness};
 
@@ -43,6 +48,12 @@ pub trait Network: Send + Sync {
     /// # Errors
     /// If `x` does not have the image shape the network was built for, or the device fails.
     fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<Output>;
+
+    /// Registers classifiers for all stages but the last, as this family's authors of layer-wise methods build them.
+    ///
+    /// # Errors
+    /// If a name is taken or the device fails.
+    fn auxiliary_classifier(&self, scope: Scope<'_>) -> Result<AuxiliaryClassifier>;
 
     /// Width `d` of [`Output::feature`].
     fn feature_width(&self) -> usize;

@@ -55,6 +55,14 @@ impl Params {
         Ok(Self { seed, peer: peer.to_owned(), dtype, device: device.clone(), trainable, buffers })
     }
 
+    /// An empty registry like this one, whose tensors will be `dtype`: for the same network in other precision.
+    ///
+    /// # Errors
+    /// If `dtype` is neither `F32` nor `F64`.
+    pub fn empty_twin(&self, dtype: DType) -> Result<Self> {
+        Self::new(self.seed, &self.peer, dtype, &self.device)
+    }
+
     /// Where names without a prefix go: the network itself.
     pub fn root(&mut self) -> Scope<'_> {
         Scope { params: self, prefix: String::new() }
@@ -131,6 +139,30 @@ impl Params {
             }
         }
         Ok(report)
+    }
+
+    /// Puts back the values of [`Params::state_dict`] of these same parameters, bit by bit and unchecked.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape or type, or the device fails.
+    pub fn restore(&self, snapshot: &StateDict) -> Result<()> {
+        self.all().try_for_each(|(name, var)| match snapshot.get(name) {
+            Some(tensor) if tensor.dtype() == var.dtype() => var.set(tensor),
+            _ => candle_core::bail!("a snapshot without `{name}` in {:?}", var.dtype()),
+        })
+    }
+
+    /// Takes over every value of a registry with the same names, converted to the own element type.
+    ///
+    /// # Errors
+    /// If a name is missing there or has another shape, or the device fails.
+    pub fn copy_from(&self, other: &Self) -> Result<()> {
+        self.all().try_for_each(|(name, var)| {
+            match other.trainable.get(name).or_else(|| other.buffers.get(name)) {
+                Some(value) => var.set(&value.as_detached_tensor().to_dtype(var.dtype())?),
+                None => candle_core::bail!("`{name}` has no twin"),
+            }
+        })
     }
 
     fn all(&self) -> impl Iterator<Item = (&String, &Var)> {

@@ -2,31 +2,51 @@
 
 use candle_core::{Result, Tensor, Var};
 
-use super::layers::Running;
-use crate::kernels::Moments;
+use super::layers::{BATCH_NORM_EPS, Running};
+use crate::kernels::{self, Activation, GateTape, Maps, Moments};
 
 /// Whether batch norm uses the batch or the running statistics, and the updates of the latter that are still to be
 /// made. Dropping a pass without [`Pass::commit`] leaves the network as it was, so an abandoned step has no trace.
+///
+/// A training pass may also record which units its rectifiers let through, or replay what another one recorded: with
+/// the pattern fixed a network is smooth in its parameters, as finite differences of its gradients need it.
 #[derive(Debug)]
 pub struct Pass {
     training: bool,
+    gates: Option<GateTape>,
     updates: Vec<(Running, Moments)>,
 }
 
 impl Pass {
     /// Batch statistics, with a graph for the backward pass.
     pub fn train() -> Self {
-        Self { training: true, updates: Vec::new() }
+        Self { training: true, gates: None, updates: Vec::new() }
+    }
+
+    /// A training pass that records every rectifier it meets, for [`Pass::take_gates`].
+    pub fn recording() -> Self {
+        Self { gates: Some(GateTape::recording()), ..Self::train() }
+    }
+
+    /// A training pass whose rectifiers let through what they did in the pass that recorded `gates`: of the same
+    /// network and heads, on a batch of the same shape, at any parameters.
+    pub fn replaying(gates: &GateTape) -> Self {
+        Self { gates: Some(gates.replaying()), ..Self::train() }
     }
 
     /// Running statistics, no graph: the outputs have no gradients.
     pub fn eval() -> Self {
-        Self { training: false, updates: Vec::new() }
+        Self { training: false, ..Self::train() }
     }
 
     /// Whether this is a training pass.
     pub fn is_training(&self) -> bool {
         self.training
+    }
+
+    /// Hands over what was recorded; nothing if this is not a [`Pass::recording`].
+    pub fn take_gates(&mut self) -> Option<GateTape> {
+        self.gates.take()
     }
 
     /// Writes the running statistics, in the order in which the layers were visited, and counts one batch each.
@@ -42,7 +62,28 @@ impl Pass {
         if self.training { var.as_tensor().clone() } else { var.as_detached_tensor() }
     }
 
-    pub(super) fn record(&mut self, running: Running, moments: Moments) {
-        self.updates.push((running, moments));
+    /// `max(x, 0)`, by the gates of this pass.
+    pub(super) fn relu(&mut self, x: &Tensor) -> Result<Tensor> {
+        match &mut self.gates {
+            Some(gates) => gates.relu(x),
+            None => kernels::relu(x),
+        }
+    }
+
+    /// Batch norm by the batch, its rectifier by the gates of this pass. The update of `running` is kept.
+    pub(super) fn batch_norm(
+        &mut self,
+        x: &Maps,
+        (weight, bias): (&Tensor, &Tensor),
+        residual: Option<&Maps>,
+        activation: Activation,
+        running: &Running,
+    ) -> Result<Maps> {
+        let (y, moments) = match &mut self.gates {
+            Some(gates) => gates.batch_norm_train(x, weight, bias, BATCH_NORM_EPS, residual, activation),
+            None => kernels::batch_norm_train(x, weight, bias, BATCH_NORM_EPS, residual, activation),
+        }?;
+        self.updates.push((running.clone(), moments));
+        Ok(y)
     }
 }

@@ -5,7 +5,6 @@ use candle_core::{Result, Tensor};
 use super::layers::Linear;
 use super::params::Scope;
 use super::pass::Pass;
-use crate::kernels;
 
 /// The two-layer head of mutual contrastive learning (Yang et al. 2022). Its tensors are `{prefix}.0.*` and
 /// `{prefix}.2.*`, the ReLU being number 1 in between.
@@ -29,8 +28,9 @@ impl Projection {
     ///
     /// # Errors
     /// If the width does not fit or the device fails.
-    pub fn forward(&self, feature: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let hidden = kernels::relu(&self.first.forward(feature, pass)?)?;
+    pub fn forward(&self, feature: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let hidden = self.first.forward(feature, pass)?;
+        let hidden = pass.relu(&hidden)?;
         self.second.forward(&hidden, pass)
     }
 }

@@ -7,7 +7,7 @@ use super::resnet::ResNet;
 use super::wide_resnet::WideResNet;
 use super::{Network, Params};
 
-/// Smallest side in pixels: two halvings must leave a map of 2 by 2.
+/// Smallest side in pixels: three halvings must leave a pixel.
 pub const IMAGE_SIDE_MIN: usize = 8;
 
 /// The shape of one image, in pixels.
@@ -99,12 +99,15 @@ pub enum ModelError {
 /// What distinguishes the members of a family.
 #[derive(Debug, Clone, Copy)]
 enum Family {
-    ResNet { depth: usize, widths: [usize; 4] },
+    ResNet { depth: usize, widths: &'static [usize] },
     WideResNet { depth: usize, widen: usize },
 }
 
-const NARROW: [usize; 4] = [16, 16, 32, 64];
-const TIMES_4: [usize; 4] = [32, 64, 128, 256];
+/// Channels of the stem and of each stage.
+const NARROW: &[usize] = &[16, 16, 32, 64];
+const TIMES_4: &[usize] = &[32, 64, 128, 256];
+const TWO_STAGES: &[usize] = &[16, 16, 32];
+const FOUR_STAGES: &[usize] = &[64, 64, 128, 256, 512];
 
 const ARCHITECTURES: &[(&str, Family)] = &[
     ("resnet8", Family::ResNet { depth: 8, widths: NARROW }),
@@ -116,6 +119,9 @@ const ARCHITECTURES: &[(&str, Family)] = &[
     ("resnet110", Family::ResNet { depth: 110, widths: NARROW }),
     ("resnet8x4", Family::ResNet { depth: 8, widths: TIMES_4 }),
     ("resnet32x4", Family::ResNet { depth: 32, widths: TIMES_4 }),
+    ("resnet6", Family::ResNet { depth: 6, widths: TWO_STAGES }),
+    ("resnet10", Family::ResNet { depth: 10, widths: FOUR_STAGES }),
+    ("resnet18", Family::ResNet { depth: 18, widths: FOUR_STAGES }),
     ("wrn_10_1", Family::WideResNet { depth: 10, widen: 1 }),
     ("wrn_16_1", Family::WideResNet { depth: 16, widen: 1 }),
     ("wrn_16_2", Family::WideResNet { depth: 16, widen: 2 }),

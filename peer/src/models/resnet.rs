@@ -1,4 +1,6 @@
 //! The residual networks for small images of He et al. 2016 (section 4.2): resnet8 to resnet110, and the x4 widths.
+//! By the same rule, `2 n S + 2` layers with n blocks in each of S stages: resnet6 with two stages; resnet10 and resnet18
+//! with the four stages of ImageNet's networks, named as torchvision does, behind the stem for small images (3x3, stride 1).
 //!
 //! Names and structure are those of megvii-research/mdistiller (`mdistiller/models/cifar/resnet.py`), whose weights load
 //! as they are. The network of winycg/MCL (`models/resnet.py`), where it differs:
@@ -17,6 +19,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::auxiliary::{AuxiliaryClassifier, Extractor};
 use super::layers::{BatchNorm2d, Conv2d, Linear};
 use super::params::Scope;
 use super::pass::Pass;
@@ -24,20 +27,22 @@ use super::registry::ImageShape;
 use super::{Network, Output};
 use crate::kernels::{self, Activation, Maps};
 
-/// A residual network of three stages.
+/// A residual network of two to four stages.
 #[derive(Debug)]
 pub struct ResNet {
     conv1: Conv2d,
     bn1: BatchNorm2d,
-    stages: Vec<Vec<BasicBlock>>,
+    stages: Vec<Stage>,
     fc: Linear,
-    widths: [usize; 3],
+    /// Blocks in a stage.
+    blocks: usize,
+    widths: &'static [usize],
     classes: usize,
     image: ImageShape,
 }
 
 impl ResNet {
-    /// Registers the network. `widths` are the channels of the stem and of the three stages; `depth` is `6n + 2`, with
+    /// Registers the network. `widths` are the channels of the stem and of the S stages; `depth` is `2 n S + 2`, with
     /// `n` blocks a stage.
     ///
     /// # Errors
@@ -45,21 +50,24 @@ impl ResNet {
     pub(super) fn new(
         scope: &mut Scope<'_>,
         depth: usize,
-        widths: [usize; 4],
+        widths: &'static [usize],
         image: ImageShape,
         classes: usize,
     ) -> Result<Self> {
-        let [stem, first, second, third] = widths;
-        let blocks = (depth - 2) / 6;
+        let Some((&stem, stage_widths)) = widths.split_first() else {
+            candle_core::bail!("a residual network needs a stem");
+        };
+        let blocks = (depth - 2) / (2 * stage_widths.len());
         let conv1 = Conv2d::new(scope.child("conv1"), image.channels, stem, 3, 1)?;
         let bn1 = BatchNorm2d::new(scope.child("bn1"), stem)?;
-        let stages = vec![
-            stage(scope.child("layer1"), blocks, stem, first, 1)?,
-            stage(scope.child("layer2"), blocks, first, second, 2)?,
-            stage(scope.child("layer3"), blocks, second, third, 2)?,
-        ];
-        let fc = Linear::new(scope.child("fc"), third, classes)?;
-        Ok(Self { conv1, bn1, stages, fc, widths: [first, second, third], classes, image })
+        let stage = |(k, ends): (usize, &[usize])| {
+            let stride = if k == 0 { 1 } else { 2 };
+            Stage::new(scope.child(format!("layer{}", k + 1)), blocks, ends[0], ends[1], stride)
+        };
+        let stages = widths.windows(2).enumerate().map(stage).collect::<Result<_>>()?;
+        let width = widths[widths.len() - 1];
+        let fc = Linear::new(scope.child("fc"), width, classes)?;
+        Ok(Self { conv1, bn1, stages, fc, blocks, widths: stage_widths, classes, image })
     }
 }
 
@@ -74,21 +82,29 @@ impl Network for ResNet {
         )?;
         let mut stages = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
-            for block in stage {
-                x = block.forward(&x, pass)?;
-            }
+            x = stage.forward(&x, pass)?;
             stages.push(x.clone());
         }
         let feature = kernels::global_avg_pool(&x)?;
         Ok(Output { logits: self.fc.forward(&feature, pass)?, feature, stages })
     }
 
+    fn auxiliary_classifier(&self, scope: Scope<'_>) -> Result<AuxiliaryClassifier> {
+        let ends = (self.feature_width(), self.classes);
+        AuxiliaryClassifier::new(scope, self.widths.len() - 1, ends, |scope, k| {
+            let mut scope = scope.child(format!("block_extractor{}", k + 1));
+            let stages = self.widths[k..].windows(2).enumerate();
+            let stages = stages.map(|(j, ends)| Stage::new(scope.child(j), self.blocks, ends[0], ends[1], 2));
+            Ok(Box::new(Remaining(stages.collect::<Result<_>>()?)))
+        })
+    }
+
     fn feature_width(&self) -> usize {
-        self.widths[2]
+        self.widths[self.widths.len() - 1]
     }
 
     fn stage_widths(&self) -> &[usize] {
-        &self.widths
+        self.widths
     }
 
     fn classes(&self) -> usize {
@@ -100,19 +116,38 @@ impl Network for ResNet {
     }
 }
 
-/// `blocks` basic blocks, of which the first changes width and stride.
-fn stage(
-    mut scope: Scope<'_>,
-    blocks: usize,
-    inputs: usize,
-    outputs: usize,
-    stride: usize,
-) -> Result<Vec<BasicBlock>> {
-    let block = |index| {
-        let (inputs, stride) = if index == 0 { (inputs, stride) } else { (outputs, 1) };
-        BasicBlock::new(scope.child(index), inputs, outputs, stride)
-    };
-    (0..blocks).map(block).collect()
+/// The stages after another one.
+#[derive(Debug)]
+struct Remaining(Vec<Stage>);
+
+impl Extractor for Remaining {
+    fn forward(&self, x: &Maps, pass: &mut Pass) -> Result<Maps> {
+        self.0.iter().try_fold(x.clone(), |x, stage| stage.forward(&x, pass))
+    }
+}
+
+/// Basic blocks, of which the first changes width and stride.
+#[derive(Debug)]
+struct Stage(Vec<BasicBlock>);
+
+impl Stage {
+    fn new(
+        mut scope: Scope<'_>,
+        blocks: usize,
+        inputs: usize,
+        outputs: usize,
+        stride: usize,
+    ) -> Result<Self> {
+        let block = |index| {
+            let (inputs, stride) = if index == 0 { (inputs, stride) } else { (outputs, 1) };
+            BasicBlock::new(scope.child(index), inputs, outputs, stride)
+        };
+        Ok(Self((0..blocks).map(block).collect::<Result<_>>()?))
+    }
+
+    fn forward(&self, x: &Maps, pass: &mut Pass) -> Result<Maps> {
+        self.0.iter().try_fold(x.clone(), |x, block| block.forward(&x, pass))
+    }
 }
 
 /// Two 3x3 convolutions and a shortcut, with ReLU after the sum.

@@ -276,15 +276,21 @@ fn fit_one(
     Ok(Some(tensor.to_dtype(want.dtype)?))
 }
 
-/// Spells the names of other writers as the networks here do: without DataParallel's `module.`, and with the
-/// classifier of a network that has an `fc` called `fc`.
+/// What other writers put in front of the names of a whole file: DataParallel, and L-MCL's list of a single network.
+const WRAPPERS: [&str; 2] = ["module.", "module_list.0."];
+
+/// Spells the names of other writers as the networks here do: without [`WRAPPERS`], without the `backbone.` of a network
+/// that was saved beside its `auxiliary_classifier.`, and with the classifier of a network that has an `fc` called `fc`.
 pub(crate) fn normalise_names(source: &StateDict, expected: &BTreeSet<&str>) -> StateDict {
-    let parallel = !source.is_empty() && source.keys().all(|name| name.starts_with("module."));
-    let plain = |name: &str| match name.strip_prefix("module.") {
-        Some(rest) if parallel => rest.to_owned(),
-        _ => name.to_owned(),
-    };
-    let renamed: StateDict = source.iter().map(|(name, tensor)| (plain(name), tensor.clone())).collect();
+    let mut renamed = source.clone();
+    for wrapper in WRAPPERS {
+        if renamed.keys().all(|name| name.starts_with(wrapper)) {
+            renamed = without(wrapper, renamed);
+        }
+    }
+    if renamed.keys().all(|name| name.starts_with("backbone.") || name.starts_with("auxiliary_classifier.")) {
+        renamed = without("backbone.", renamed);
+    }
     let has_fc = renamed.keys().any(|name| name.starts_with("fc."));
     if has_fc || !expected.contains("fc.weight") || expected.contains("classifier.weight") {
         return renamed;
@@ -294,4 +300,10 @@ pub(crate) fn normalise_names(source: &StateDict, expected: &BTreeSet<&str>) -> 
         None => name,
     };
     renamed.into_iter().map(|(name, tensor)| (as_fc(name), tensor)).collect()
+}
+
+/// The same tensors with a beginning of their names removed where they have it.
+fn without(prefix: &str, tensors: StateDict) -> StateDict {
+    let bare = |name: String| name.strip_prefix(prefix).map(str::to_owned).unwrap_or(name);
+    tensors.into_iter().map(|(name, tensor)| (bare(name), tensor)).collect()
 }

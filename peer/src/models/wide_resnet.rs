@@ -8,6 +8,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::auxiliary::{AuxiliaryClassifier, Extractor};
 use super::layers::{BatchNorm2d, Conv2d, Linear};
 use super::params::{Init, Scope};
 use super::pass::Pass;
@@ -22,9 +23,11 @@ const STEM: usize = 16;
 #[derive(Debug)]
 pub struct WideResNet {
     conv1: Conv2d,
-    stages: Vec<Vec<PreActivationBlock>>,
+    stages: Vec<Stage>,
     bn1: BatchNorm2d,
     fc: Linear,
+    /// Blocks in a stage.
+    blocks: usize,
     widths: [usize; 3],
     classes: usize,
     image: ImageShape,
@@ -47,13 +50,13 @@ impl WideResNet {
         let blocks = (depth - 4) / 6;
         let conv1 = Conv2d::new(scope.child("conv1"), image.channels, STEM, 3, 1)?;
         let stages = vec![
-            stage(scope.child("block1.layer"), blocks, STEM, first, 1)?,
-            stage(scope.child("block2.layer"), blocks, first, second, 2)?,
-            stage(scope.child("block3.layer"), blocks, second, third, 2)?,
+            Stage::new(scope.child("block1.layer"), blocks, STEM, first, 1)?,
+            Stage::new(scope.child("block2.layer"), blocks, first, second, 2)?,
+            Stage::new(scope.child("block3.layer"), blocks, second, third, 2)?,
         ];
         let bn1 = BatchNorm2d::new(scope.child("bn1"), third)?;
         let fc = Linear::with_bias(scope.child("fc"), third, classes, Init::Zeros)?;
-        Ok(Self { conv1, stages, bn1, fc, widths, classes, image })
+        Ok(Self { conv1, stages, bn1, fc, blocks, widths, classes, image })
     }
 }
 
@@ -63,13 +66,25 @@ impl Network for WideResNet {
         let mut x = self.conv1.forward(&Maps::from_tensor(x)?, pass)?;
         let mut stages = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
-            for block in stage {
-                x = block.forward(&x, pass)?;
-            }
+            x = stage.forward(&x, pass)?;
             stages.push(x.clone());
         }
         let feature = kernels::global_avg_pool(&self.bn1.forward(&x, None, Activation::Relu, pass)?)?;
         Ok(Output { logits: self.fc.forward(&feature, pass)?, feature, stages })
+    }
+
+    fn auxiliary_classifier(&self, scope: Scope<'_>) -> Result<AuxiliaryClassifier> {
+        let ends = (self.feature_width(), self.classes);
+        AuxiliaryClassifier::new(scope, self.widths.len() - 1, ends, |scope, k| {
+            let mut blocks = scope.child(format!("block_extractor{}", k + 1));
+            let stages = self.widths[k..].windows(2).enumerate();
+            let stages = stages.map(|(j, ends)| {
+                Stage::new(blocks.child(format!("{j}.layer")), self.blocks, ends[0], ends[1], 2)
+            });
+            let stages = stages.collect::<Result<_>>()?;
+            let bn = BatchNorm2d::new(scope.child(format!("bn{}", k + 1)), self.feature_width())?;
+            Ok(Box::new(Remaining { stages, bn }))
+        })
     }
 
     fn feature_width(&self) -> usize {
@@ -89,19 +104,42 @@ impl Network for WideResNet {
     }
 }
 
-/// `blocks` blocks, of which the first changes width and stride.
-fn stage(
-    mut scope: Scope<'_>,
-    blocks: usize,
-    inputs: usize,
-    outputs: usize,
-    stride: usize,
-) -> Result<Vec<PreActivationBlock>> {
-    let block = |index| {
-        let (inputs, stride) = if index == 0 { (inputs, stride) } else { (outputs, 1) };
-        PreActivationBlock::new(scope.child(index), inputs, outputs, stride)
-    };
-    (0..blocks).map(block).collect()
+/// The stages after another one, and the activation in front of the pooling.
+#[derive(Debug)]
+struct Remaining {
+    stages: Vec<Stage>,
+    bn: BatchNorm2d,
+}
+
+impl Extractor for Remaining {
+    fn forward(&self, x: &Maps, pass: &mut Pass) -> Result<Maps> {
+        let x = self.stages.iter().try_fold(x.clone(), |x, stage| stage.forward(&x, pass))?;
+        self.bn.forward(&x, None, Activation::Relu, pass)
+    }
+}
+
+/// Blocks, of which the first changes width and stride.
+#[derive(Debug)]
+struct Stage(Vec<PreActivationBlock>);
+
+impl Stage {
+    fn new(
+        mut scope: Scope<'_>,
+        blocks: usize,
+        inputs: usize,
+        outputs: usize,
+        stride: usize,
+    ) -> Result<Self> {
+        let block = |index| {
+            let (inputs, stride) = if index == 0 { (inputs, stride) } else { (outputs, 1) };
+            PreActivationBlock::new(scope.child(index), inputs, outputs, stride)
+        };
+        Ok(Self((0..blocks).map(block).collect::<Result<_>>()?))
+    }
+
+    fn forward(&self, x: &Maps, pass: &mut Pass) -> Result<Maps> {
+        self.0.iter().try_fold(x.clone(), |x, block| block.forward(&x, pass))
+    }
 }
 
 /// Batch norm and ReLU in front of each of two 3x3 convolutions.

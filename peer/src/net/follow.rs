@@ -8,6 +8,7 @@ use cohort_proto::control::Follow;
 use cohort_proto::convert::open_contribution;
 use cohort_proto::id::{PeerName, RunId};
 use cohort_proto::limits::{EXCHANGE_MESSAGE_BYTES_MAX, INBOX_PER_SOURCE, PROTOCOL_VERSION, RETRY_PAUSE_MAX};
+use cohort_proto::meta::Agenda;
 use cohort_proto::rng::key_of;
 use cohort_proto::view::Member;
 use cohort_proto::wire;
@@ -51,6 +52,8 @@ pub struct Following {
     pub me: PeerName,
     /// The run.
     pub run: RunId,
+    /// What is said in the rounds of its steps.
+    pub agenda: Agenda,
     /// The first entry wanted.
     pub from: Position,
     /// How long to try to get back to a source that is gone. It is the coordinator that says who is dead, after the
@@ -101,14 +104,15 @@ async fn follow_once<W: From<Delivery>>(
     deliver: &mpsc::Sender<W>,
     places: &Arc<Semaphore>,
 ) -> Result<Ended, PeerError> {
-    let Following { source, me, run, .. } = following.clone();
+    let Following { source, me, run, agenda, .. } = following.clone();
     let who = format!("peer {}", source.name);
     let channel = match channel::connect_once(&source.address).await? {
         Ok(channel) => channel,
         Err(cause) => return Ok(Ended::Broke(cause)),
     };
     // Nothing larger than what was agreed is even read.
-    let limit = source.schema.byte_len().saturating_add(MESSAGE_OVERHEAD).min(EXCHANGE_MESSAGE_BYTES_MAX);
+    let agreed = agenda.byte_len_max(&source.schema);
+    let limit = agreed.saturating_add(MESSAGE_OVERHEAD).min(EXCHANGE_MESSAGE_BYTES_MAX);
     let mut client = ExchangeClient::new(channel).max_decoding_message_size(limit);
     let request = Follow {
         protocol_version: PROTOCOL_VERSION,
@@ -138,8 +142,10 @@ async fn follow_once<W: From<Delivery>>(
                 "{who} sent a contribution to step {step} that cannot be used: {why}"
             ))
         };
-        let contribution =
-            open_contribution(wire, &source.schema).map_err(|error| refused(error.to_string()))?;
+        let Some(schema) = agenda.schema(&source.schema, wire.round) else {
+            return Err(refused(format!("this run has no round {}", wire.round)));
+        };
+        let contribution = open_contribution(wire, &schema).map_err(|error| refused(error.to_string()))?;
         if contribution.header().source != source.name {
             return Err(refused(format!("it is signed {}", contribution.header().source)));
         }

@@ -60,11 +60,20 @@ impl Sgd {
     /// # Errors
     /// If the configuration is impossible (see [`SgdConfig::check`]) or the device fails.
     pub fn new(params: &Params, config: SgdConfig) -> Result<Self> {
+        Self::over(params, config, |_| true)
+    }
+
+    /// As [`Sgd::new`], for the parameters whose names are `included`; it never touches the others.
+    ///
+    /// # Errors
+    /// Those of [`Sgd::new`].
+    pub fn over(params: &Params, config: SgdConfig, included: impl Fn(&str) -> bool) -> Result<Self> {
         config.check().map_err(candle_core::Error::wrap)?;
         let zero = |(name, var): (&String, &Var)| {
             Ok((name.clone(), Var::zeros(var.shape(), var.dtype(), var.device())?))
         };
-        Ok(Self { config, velocity: params.trainable().iter().map(zero).collect::<Result<_>>()? })
+        let included = params.trainable().iter().filter(|(name, _)| included(name));
+        Ok(Self { config, velocity: included.map(zero).collect::<Result<_>>()? })
     }
 
     /// The hyper-parameters.
@@ -80,16 +89,16 @@ impl Sgd {
     /// trained does not depend on which loss terms were present in a step.
     ///
     /// # Errors
-    /// If a gradient has no parameter or another shape or element type, or a parameter no velocity: nothing has changed
-    /// then. Or if the device fails.
+    /// If a gradient has another shape or element type than its parameter, or none that this optimiser steps, or if a
+    /// parameter that it steps is gone: nothing has changed then. Or if the device fails.
     pub fn step(&mut self, params: &Params, mut gradients: Gradients, lr: f64) -> Result<Option<f64>> {
         self.check_step(params, &gradients)?;
         let clip = self.config.clip_norm;
         let norm = if clip > 0.0 { Some(clip_global_norm(&mut gradients, clip)?) } else { None };
         let SgdConfig { momentum, nesterov, weight_decay, .. } = self.config;
         let settings = kernels::Sgd { lr, momentum, weight_decay, nesterov };
-        for (name, var) in params.trainable() {
-            if let Some(velocity) = self.velocity.get(name) {
+        for (name, velocity) in &self.velocity {
+            if let Some(var) = params.trainable().get(name) {
                 kernels::sgd_step(var, velocity, gradients.get(name), settings)?;
             }
         }
@@ -99,16 +108,16 @@ impl Sgd {
     /// Refuses a step before it has touched anything.
     fn check_step(&self, params: &Params, gradients: &Gradients) -> Result<()> {
         for (name, gradient) in gradients {
-            let Some(var) = params.trainable().get(name) else {
-                candle_core::bail!("a gradient for `{name}`, which is not a trainable tensor");
+            let Some(var) = params.trainable().get(name).filter(|_| self.velocity.contains_key(name)) else {
+                candle_core::bail!("a gradient for `{name}`, which this optimiser does not step");
             };
             if (gradient.dims(), gradient.dtype()) != (var.dims(), var.dtype()) {
                 let (found, expected) = ((gradient.dims(), gradient.dtype()), (var.dims(), var.dtype()));
                 candle_core::bail!("the gradient of `{name}` is {found:?}, the tensor is {expected:?}");
             }
         }
-        match params.trainable().keys().find(|name| !self.velocity.contains_key(*name)) {
-            Some(name) => candle_core::bail!("`{name}` became trainable after the optimiser was made"),
+        match self.velocity.keys().find(|name| !params.trainable().contains_key(*name)) {
+            Some(name) => candle_core::bail!("`{name}` is not among the parameters any more"),
             None => Ok(()),
         }
     }

@@ -12,5 +12,5 @@ use crate::optim::Gradients;
 /// If the device fails.
 pub fn backward(learner: &Learner, loss: &Terms) -> Result<Gradients> {
     let store = loss.total.backward()?;
-    Ok(learner.params.gradients(&store))
+    Ok(learner.model.params.gradients(&store))
 }

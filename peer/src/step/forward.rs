@@ -1,31 +1,26 @@
 //! Act 2: the network sees the batch.
 
-use candle_core::{Result, Tensor};
+use candle_core::Result;
 
 use super::load::Input;
-use crate::learner::Learner;
-use crate::methods::primitives::unit;
+use crate::learner::{Learner, Outputs};
 use crate::models::Pass;
 
-/// What the network makes of the batch, with its graph.
+/// What the network makes of the batch.
 #[derive(Debug)]
 pub struct Forward {
-    /// [B, classes].
-    pub logits: Tensor,
-    /// Unit rows [B, feat_dim]; one entry if the method contrasts embeddings, else none.
-    pub embeddings: Vec<Tensor>,
+    /// Logits and whatever the method contrasts, with their graph.
+    pub outputs: Outputs,
     /// The running statistics that are still to be written.
     pub pass: Pass,
 }
 
-/// Runs network and projection head in training mode.
+/// Runs the network and what its method adds in training mode.
 ///
 /// # Errors
 /// If shapes do not fit or the device fails.
 pub fn forward(learner: &Learner, input: &Input) -> Result<Forward> {
     let mut pass = Pass::train();
-    let output = learner.network.forward(&input.images, &mut pass)?;
-    let embed = |head: &crate::models::projection::Projection| unit(&head.forward(&output.feature, &pass)?);
-    let embeddings = learner.head.iter().map(embed).collect::<Result<Vec<_>>>()?;
-    Ok(Forward { logits: output.logits, embeddings, pass })
+    let outputs = learner.model.forward(&input.images, &mut pass)?;
+    Ok(Forward { outputs, pass })
 }

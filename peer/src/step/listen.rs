@@ -1,12 +1,14 @@
 //! Act 4: waiting for what the sources say about the same batch. This is the barrier of a step: there is no other.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Result, Tensor};
 use cohort_proto::contribution::{self, Contribution, Position};
 use cohort_proto::id::{Digest, PeerName};
 use cohort_proto::schema::DType;
 
 use super::{Company, Interruption};
-use crate::methods::{Heard, LOGITS};
+use crate::methods::{AGGREGATED, Heard, LOGITS, embedding_name, matching_name};
 
 /// What the sources said.
 #[derive(Debug)]
@@ -15,6 +17,13 @@ pub struct Listened {
     pub consumed: Vec<(PeerName, Digest)>,
     /// The contributions as the losses take them, by ascending index.
     pub heard: Vec<Heard>,
+}
+
+impl Listened {
+    /// The digest of each contribution of a round, by source.
+    pub fn digests(said: &[(usize, Arc<Contribution>)]) -> Vec<(PeerName, Digest)> {
+        said.iter().map(|(_, c)| (c.header().source.clone(), c.digest())).collect()
+    }
 }
 
 /// Waits for all sources and turns what they said into constants.
@@ -28,7 +37,7 @@ pub fn listen(
     device: &Device,
 ) -> std::result::Result<Listened, Interruption> {
     let said = company.listen(at, batch_hash)?;
-    let consumed = said.iter().map(|(_, c)| (c.header().source.clone(), c.digest())).collect();
+    let consumed = Listened::digests(&said);
     let heard = said
         .iter()
         .map(|(index, contribution)| heard(*index, contribution, device))
@@ -36,21 +45,39 @@ pub fn listen(
     Ok(Listened { consumed, heard })
 }
 
-/// A contribution as the losses take it: embeddings are in the order of their stages, since the schema is.
-fn heard(index: usize, contribution: &Contribution, device: &Device) -> Result<Heard> {
-    let mut heard = Heard { index, logits: None, embeddings: Vec::new() };
+/// A contribution as the losses take it.
+///
+/// # Errors
+/// If a tensor has a name that no method says, or comes out of the order of its stage; or the device fails.
+pub fn heard(index: usize, contribution: &Contribution, device: &Device) -> Result<Heard> {
+    let mut heard = Heard::nothing(index);
     for tensor in contribution.tensors() {
+        let name = tensor.spec.name.as_str();
         let values = from_wire(tensor, device)?;
-        if tensor.spec.name == LOGITS {
+        if name == LOGITS {
             heard.logits = Some(values);
-        } else {
+        } else if name == AGGREGATED {
+            heard.aggregated = Some(values);
+        } else if name == embedding_name(heard.embeddings.len()) {
             heard.embeddings.push(values);
+        } else if name == matching_name(heard.matching.len()) {
+            heard.matching.push(values);
+        } else {
+            candle_core::bail!(
+                "network {index} said `{name}` after {} embeddings and {} matching features, which no method does",
+                heard.embeddings.len(),
+                heard.matching.len()
+            );
         }
     }
     Ok(heard)
 }
 
-fn from_wire(tensor: &contribution::Tensor, device: &Device) -> Result<Tensor> {
+/// A tensor that travelled, as a constant on a device.
+///
+/// # Errors
+/// If the device fails.
+pub fn from_wire(tensor: &contribution::Tensor, device: &Device) -> Result<Tensor> {
     let shape = tensor.spec.shape.as_slice();
     match tensor.spec.dtype {
         DType::F32 => {

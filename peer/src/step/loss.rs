@@ -5,13 +5,12 @@ use candle_core::Result;
 use super::forward::Forward;
 use super::load::Input;
 use crate::learner::Learner;
-use crate::methods::{Heard, Own, Terms};
+use crate::methods::{Heard, Terms};
 
 /// Local terms, and every term of a pair that contains this peer's own tensors.
 ///
 /// # Errors
 /// If what was heard does not fit, or the device fails.
 pub fn loss(learner: &Learner, forward: &Forward, heard: &[Heard], input: &Input) -> Result<Terms> {
-    let own = Own { logits: &forward.logits, embeddings: &forward.embeddings };
-    learner.method.loss(learner.index, heard.len() + 1, own, heard, &input.labels)
+    learner.method.loss(learner.index, heard.len() + 1, forward.outputs.own(), heard, &input.labels)
 }

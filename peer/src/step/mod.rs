@@ -1,7 +1,7 @@
 //! One step, act by act, in the order in which they happen. Each act is a file.
 //!
-//! Nothing is written to the network or the optimiser before [`update`], so a step that is given up half way leaves no
-//! trace and is simply taken again.
+//! Nothing is written to the network or the optimiser before [`update`], and what a [`meta`]-update follows is put back
+//! if that fails, so a step that is given up half way leaves no trace and is simply taken again.
 
 pub mod load;
 pub mod forward;
@@ -10,6 +10,7 @@ pub mod listen;
 pub mod loss;
 pub mod backward;
 pub mod update;
+pub mod meta;
 pub mod report;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::data::loader::Batch;
 use crate::error::PeerError;
 use crate::kernels::threads::compute;
 use crate::learner::Learner;
+use meta::Exchanged;
 
 /// The rest of the cohort, as a step sees it: somewhere to say things, and someone to listen to.
 pub trait Company {
@@ -94,11 +96,24 @@ pub fn run(
     acts.done("loss");
     let gradients = compute(|| backward::backward(learner, &loss))?;
     acts.done("backward");
-    let terms = report::terms(batch.step, &loss)?;
+    let mut terms = report::terms(batch.step, &loss)?;
+    let schedule = learner.meta.clone().filter(|meta| meta.follows(batch.position_in_epoch));
+    let before = schedule.as_ref().map(|_| learner.before()).transpose()?;
     compute(|| update::update(learner, forward.pass, gradients, batch.lr))?;
     acts.done("update");
-
-    Ok(report::report(batch, company, own_digest, consumed, terms, acts))
+    let mut exchanged = Exchanged { own: own_digest, consumed };
+    if let (Some(schedule), Some(before)) = (schedule, before) {
+        match meta::meta(learner, company, &schedule, (batch, &input), &mut exchanged) {
+            Ok(term) => terms.extend(term),
+            Err(interruption) => {
+                let damaged = |error| PeerError::Internal(format!("a step cannot be taken back: {error}"));
+                learner.put_back(&before).map_err(damaged)?;
+                return Err(interruption);
+            }
+        }
+        acts.done("meta");
+    }
+    Ok(report::report(batch, company, exchanged, terms, acts))
 }
 
 /// Takes a step without anybody: the loop of a single network.

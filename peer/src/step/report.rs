@@ -1,9 +1,10 @@
-//! Act 8: what the coordinator is told of the step.
+//! Act 9, the last: what the coordinator is told of the step.
 
 use candle_core::DType;
 use cohort_proto::control::{StepReport, Term};
-use cohort_proto::id::{Digest, PeerName, Step};
+use cohort_proto::id::{Digest, Step};
 
+use super::meta::Exchanged;
 use super::{Company, Interruption, diverged};
 use crate::clock::Acts;
 use crate::data::loader::Batch;
@@ -28,8 +29,7 @@ pub fn terms(step: Step, loss: &Terms) -> Result<Vec<Term>, Interruption> {
 pub fn report(
     batch: &Batch,
     company: &dyn Company,
-    own_digest: Option<Digest>,
-    consumed: Vec<(PeerName, Digest)>,
+    exchanged: Exchanged,
     terms: Vec<Term>,
     acts: Acts,
 ) -> StepReport {
@@ -39,8 +39,8 @@ pub fn report(
         epoch: batch.epoch,
         lr: batch.lr,
         // One who says nothing is known by the digest of nothing.
-        own_digest: own_digest.unwrap_or_else(|| Digest::of([])),
-        consumed,
+        own_digest: exchanged.own.unwrap_or_else(|| Digest::of([])),
+        consumed: exchanged.consumed,
         terms,
         timings: acts.into_timings(),
         images: batch.indices.len() as u64,

@@ -7,10 +7,10 @@ use cohort_proto::schema::{self, TensorSpec};
 
 use super::forward::Forward;
 use super::{Company, Interruption};
-use crate::learner::Learner;
-use crate::methods::{LOGITS, embedding_name};
+use crate::learner::{Learner, Outputs};
+use crate::methods::{AGGREGATED, LOGITS, embedding_name, matching_name};
 
-/// Publishes logits and embeddings, as far as the method says them. Returns the digest of what was said.
+/// Publishes what the method says. Returns the digest of what was said.
 ///
 /// # Errors
 /// If a value is not finite, the log is full, or the device fails.
@@ -21,14 +21,26 @@ pub fn say(
     batch_hash: u64,
     forward: &Forward,
 ) -> std::result::Result<Option<Digest>, Interruption> {
-    let mut tensors = Vec::new();
+    company.say(at, batch_hash, words(learner, &forward.outputs)?)
+}
+
+/// What the method says, in the order of the schema: logits, aggregated logits, the embeddings and then the matching
+/// features by stage.
+fn words(learner: &Learner, outputs: &Outputs) -> Result<Vec<Tensor>> {
+    let mut words = Vec::new();
     if learner.method.says_logits() {
-        tensors.push(to_wire(LOGITS, &forward.logits)?);
+        words.push(to_wire(LOGITS, &outputs.logits)?);
     }
-    for (stage, embedding) in forward.embeddings.iter().enumerate() {
-        tensors.push(to_wire(&embedding_name(stage), embedding)?);
+    if let Some(aggregated) = outputs.aggregated.as_ref().filter(|_| learner.method.says_aggregated()) {
+        words.push(to_wire(AGGREGATED, aggregated)?);
     }
-    company.say(at, batch_hash, tensors)
+    for (stage, embedding) in outputs.embeddings.iter().enumerate() {
+        words.push(to_wire(&embedding_name(stage), embedding)?);
+    }
+    for (stage, matching) in outputs.matching.iter().enumerate() {
+        words.push(to_wire(&matching_name(stage), matching)?);
+    }
+    Ok(words)
 }
 
 /// A tensor's own bits, little-endian; f32 and f64 travel as they are.

@@ -11,6 +11,6 @@ use crate::optim::Gradients;
 /// # Errors
 /// If the device fails.
 pub fn update(learner: &mut Learner, pass: Pass, gradients: Gradients, lr: f64) -> Result<()> {
-    learner.optimizer.step(&learner.params, gradients, lr)?;
+    learner.optimizer.step(&learner.model.params, gradients, lr)?;
     pass.commit()
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use cohort_proto::contribution::{Contribution, ContributionError, Header, Position, Tensor};
 use cohort_proto::control::{Stop, StopKind};
 use cohort_proto::id::{Digest, PeerName, RunId, Step, ViewId};
+use cohort_proto::meta::Agenda;
 use cohort_proto::schema::Schema;
 use cohort_proto::view::View;
 use tokio::sync::mpsc;
@@ -23,6 +24,7 @@ pub(super) struct Identity {
     pub(super) me: PeerName,
     pub(super) run: RunId,
     pub(super) schema: Schema,
+    pub(super) agenda: Agenda,
     pub(super) total_steps: Step,
     /// How long to wait for what a living source says.
     pub(super) stall: Duration,
@@ -136,12 +138,15 @@ impl Company for Live {
         batch_hash: u64,
         tensors: Vec<Tensor>,
     ) -> Result<Option<Digest>, Interruption> {
-        let Identity { me, run, schema, .. } = &self.identity;
+        let Identity { me, run, schema, agenda, .. } = &self.identity;
         if schema.tensors().is_empty() {
             return Ok(None);
         }
+        let Some(schema) = agenda.schema(schema, at.round) else {
+            return Err(PeerError::Internal(format!("this run has no round {}", at.round)).into());
+        };
         let header = Header { run: *run, view: self.view(), position: at, source: me.clone(), batch_hash };
-        let contribution = Contribution::seal(header, tensors, schema).map_err(|error| match error {
+        let contribution = Contribution::seal(header, tensors, &schema).map_err(|error| match error {
             ContributionError::NotFinite { name, .. } => PeerError::Diverged { step: at.step, what: name },
             error => {
                 PeerError::Internal(format!("what this peer would say does not fit its schema: {error}"))
@@ -184,6 +189,8 @@ impl Company for Live {
                 at.step
             ))));
         }
+        // Sources may send as much again: a step of many rounds has more of them than places.
+        self.places.retain(|(position, _)| *position > at);
         Ok(said)
     }
 

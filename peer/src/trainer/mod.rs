@@ -12,6 +12,7 @@ use std::time::Duration;
 use cohort_proto::control::{StepReport, Stop};
 use cohort_proto::id::{RunId, Step};
 use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH, STALL_TIMEOUTS};
+use cohort_proto::meta::Agenda;
 use cohort_proto::view::View;
 use tokio::sync::mpsc;
 
@@ -158,7 +159,8 @@ fn train(
         other => return not_joined(Err(PeerError::Internal(format!("not joined, but {other:?}")))),
     };
     let stall = STALL_TIMEOUTS * Duration::from_millis(spec.policy.failure_timeout_ms);
-    let identity = company::Identity { me: peer.name, run, schema, total_steps: total, stall };
+    let agenda = Agenda::of(&spec);
+    let identity = company::Identity { me: peer.name, run, schema, agenda, total_steps: total, stall };
     let company = Live::new(identity, inbox, log);
     let checkpoint_every = spec.run.checkpoint_every;
     let progress = Progress { run, ..progress };

@@ -28,6 +28,16 @@ pub const ARCHITECTURES: [&str; 15] = [
     "wrn_40_2",
 ];
 
+/// The stages of an architecture: the feature maps that layer-wise methods look at, the last in front of the classifier.
+/// A test of the peer keeps this and its networks equal.
+pub fn stages_of(arch: &str) -> usize {
+    match arch {
+        "plain6" => 2,
+        "resnet10" | "resnet18" => 4,
+        _ => 3,
+    }
+}
+
 /// `[[peer]]`: one network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerSpec {

@@ -2,6 +2,7 @@
 
 mod cross_entropy;
 mod dml;
+mod lmcl;
 mod mcl;
 mod metrics;
 mod sgd;
@@ -19,6 +20,9 @@ const TERMS: &[(&str, Term)] = &[
     ("dml", dml::dml),
     ("mcl", mcl::mcl),
     ("mcl_logit_kd", mcl::mcl_logit_kd),
+    ("lmcl_step", lmcl::step),
+    ("lmcl_inner", lmcl::inner),
+    ("aggregator", lmcl::aggregator),
     ("metrics", metrics::metrics),
     ("sgd", sgd::sgd),
 ];

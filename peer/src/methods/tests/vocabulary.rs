@@ -4,13 +4,17 @@ use super::*;
 use crate::methods::{DmlParams, Heard, MclParams, Method, Own, Students};
 
 fn heard(index: usize) -> Heard {
-    Heard { index, logits: Some(logits_of(index).unwrap()), embeddings: vec![embedding_of(index).unwrap()] }
+    Heard {
+        logits: Some(logits_of(index).unwrap()),
+        embeddings: vec![embedding_of(index).unwrap()],
+        ..Heard::nothing(index)
+    }
 }
 
 fn loss(method: &Method, me: usize, cohort: usize, heard: &[Heard]) -> Result<crate::methods::Terms> {
     let embeddings = [embedding_of(me)?];
     let logits = logits_of(me)?;
-    method.loss(me, cohort, Own { logits: &logits, embeddings: &embeddings }, heard, &labels(&LABELS)?)
+    method.loss(me, cohort, Own::new(&logits, &embeddings), heard, &labels(&LABELS)?)
 }
 
 fn names(method: &Method, me: usize, heard: &[Heard]) -> Vec<&'static str> {
@@ -90,11 +94,11 @@ fn networks_missing_doubled_or_out_of_order_are_refused() {
 fn terms_have_the_dtype_of_training() {
     let single = |t: Tensor| t.to_dtype(DType::F32).unwrap();
     let (logits, embeddings) = (single(logits_of(0).unwrap()), [single(embedding_of(0).unwrap())]);
-    let own = Own { logits: &logits, embeddings: &embeddings };
+    let own = Own::new(&logits, &embeddings);
     let other = Heard {
-        index: 1,
         logits: Some(single(logits_of(1).unwrap())),
         embeddings: vec![single(embedding_of(1).unwrap())],
+        ..Heard::nothing(1)
     };
     let mcl = Method::Mcl(MclParams::default());
     let terms = mcl.loss(0, 2, own, &[other], &labels(&LABELS).unwrap()).unwrap();

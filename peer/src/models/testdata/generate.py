@@ -1,6 +1,8 @@
 """Makes the values that the networks are compared with: PyTorch, float64, nets written here from their papers.
 
     python generate.py ARCH CxHxW CLASSES BATCH [OUT]     one file, ARCH_CxHxW.safetensors
+    python generate.py --stages ARCH CxHxW CLASSES BATCH [OUT]   the same with auxiliary classifiers and aggregator
+    python generate.py --names                            tensors of auxiliary classifiers, for auxiliary_names.txt
     python generate.py --counts                           trainable scalars of every architecture, 3x32x32, 100 classes
 
 Weights are not stored: both sides compute them with the project's own generator from the tensor's name (`fill`).
@@ -91,14 +93,30 @@ def stage(block, n, i, o, stride):
 class ResNet(nn.Module):
     def __init__(self, depth, scale, channels, classes):
         super().__init__()
-        n, w = (depth - 2) // 6, [16, 16, 32, 64] if scale == 1 else [32, 64, 128, 256]
+        w = [16, 16, 32, 64] if scale == 1 else [32, 64, 128, 256]
+        w = {6: [16, 16, 32], 10: [64, 64, 128, 256, 512], 18: [64, 64, 128, 256, 512]}.get(depth, w)
+        self.n, self.w = (depth - 2) // (2 * len(w) - 2), w
         self.conv1, self.bn1 = nn.Conv2d(channels, w[0], 3, 1, 1, bias=False), nn.BatchNorm2d(w[0])
-        self.layer1, self.layer2, self.layer3 = (stage(Basic, n, w[k], w[k + 1], 2 if k else 1) for k in range(3))
-        self.fc = nn.Linear(w[3], classes)
+        for k in range(len(w) - 1):
+            setattr(self, f"layer{k + 1}", stage(Basic, self.n, w[k], w[k + 1], 2 if k else 1))
+        self.fc = nn.Linear(w[-1], classes)
+
+    def maps(self, x):
+        x, maps = relu(self.bn1(self.conv1(x))), []
+        for k in range(len(self.w) - 1):
+            x = getattr(self, f"layer{k + 1}")(x)
+            maps.append(x)
+        return maps
+
+    def pooled(self, maps):
+        return maps[-1].mean((2, 3))
 
     def forward(self, x):
-        x = relu(self.bn1(self.conv1(x)))
-        return self.fc(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+        return self.fc(self.pooled(self.maps(x)))
+
+    def rest(self, k):
+        """The stages after stage k, once more."""
+        return nn.Sequential(*[stage(Basic, self.n, *ends, 2) for ends in zip(self.w[k + 1 :], self.w[k + 2 :])])
 
 
 class Block(nn.Module):
@@ -113,14 +131,57 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     def __init__(self, depth, widen, channels, classes):
         super().__init__()
-        n, w = (depth - 4) // 6, [16, 16 * widen, 32 * widen, 64 * widen]
+        self.n, self.w = n, w = (depth - 4) // 6, [16, 16 * widen, 32 * widen, 64 * widen]
         self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
         self.block1, self.block2, self.block3 = (Block(n, w[k], w[k + 1], 2 if k else 1) for k in range(3))
         self.bn1, self.fc = nn.BatchNorm2d(w[3]), nn.Linear(w[3], classes)
 
+    def maps(self, x):
+        first = self.block1(self.conv1(x))
+        second = self.block2(first)
+        return [first, second, self.block3(second)]
+
+    def pooled(self, maps):
+        return relu(self.bn1(maps[-1])).mean((2, 3))
+
     def forward(self, x):
-        x = relu(self.bn1(self.block3(self.block2(self.block1(self.conv1(x))))))
-        return self.fc(x.mean((2, 3)))
+        return self.fc(self.pooled(self.maps(x)))
+
+    def rest(self, k):
+        """The stages after stage k, once more."""
+        return nn.Sequential(*[Block(self.n, *ends, 2) for ends in zip(self.w[k + 1 :], self.w[k + 2 :])])
+
+
+class Auxiliary(nn.Module):
+    """A branch behind every stage but the last, with the attribute names of the published networks."""
+
+    def __init__(self, net, classes):
+        super().__init__()
+        self.branches = range(1, len(net.w) - 1)
+        for k in self.branches:
+            setattr(self, f"block_extractor{k}", net.rest(k - 1))
+            if isinstance(net, WideResNet):
+                setattr(self, f"bn{k}", nn.BatchNorm2d(net.w[-1]))
+            setattr(self, f"fc{k}", nn.Linear(net.w[-1], classes))
+
+    def forward(self, maps):
+        features, logits = [], []
+        for k in self.branches:
+            x = getattr(self, f"block_extractor{k}")(maps[k - 1])
+            x = relu(getattr(self, f"bn{k}")(x)) if hasattr(self, f"bn{k}") else x
+            features.append(x.mean((2, 3)))
+            logits.append(getattr(self, f"fc{k}")(features[-1]))
+        return features, logits
+
+
+def stages(net, x):
+    """Logits of every stage, and as the aggregator weighs them."""
+    maps = net.maps(x)
+    features, logits = net.auxiliary_classifier(maps)
+    features.append(net.pooled(maps))
+    logits.append(net.fc(features[-1]))
+    weights = net.aggregator[2](relu(net.aggregator[0](torch.cat(features, 1)))).softmax(1)
+    return logits, sum(weights[:, k : k + 1] * z for k, z in enumerate(logits))
 
 
 def network(arch, channels, classes):
@@ -131,32 +192,57 @@ def network(arch, channels, classes):
     return ResNet(int(depth), int(scale or 1), channels, classes)
 
 
-def main(arch, image, classes, batch, out="."):
+def main(arch, image, classes, batch, out=".", with_stages=False):
     channels, height, width = map(int, image.split("x"))
     classes, batch = int(classes), int(batch)
-    net = network(arch, channels, classes).double()
+    net = network(arch, channels, classes)
+    if with_stages:
+        d, count = net.fc.in_features, len(net.w) - 1
+        net.auxiliary_classifier = Auxiliary(net, classes)
+        net.aggregator = nn.Sequential(nn.Linear(count * d, d), nn.ReLU(), nn.Linear(d, count))
+    net = net.double()
     state = {k: v if v.dtype == torch.int64 else fill(k, v.shape) for k, v in net.state_dict().items()}
     net.load_state_dict(state)
     x = 2 * fill("input.bias", (batch, channels * height * width)).reshape(batch, channels, height, width)
     labels = torch.arange(batch) % classes
-    with torch.no_grad():
-        found = {"logits.eval": net.eval()(x)}
-    logits = net.train()(x)
-    loss = F.cross_entropy(logits, labels)
+    found = {}
+    for mode in ("eval", "train"):
+        net.train(mode == "train")
+        if with_stages:
+            logits, aggregated = stages(net, x)
+            found |= {f"logits.{k}.{mode}": z for k, z in enumerate(logits)} | {f"aggregated.{mode}": aggregated}
+            loss = sum(F.cross_entropy(z, labels) for z in [*logits, aggregated])
+        else:
+            found[f"logits.{mode}"] = net(x)
+            loss = F.cross_entropy(found[f"logits.{mode}"], labels)
     loss.backward()
-    found |= {"logits.train": logits.detach(), "loss": loss.detach()}
+    found = {name: value.detach() for name, value in found.items()} | {"loss": loss.detach()}
+    kept = SAMPLES // 8 if with_stages else SAMPLES
     for name, parameter in net.named_parameters():
         flat = parameter.grad.flatten()
-        found["grad." + name] = flat[:: -(-len(flat) // SAMPLES)].clone()
+        found["grad." + name] = flat[:: -(-len(flat) // kept)].clone()
     found |= {"after." + k: v.clone() for k, v in net.state_dict().items() if "running" in k}
-    about = {"arch": arch, "image": image, "classes": str(classes), "batch": str(batch)}
+    about = {"arch": arch, "image": image, "classes": str(classes), "batch": str(batch), "samples": str(kept)}
+    about |= {"stages": "1"} if with_stages else {}
     print(f"{arch} {image}: nearest to a ReLU's edge {min(BEFORE_RELU):.1e}")
-    save_file(found, f"{out}/{arch}_{image}.safetensors", metadata=about)
+    save_file(found, f"{out}/{arch}_{image}{'_stages' * with_stages}.safetensors", metadata=about)
 
 
-if sys.argv[1:] == ["--counts"]:
-    narrow = [f"resnet{d}" for d in (8, 14, 20, 32, 44, 56, 110)] + ["resnet8x4", "resnet32x4"]
-    for name in narrow + [f"wrn_{s}" for s in ("10_1", "16_1", "16_2", "28_4", "40_1", "40_2")]:
-        print(f'("{name}", {sum(p.numel() for p in network(name, 3, 100).parameters())}),')
-else:
-    main(*sys.argv[1:])
+def command():
+    if sys.argv[1:] == ["--counts"]:
+        narrow = [f"resnet{d}" for d in (8, 14, 20, 32, 44, 56, 110)] + ["resnet8x4", "resnet32x4"]
+        narrow += ["resnet6", "resnet10", "resnet18"]
+        for name in narrow + [f"wrn_{s}" for s in ("10_1", "16_1", "16_2", "28_4", "40_1", "40_2")]:
+            print(f'("{name}", {sum(p.numel() for p in network(name, 3, 100).parameters())}),')
+    elif sys.argv[1:] == ["--names"]:
+        for name in ("resnet6", "resnet14", "resnet10", "wrn_16_2"):
+            for key, value in Auxiliary(network(name, 3, 10), 10).state_dict().items():
+                print(name, "auxiliary_classifier." + key, "x".join(map(str, value.shape)) or "scalar")
+    elif sys.argv[1] == "--stages":
+        main(*sys.argv[2:], with_stages=True)
+    else:
+        main(*sys.argv[1:])
+
+
+if __name__ == "__main__":
+    command()

@@ -46,7 +46,7 @@ fn every_trainable_tensor_gets_a_gradient() {
         let head = Projection::new(params.scope("embed.0"), network.feature_width(), 6).unwrap();
         let mut pass = Pass::train();
         let output = network.forward(&images(TINY, 4, DType::F32), &mut pass).unwrap();
-        let embedding = head.forward(&output.feature, &pass).unwrap();
+        let embedding = head.forward(&output.feature, &mut pass).unwrap();
         // A loss with a slope at every output: sums alone would cancel in batch norm.
         let loss =
             output.logits.exp().unwrap().mean_all().unwrap() + embedding.sqr().unwrap().mean_all().unwrap();
@@ -160,7 +160,7 @@ fn projection_is_linear_relu_linear() {
     set("embed.0.2.weight", &[1., 1., 2., -1.], &[2, 2]);
     set("embed.0.2.bias", &[0., 1.], &[2]);
     let feature = Tensor::new(&[[1f64, 1.], [-1., 0.]], &Device::Cpu).unwrap();
-    let embedding = head.forward(&feature, &Pass::train()).unwrap();
+    let embedding = head.forward(&feature, &mut Pass::train()).unwrap();
     // Hidden: [3.5, 0] and [0, 1.5].
     assert_eq!(values(&embedding), [3.5, 8.0, 1.5, -0.5]);
 }

@@ -1,0 +1,214 @@
+//! Everything of a peer that holds tensors: the network, what its method adds, the optimisers. One thread owns it.
+
+mod model;
+
+#[cfg(test)]
+mod tests;
+
+pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX, Model, Outputs};
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use cohort_proto::spec::{
+    DmlReduce, DmlTarget, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, RunSpec,
+};
+
+use crate::checkpoint::Checkpoint;
+use crate::error::PeerError;
+use crate::meta::Schedule;
+use crate::methods::{DmlParams, LMclParams, Matching, MclParams, Method, Reduce, Students, Target};
+use crate::models::{ImageShape, Params, StateDict, StateError, Strictness, state};
+use crate::optim::{Sgd, SgdConfig};
+
+/// Beginnings of the names that a method adds to a network's own: initial weights may lack them or bring others.
+pub const METHOD_PREFIXES: [&str; 4] = ["embed.", AUXILIARY_PREFIX, AGGREGATOR_PREFIX, MATCHING_PREFIX];
+
+/// Momentum of the matching's optimiser, with Nesterov's look-ahead (winycg/L-MCL, `main_layer_mcl_cifar_meta.py`).
+const MATCHING_MOMENTUM: f64 = 0.9;
+
+/// One peer's network with all that trains it.
+pub struct Learner {
+    /// Position of the peer in the run spec.
+    pub index: usize,
+    /// The network and what the method adds to it.
+    pub model: Model,
+    /// The optimiser of every step, over all parameters but φ.
+    pub optimizer: Sgd,
+    /// The optimiser of the meta-updates, over the parameters φ of the learned matching; over nothing without them.
+    pub matching_optimizer: Sgd,
+    /// The method.
+    pub method: Method,
+    /// The meta-updates of the run, if it makes any.
+    pub meta: Option<Schedule>,
+    /// Where it computes.
+    pub device: Device,
+}
+
+impl Learner {
+    /// Builds the peer of a run spec with fresh weights, drawn from the run's seed and the peer's name, or with the
+    /// initial weights that the spec names.
+    ///
+    /// # Errors
+    /// A network that cannot be built, or initial weights that cannot be used.
+    pub fn build(
+        spec: &RunSpec,
+        index: usize,
+        peer: &PeerSpec,
+        image: ImageShape,
+        device: Device,
+    ) -> Result<Self, PeerError> {
+        let params = Params::new(spec.run.seed, peer.name.as_str(), DType::F32, &device)?;
+        let method = method_of(&spec.method);
+        let shape = (image, spec.data.dataset.classes());
+        let model = Model::build(&peer.arch, shape, Additions::from(&method), params)?;
+        if let Some(path) = &peer.init {
+            load_initial(&model.params, path)?;
+        }
+        let config = SgdConfig {
+            momentum: spec.optim.momentum,
+            nesterov: spec.optim.nesterov,
+            weight_decay: spec.optim.weight_decay,
+            clip_norm: spec.optim.clip_norm,
+        };
+        let meta = Schedule::of(spec);
+        let mut learner = Self { meta, ..Self::new(index, model, method, config)? };
+        if let Some(meta) = &learner.meta {
+            let of_matching = |name: &str| name.starts_with(MATCHING_PREFIX);
+            learner.matching_optimizer = Sgd::over(&learner.model.params, meta.optimizer(), of_matching)?;
+        }
+        Ok(learner)
+    }
+
+    /// Puts optimisers at rest beside a model: the one of every step by `config`, the one of the matching with the same
+    /// weight decay.
+    ///
+    /// # Errors
+    /// If the configuration is impossible or the device fails.
+    pub fn new(index: usize, model: Model, method: Method, config: SgdConfig) -> candle_core::Result<Self> {
+        let weight_decay = config.weight_decay;
+        let matching =
+            SgdConfig { momentum: MATCHING_MOMENTUM, nesterov: true, weight_decay, clip_norm: 0.0 };
+        let optimizer = Sgd::over(&model.params, config, |name| !name.starts_with(MATCHING_PREFIX))?;
+        let matching_optimizer =
+            Sgd::over(&model.params, matching, |name| name.starts_with(MATCHING_PREFIX))?;
+        let device = model.params.device().clone();
+        Ok(Self { index, model, optimizer, matching_optimizer, method, meta: None, device })
+    }
+
+    /// Goes back to a checkpoint.
+    ///
+    /// # Errors
+    /// If its tensors are not those of this network and optimiser.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), StateError> {
+        let optimizer = checkpoint.optimizer.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+        let (matching, every_step): (StateDict, StateDict) =
+            optimizer.partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
+        self.model.params.load(&checkpoint.model, Strictness::Strict)?;
+        self.optimizer.load(&every_step)?;
+        self.matching_optimizer.load(&matching)?;
+        Ok(())
+    }
+
+    /// Copies of all parameters and buffers, and of the state of both optimisers, whose names differ since no parameter
+    /// has two.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn state(&self) -> candle_core::Result<(StateDict, StateDict)> {
+        let mut optimizer = self.optimizer.state_dict()?;
+        optimizer.extend(self.matching_optimizer.state_dict()?);
+        Ok((self.model.params.state_dict()?, optimizer))
+    }
+}
+
+/// Everything that a step changes, as it was before.
+#[derive(Debug)]
+pub struct Before {
+    model: StateDict,
+    optimizer: StateDict,
+    matching_optimizer: StateDict,
+}
+
+impl Learner {
+    /// Copies what a step changes.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn before(&self) -> candle_core::Result<Before> {
+        Ok(Before {
+            model: self.model.params.state_dict()?,
+            optimizer: self.optimizer.state_dict()?,
+            matching_optimizer: self.matching_optimizer.state_dict()?,
+        })
+    }
+
+    /// Puts it back, bit for bit.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn put_back(&mut self, before: &Before) -> Result<(), StateError> {
+        self.model.params.restore(&before.model)?;
+        self.optimizer.load(&before.optimizer)?;
+        self.matching_optimizer.load(&before.matching_optimizer)?;
+        Ok(())
+    }
+}
+
+fn load_initial(params: &Params, path: &Path) -> Result<(), PeerError> {
+    let unusable = |cause| PeerError::Init { path: path.to_owned(), cause: Box::new(cause) };
+    let source = state::load_safetensors(path).map_err(unusable)?;
+    let report =
+        params.load(&source, Strictness::Lenient { prefixes: &METHOD_PREFIXES }).map_err(unusable)?;
+    tracing::info!("initial weights from {}: {report:?}", path.display());
+    Ok(())
+}
+
+/// The run spec's method as the losses take it.
+fn method_of(spec: &MethodSpec) -> Method {
+    match spec {
+        MethodSpec::Alone => Method::Alone,
+        MethodSpec::Dml(dml) => Method::Dml(DmlParams {
+            t: dml.t,
+            reduce: match dml.reduce {
+                DmlReduce::Mean => Reduce::Mean,
+                DmlReduce::Sum => Reduce::Sum,
+            },
+            target: match dml.target {
+                DmlTarget::Each => Target::Each,
+                DmlTarget::Ensemble => Target::Ensemble,
+            },
+        }),
+        MethodSpec::Mcl(mcl) => Method::Mcl(MclParams {
+            alpha: mcl.alpha,
+            beta: mcl.beta,
+            gamma: mcl.gamma,
+            lam: mcl.lam,
+            tau: mcl.tau,
+            kd_t: mcl.kd_t,
+            feat_dim: mcl.feat_dim,
+            logit_kd: match mcl.logit_kd {
+                LogitKd::Off => Students::Off,
+                LogitKd::Last => Students::Last,
+                LogitKd::All => Students::All,
+            },
+        }),
+        MethodSpec::LMcl(l_mcl) => Method::LMcl(LMclParams {
+            alpha: l_mcl.alpha,
+            beta: l_mcl.beta,
+            gamma: l_mcl.gamma,
+            lam: l_mcl.lam,
+            tau: l_mcl.tau,
+            kd_t: l_mcl.kd_t,
+            feat_dim: l_mcl.feat_dim,
+            match_dim: MATCH_DIM,
+            kd: l_mcl.kd,
+            double: l_mcl.double,
+            matching: match l_mcl.matching {
+                MatchingSpec::Learned => Matching::Learned,
+                MatchingSpec::Uniform => Matching::Uniform,
+                MatchingSpec::OneToOne => Matching::OneToOne,
+            },
+        }),
+    }
+}
