@@ -74,12 +74,7 @@ impl Learner {
     ///
     /// # Errors
     /// If the configuration is impossible or the device fails.
-    pub fn new(
-        index: usize,
-        model: Model,
-        method: Method,
-        config: SgdConfig,
-    ) -> candle_core::Result<Self> {
+    pub fn new(index: usize, model: Model, method: Method, config: SgdConfig) -> candle_core::Result<Self> {
         let weight_decay = config.weight_decay;
         let matching =
             SgdConfig { momentum: MATCHING_MOMENTUM, nesterov: true, weight_decay, clip_norm: 0.0 };

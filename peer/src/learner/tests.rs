@@ -94,7 +94,8 @@ fn single_precision_agrees_with_double() {
         let single = model(arch, ALL, DType::F32);
         let double = single.twin(DType::F64).unwrap();
         let outputs = single.forward(&images(4, DType::F32), &mut Pass::train()).unwrap();
-        let expected = double.forward(&images(4, DType::F32).to_dtype(DType::F64).unwrap(), &mut Pass::train());
+        let expected =
+            double.forward(&images(4, DType::F32).to_dtype(DType::F64).unwrap(), &mut Pass::train());
         let expected = expected.unwrap();
         for ((name, found), (_, expected)) in named(&outputs).into_iter().zip(named(&expected)) {
             let (found, expected) = (values(found), values(expected));
