@@ -25,19 +25,21 @@ pub fn check_log_bytes(spec: &RunSpec, schema: &Schema) -> Result<(), String> {
         Length::Epochs(_) => spec.run.checkpoint_every,
     };
     let steps = between.saturating_add(LEASE_STEPS_MAX);
-    let bytes = (schema.byte_len() as u64).saturating_mul(steps);
+    let bytes = spec.contributed_bytes(schema, steps).map_err(|error| error.to_string())?;
     if bytes <= LOG_BYTES_MAX {
         return Ok(());
     }
-    let fits = (LOG_BYTES_MAX / (schema.byte_len() as u64).max(1)).saturating_sub(LEASE_STEPS_MAX);
+    let of_step = (bytes / steps.max(1)).max(1);
+    let fits = (LOG_BYTES_MAX / of_step).saturating_sub(LEASE_STEPS_MAX);
     let advice = if fits > 0 {
         format!("set checkpoint_every to {fits} or less")
     } else {
         "make the batch or the tensors smaller".to_owned()
     };
     let each = schema.byte_len();
+    let meta = if spec.meta().is_some() { " and those of meta-updates" } else { "" };
     Err(format!(
-        "a contribution of {each} bytes a step, kept for checkpoint_every = {} and {LEASE_STEPS_MAX} more steps, needs a \
+        "a contribution of {each} bytes a step{meta}, kept for checkpoint_every = {} and {LEASE_STEPS_MAX} more steps, needs a \
          log of {bytes} bytes, but at most {LOG_BYTES_MAX} are allowed; {advice}",
         spec.run.checkpoint_every
     ))
@@ -154,14 +156,15 @@ pub(crate) fn check_reachable(address: &str, remote: Option<IpAddr>) -> Result<(
 }
 
 /// What a peer will say must be what the method listens to, and its log must hold it.
-pub(crate) fn check_schema(request: &JoinRequest, spec: &RunSpec) -> Result<(), Refusal> {
+pub(crate) fn check_schema(request: &JoinRequest, spec: &RunSpec, index: usize) -> Result<(), Refusal> {
     let refuse = |sentence: String| refusal(RefusalReason::Schema, sentence);
-    let expected = spec.contribution_schema().map_err(|error| refuse(error.to_string()))?;
+    let expected = spec.contribution_schema(index).map_err(|error| refuse(error.to_string()))?;
     if request.schema != expected {
         let sentence = format!(
-            "the peer will say {}, but with method {} every peer says {expected}; use the same version",
+            "the peer will say {}, but with method {} a peer with {} says {expected}; use the same version",
             request.schema,
-            spec.method.name()
+            spec.method.name(),
+            request.arch
         );
         return Err(refuse(sentence));
     }

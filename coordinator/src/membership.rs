@@ -234,7 +234,7 @@ impl Membership {
         }
         self.check_address(index, &request.address)?;
         admission::check_reachable(&request.address, remote)?;
-        admission::check_schema(request, spec)?;
+        admission::check_schema(request, spec, index)?;
         admission::check_checkpoints(request, self.run)?;
         Ok(self.accept(now, index, request))
     }

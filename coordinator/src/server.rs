@@ -64,9 +64,12 @@ impl Prepared {
     /// # Errors
     /// A spec whose contributions exceed the limits; a folder that cannot be used or belongs to another run.
     pub fn open(spec: RunSpec, state: &Path) -> Result<Self, ServeError> {
-        let schema = spec.contribution_schema();
-        let schema = schema.map_err(|error| ServeError::Spec(format!("{error}; make the batch smaller")))?;
-        admission::check_log_bytes(&spec, &schema).map_err(ServeError::Spec)?;
+        for index in 0..spec.peers.len() {
+            let schema = spec.contribution_schema(index);
+            let schema =
+                schema.map_err(|error| ServeError::Spec(format!("{error}; make the batch smaller")))?;
+            admission::check_log_bytes(&spec, &schema).map_err(ServeError::Spec)?;
+        }
         let (journal, history) = Journal::open(state, &spec, draw_run_id(), wall_ms())?;
         Ok(Self { spec, journal, history })
     }

@@ -53,7 +53,7 @@ pub fn measure(arch: &str, workload: Workload, threads: usize) -> Result<Through
     let method = Method::Alone;
     let model = Model::build(arch, (image, classes), Additions::from(&method), params)?;
     let config = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4, clip_norm: 0.0 };
-    let mut learner = Learner::new(0, model, method, config)?;
+    let mut learner = Learner::new(0, model, method, (config, config))?;
     let mut seconds = Vec::with_capacity(steps);
     for step in 0..WARM_UP + steps {
         let batch = random_batch(step as u64, image, classes, batch);

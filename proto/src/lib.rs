@@ -8,6 +8,7 @@
 //! - [`spec`]: `run.toml`, checked
 //! - [`dataset`], [`plan`], [`rng`]: the samples, which of them make up step s, and the generator behind both
 //! - [`view`], [`schema`], [`contribution`], [`control`]: who is in, what each says, and the words of the control plane
+//! - [`meta`]: the further exchanges of a step that a meta-update follows
 //! - [`exit`]: the exit codes that scripts rely on
 
 pub mod limits;
@@ -18,6 +19,7 @@ pub mod plan;
 pub mod rng;
 pub mod view;
 pub mod schema;
+pub mod meta;
 pub mod contribution;
 pub mod control;
 pub mod convert;

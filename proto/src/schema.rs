@@ -72,6 +72,9 @@ pub enum SchemaError {
     /// Together the tensors are larger than one message may be.
     #[error("the schema's tensors exceed {CONTRIBUTION_BYTES_MAX} bytes in all")]
     TooLarge,
+    /// A schema was asked for a peer that the run does not have.
+    #[error("the run has no peer {0}")]
+    NoPeer(usize),
 }
 
 /// The tensors of a contribution, in the order in which they are sent.

@@ -56,8 +56,9 @@ pub(crate) async fn honest_join(
     let data = &spec.data;
     let folder = data.path.clone().unwrap_or_default();
     let samples = dataset::load(&folder, data.dataset, dataset::Split::Train, data.train_limit)?;
-    let arch = spec.peers.iter().find(|peer| peer.name.as_str() == name).map(|peer| peer.arch.clone());
-    let schema = spec.contribution_schema()?;
+    let index = spec.peers.iter().position(|peer| peer.name.as_str() == name);
+    let arch = index.and_then(|index| spec.peers.get(index)).map(|peer| peer.arch.clone());
+    let schema = spec.contribution_schema(index.unwrap_or(0))?;
     let request = wire::JoinRequest {
         protocol_version: PROTOCOL_VERSION,
         name: name.to_owned(),

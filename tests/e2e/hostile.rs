@@ -182,7 +182,7 @@ fn speak(spec: &RunSpec, run: RunId, view: ViewId) -> Result<Speaker> {
     let folder = data.path.clone().unwrap_or_default();
     let labels = dataset::load_labels(&folder, data.dataset, dataset::Split::Train, data.train_limit)?;
     let plan = std::sync::Mutex::new(spec.batch_plan(&labels)?);
-    Ok(Speaker { run, view, schema: spec.contribution_schema()?, plan })
+    Ok(Speaker { run, view, schema: spec.contribution_schema(0)?, plan })
 }
 
 fn from_peer(message: Up) -> wire::FromPeer {

@@ -101,7 +101,7 @@ fn peer(spec: &RunSpec, folder: &Path, index: usize, board: Arc<Board>, steps: u
     let image = ImageShape::from(&samples.images);
     let mut learner = Learner::build(spec, index, peer, image, Device::Cpu)?;
     let mut loader = Loader::start(data::loader_inputs(spec, samples)?, 0)?;
-    let schema = spec.contribution_schema()?;
+    let schema = spec.contribution_schema(index)?;
     let mut seat = Seat { board, index, peers: spec.peers.len(), name: peer.name.clone(), schema };
     for _ in 0..steps {
         let batch = loader.next_batch()?.context("the plan has ended")?;

@@ -100,7 +100,7 @@ impl World {
             arch: spec.peer(&name(peer)).map_or("resnet8".into(), |(_, peer)| peer.arch.clone()),
             classes: 10,
             address: format!("127.0.0.1:{}", 4000 + u16::from(peer.as_bytes()[0])),
-            schema: spec.contribution_schema().unwrap(),
+            schema: spec.contribution_schema(0).unwrap(),
             dataset_fingerprint: Digest::of("data"),
             total_steps: 100,
             checkpoints: None,

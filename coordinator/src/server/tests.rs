@@ -73,7 +73,7 @@ impl Peer {
             arch: spec.peer(&self.name).unwrap().1.arch.clone(),
             classes: 10,
             address: format!("127.0.0.1:{}", 4000 + u16::from(self.name.as_str().as_bytes()[0])),
-            schema: spec.contribution_schema().unwrap(),
+            schema: spec.contribution_schema(0).unwrap(),
             dataset_fingerprint: Digest::of("data"),
             total_steps: 3,
             checkpoints: None,

@@ -10,19 +10,18 @@ pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX,
 use std::path::Path;
 
 use candle_core::{DType, Device};
-use cohort_proto::spec::{DmlReduce, DmlTarget, LogitKd, MethodSpec, PeerSpec, RunSpec};
+use cohort_proto::spec::{
+    DmlReduce, DmlTarget, LMclSpec, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, RunSpec,
+};
 
 use crate::checkpoint::Checkpoint;
 use crate::error::PeerError;
-use crate::methods::{DmlParams, MclParams, Method, Reduce, Students, Target};
+use crate::methods::{DmlParams, LMclParams, Matching, MclParams, Method, Reduce, Students, Target};
 use crate::models::{ImageShape, Params, StateDict, StateError, Strictness, state};
 use crate::optim::{Sgd, SgdConfig};
 
 /// Beginnings of the names that a method adds to a network's own: initial weights may lack them or bring others.
 pub const METHOD_PREFIXES: [&str; 4] = ["embed.", AUXILIARY_PREFIX, AGGREGATOR_PREFIX, MATCHING_PREFIX];
-
-/// Momentum of the matching's optimiser, with Nesterov's look-ahead (winycg/L-MCL, `main_layer_mcl_cifar_meta.py`).
-const MATCHING_MOMENTUM: f64 = 0.9;
 
 /// One peer's network with all that trains it.
 pub struct Learner {
@@ -66,18 +65,19 @@ impl Learner {
             weight_decay: spec.optim.weight_decay,
             clip_norm: spec.optim.clip_norm,
         };
-        Ok(Self::new(index, model, method, config)?)
+        Ok(Self::new(index, model, method, (config, matching_config(&spec.method, config)))?)
     }
 
-    /// Puts optimisers at rest beside a model: the one of every step by `config`, the one of the matching with the same
-    /// weight decay.
+    /// Puts optimisers at rest beside a model: the one of every step and the one of the matching.
     ///
     /// # Errors
     /// If the configuration is impossible or the device fails.
-    pub fn new(index: usize, model: Model, method: Method, config: SgdConfig) -> candle_core::Result<Self> {
-        let weight_decay = config.weight_decay;
-        let matching =
-            SgdConfig { momentum: MATCHING_MOMENTUM, nesterov: true, weight_decay, clip_norm: 0.0 };
+    pub fn new(
+        index: usize,
+        model: Model,
+        method: Method,
+        (config, matching): (SgdConfig, SgdConfig),
+    ) -> candle_core::Result<Self> {
         let optimizer = Sgd::over(&model.params, config, |name| !name.starts_with(MATCHING_PREFIX))?;
         let matching_optimizer =
             Sgd::over(&model.params, matching, |name| name.starts_with(MATCHING_PREFIX))?;
@@ -120,6 +120,19 @@ fn load_initial(params: &Params, path: &Path) -> Result<(), PeerError> {
     Ok(())
 }
 
+/// The matching's optimiser looks ahead, as in winycg/L-MCL (`main_layer_mcl_cifar_meta.py`), and clips nothing.
+fn matching_config(method: &MethodSpec, every_step: SgdConfig) -> SgdConfig {
+    match method {
+        MethodSpec::LMcl(LMclSpec { meta, .. }) => SgdConfig {
+            momentum: meta.momentum,
+            nesterov: meta.momentum > 0.0,
+            weight_decay: meta.weight_decay,
+            clip_norm: 0.0,
+        },
+        _ => every_step,
+    }
+}
+
 /// The run spec's method as the losses take it.
 fn method_of(spec: &MethodSpec) -> Method {
     match spec {
@@ -147,6 +160,23 @@ fn method_of(spec: &MethodSpec) -> Method {
                 LogitKd::Off => Students::Off,
                 LogitKd::Last => Students::Last,
                 LogitKd::All => Students::All,
+            },
+        }),
+        MethodSpec::LMcl(l_mcl) => Method::LMcl(LMclParams {
+            alpha: l_mcl.alpha,
+            beta: l_mcl.beta,
+            gamma: l_mcl.gamma,
+            lam: l_mcl.lam,
+            tau: l_mcl.tau,
+            kd_t: l_mcl.kd_t,
+            feat_dim: l_mcl.feat_dim,
+            match_dim: MATCH_DIM,
+            kd: l_mcl.kd,
+            double: l_mcl.double,
+            matching: match l_mcl.matching {
+                MatchingSpec::Learned => Matching::Learned,
+                MatchingSpec::Uniform => Matching::Uniform,
+                MatchingSpec::OneToOne => Matching::OneToOne,
             },
         }),
     }

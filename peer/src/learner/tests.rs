@@ -16,7 +16,7 @@ fn model(arch: &str, additions: Additions, dtype: DType) -> Model {
 }
 
 fn learner(arch: &str) -> Learner {
-    Learner::new(0, model(arch, ALL, DType::F32), Method::Alone, CONFIG).unwrap()
+    Learner::new(0, model(arch, ALL, DType::F32), Method::Alone, (CONFIG, CONFIG)).unwrap()
 }
 
 /// A batch of fixed numbers between -1 and 1.

@@ -80,7 +80,7 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
         spec_hash,
         arch: peer.arch.clone(),
         classes: learner.model.network.classes(),
-        schema: spec.contribution_schema().map_err(|error| PeerError::Mismatch(error.to_string()))?,
+        schema: spec.contribution_schema(index).map_err(|error| PeerError::Mismatch(error.to_string()))?,
         dataset_fingerprint,
         total_steps: loader.plan.total_steps(),
         checkpoints: held(&store, spec_hash, &peer)?,

@@ -1,7 +1,10 @@
 //! What follows from a run spec alone, so that coordinator and peers cannot disagree about it: the batch plan, and
 //! what every peer says in a step.
 
-use super::{Length, LogitKd, MethodSpec, RunSpec, SamplerSpec, ScheduleSpec};
+use super::{
+    Length, LogitKd, MATCH_DIM, MetaSpec, MethodSpec, RunSpec, SamplerSpec, ScheduleSpec, stages_of,
+};
+use crate::meta::RoundPlan;
 use crate::plan::{BatchPlan, LrSchedule, PlanError, PlanInputs, RunLength, Sampler};
 use crate::schema::{DType, Schema, SchemaError, TensorSpec};
 
@@ -38,24 +41,66 @@ impl RunSpec {
         BatchPlan::new(inputs, labels)
     }
 
-    /// What each peer says in round 0 of a step: `logits` [batch, classes] where somebody learns from logits, and
-    /// `embed.0` [batch, feat_dim], unit rows, where embeddings are contrasted. Empty if nobody listens.
-    pub fn contribution_schema(&self) -> Result<Schema, SchemaError> {
+    /// What a peer says in round 0 of a step; empty if nobody listens. In this order:
+    ///
+    /// - `logits` [batch, classes] where somebody learns from them, `aggregated` [batch, classes] where L-MCL distils
+    /// - `embed.k` [batch, feat_dim], unit rows, where embeddings are contrasted: one for MCL, one for each stage of the
+    ///   peer's architecture for L-MCL
+    /// - `match.k` [batch, 128], unit rows, for each stage where L-MCL learns how stages match
+    ///
+    /// # Errors
+    /// No peer of that index; more than one contribution may have.
+    pub fn contribution_schema(&self, index: usize) -> Result<Schema, SchemaError> {
+        let peer = self.peers.get(index).ok_or(SchemaError::NoPeer(index))?;
         let (batch, classes) = (self.data.batch, self.data.dataset.classes());
-        let tensor = |name: &str, width| TensorSpec {
-            name: name.into(),
-            dtype: DType::F32,
-            shape: vec![batch, width],
-        };
-        let (logits, embedding) = match &self.method {
-            _ if self.peers.len() < 2 => (false, None),
-            MethodSpec::Alone => (false, None),
-            MethodSpec::Dml(_) => (true, None),
+        let tensor = |name: String, width| TensorSpec { name, dtype: DType::F32, shape: vec![batch, width] };
+        let mut tensors = Vec::new();
+        match &self.method {
+            _ if self.peers.len() < 2 => {}
+            MethodSpec::Alone => {}
+            MethodSpec::Dml(_) => tensors.push(tensor("logits".into(), classes)),
             MethodSpec::Mcl(mcl) => {
-                (mcl.logit_kd != LogitKd::Off, self.method.contrasts().then_some(mcl.feat_dim))
+                tensors.extend((mcl.logit_kd != LogitKd::Off).then(|| tensor("logits".into(), classes)));
+                tensors.extend(self.method.contrasts().then(|| tensor("embed.0".into(), mcl.feat_dim)));
             }
-        };
-        let logits = logits.then(|| tensor("logits", classes));
-        Schema::new(logits.into_iter().chain(embedding.map(|width| tensor("embed.0", width))).collect())
+            MethodSpec::LMcl(l_mcl) => {
+                let stages = stages_of(&peer.arch);
+                tensors.extend(l_mcl.kd.then(|| tensor("aggregated".into(), classes)));
+                if l_mcl.contrasts() {
+                    tensors.extend((0..stages).map(|k| tensor(format!("embed.{k}"), l_mcl.feat_dim)));
+                }
+                if l_mcl.learns_matching() {
+                    tensors.extend((0..stages).map(|k| tensor(format!("match.{k}"), MATCH_DIM)));
+                }
+            }
+        }
+        Schema::new(tensors)
+    }
+
+    /// The meta-update of this run, if there ever is one.
+    pub fn meta(&self) -> Option<&MetaSpec> {
+        match &self.method {
+            MethodSpec::LMcl(l_mcl) if self.peers.len() > 1 && l_mcl.learns_matching() => {
+                (l_mcl.meta.freq > 0).then_some(&l_mcl.meta)
+            }
+            _ => None,
+        }
+    }
+
+    /// Bytes of tensor data that a peer with this schema says in so many steps in a row, meta-updates included. How many
+    /// of these there are depends on the steps of an epoch, which without a `train_limit` are taken to be many.
+    ///
+    /// # Errors
+    /// If a round of a meta-update would exceed what a contribution may have.
+    pub fn contributed_bytes(&self, schema: &Schema, steps: u64) -> Result<u64, SchemaError> {
+        let in_steps = (schema.byte_len() as u64).saturating_mul(steps);
+        let Some(meta) = self.meta() else { return Ok(in_steps) };
+        let samples = self.data.train_limit.unwrap_or(usize::MAX);
+        let per_epoch = (samples / self.data.batch.max(1)).max(1) as u64;
+        // Every epoch begins with one; the steps may touch one epoch more than they fill.
+        let epochs = (steps / per_epoch).saturating_add(2);
+        let updates = (steps / meta.freq).saturating_add(epochs).min(steps);
+        let each = RoundPlan::new(meta.times).meta_bytes(schema, meta.precision.dtype())?;
+        Ok(in_steps.saturating_add(each.saturating_mul(updates)))
     }
 }

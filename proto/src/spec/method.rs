@@ -1,9 +1,10 @@
-//! `[method]`: a preset and its hyper-parameters.
+//! `[method]`: a preset and its hyper-parameters. Those of L-MCL are in [`super::layerwise`].
 
 use serde::{Deserialize, Serialize};
 
-use super::SpecError;
+use super::layerwise::{LMclSpec, read_l_mcl};
 use super::section::{Section, unknown_word};
+use super::{OptimSpec, SpecError};
 
 /// `[method]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,6 +16,8 @@ pub enum MethodSpec {
     Dml(DmlSpec),
     /// Mutual Contrastive Learning.
     Mcl(MclSpec),
+    /// Layer-wise Mutual Contrastive Learning.
+    LMcl(LMclSpec),
 }
 
 /// Hyper-parameters of DML (Zhang et al., CVPR 2018).
@@ -82,16 +85,19 @@ pub enum LogitKd {
 }
 
 impl MethodSpec {
-    const NAMES: [&str; 3] = ["alone", "dml", "mcl"];
+    const NAMES: [&str; 4] = ["alone", "dml", "mcl", "l-mcl"];
 
-    pub(super) fn read(mut section: Section) -> Result<Self, SpecError> {
+    pub(super) fn read(mut section: Section, optim: &OptimSpec) -> Result<Self, SpecError> {
         let name = section.text("name")?;
         let method = match name.as_deref() {
             Some("alone") => Self::Alone,
             Some("dml") => Self::Dml(read_dml(&mut section)?),
             Some("mcl") => Self::Mcl(read_mcl(&mut section)?),
+            Some("l-mcl") => Self::LMcl(read_l_mcl(&mut section, optim)?),
             Some(other) => return Err(section.error("name", unknown_word(other, &Self::NAMES))),
-            None => return Err(section.missing("name", "write name = \"mcl\", \"dml\" or \"alone\"")),
+            None => {
+                return Err(section.missing("name", "write name = \"mcl\", \"l-mcl\", \"dml\" or \"alone\""));
+            }
         };
         section.finish()?;
         Ok(method)
@@ -103,6 +109,7 @@ impl MethodSpec {
             Self::Alone => "alone",
             Self::Dml(_) => "dml",
             Self::Mcl(_) => "mcl",
+            Self::LMcl(_) => "l-mcl",
         }
     }
 
@@ -111,12 +118,13 @@ impl MethodSpec {
         match self {
             Self::Alone | Self::Dml(_) => false,
             Self::Mcl(mcl) => [mcl.alpha, mcl.beta, mcl.gamma, mcl.lam].iter().any(|&weight| weight > 0.0),
+            Self::LMcl(l_mcl) => l_mcl.contrasts(),
         }
     }
 }
 
-const POSITIVE: &str = "greater than 0";
-const NOT_NEGATIVE: &str = "0 or greater";
+pub(super) const POSITIVE: &str = "greater than 0";
+pub(super) const NOT_NEGATIVE: &str = "0 or greater";
 
 fn read_dml(section: &mut Section) -> Result<DmlSpec, SpecError> {
     let reduce = section.choice("reduce", &[("mean", DmlReduce::Mean), ("sum", DmlReduce::Sum)])?;

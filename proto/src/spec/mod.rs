@@ -5,14 +5,16 @@ mod section;
 mod run;
 mod data;
 mod method;
+mod layerwise;
 mod optim;
 mod peer;
 mod derived;
 
 pub use data::{Augment, DataSpec, Normalize, SamplerSpec};
+pub use layerwise::{LMclSpec, MATCH_DIM, MatchingSpec, MetaBatchNorm, MetaPrecision, MetaSpec};
 pub use method::{DmlReduce, DmlSpec, DmlTarget, LogitKd, MclSpec, MethodSpec};
 pub use optim::{OptimSpec, ScheduleSpec};
-pub use peer::{ARCHITECTURES, DeviceSpec, PeerSpec, Role};
+pub use peer::{ARCHITECTURES, DeviceSpec, PeerSpec, Role, stages_of};
 pub use run::{FailurePolicy, Length, PolicySpec, RunSection};
 
 use std::fs::File;
@@ -120,9 +122,9 @@ impl RunSpec {
         let run = RunSection::read(top.table("run")?)?;
         let peers: Result<Vec<PeerSpec>, SpecError> =
             top.tables("peer")?.into_iter().map(PeerSpec::read).collect();
-        let method = MethodSpec::read(top.table("method")?)?;
-        let data = DataSpec::read(top.table("data")?, method.contrasts())?;
         let optim = OptimSpec::read(top.table("optim")?)?;
+        let method = MethodSpec::read(top.table("method")?, &optim)?;
+        let data = DataSpec::read(top.table("data")?, method.contrasts())?;
         let peers = peers?;
         let policy = PolicySpec::read(top.table("policy")?, peers.len())?;
         top.finish()?;

@@ -54,7 +54,7 @@ fn auto_sampler_follows_the_method() {
 
 #[test]
 fn what_is_said_follows_from_the_method() {
-    let said = |text: &str| RunSpec::parse(text).unwrap().contribution_schema().unwrap().to_string();
+    let said = |text: &str| RunSpec::parse(text).unwrap().contribution_schema(0).unwrap().to_string();
     assert_eq!(said(GOOD), "[logits F32[128, 10], embed.0 F32[128, 128]]");
     assert_eq!(said(&GOOD.replace("\"mcl\"", "\"mcl\"\nlogit_kd = \"off\"")), "[embed.0 F32[128, 128]]");
     let no_contrast = "\"mcl\"\nalpha = 0\nbeta = 0\ngamma = 0\nlam = 0";
@@ -62,6 +62,65 @@ fn what_is_said_follows_from_the_method() {
     assert_eq!(said(&GOOD.replace("\"mcl\"", "\"dml\"")), "[logits F32[128, 10]]");
     assert_eq!(said(&GOOD.replace("\"mcl\"", "\"alone\"")), "[]");
     assert_eq!(said(GOOD.split("[[peer]]\nname = \"b\"").next().unwrap()), "[]");
+}
+
+fn l_mcl(extra: &str) -> String {
+    GOOD.replace("\"mcl\"", &format!("\"l-mcl\"\n{extra}"))
+}
+
+#[test]
+fn l_mcl_has_the_defaults_of_its_authors_and_those_of_the_optimiser() {
+    let spec = RunSpec::parse(&format!("{}\n[optim]\nlr = 0.05\nweight_decay = 1e-4", l_mcl(""))).unwrap();
+    let MethodSpec::LMcl(l_mcl) = &spec.method else { panic!("{:?}", spec.method) };
+    assert_eq!((l_mcl.alpha, l_mcl.beta, l_mcl.gamma, l_mcl.lam), (0.1, 0.1, 1.0, 1.0));
+    assert_eq!((l_mcl.tau, l_mcl.kd_t, l_mcl.feat_dim), (0.1, 3.0, 128));
+    assert_eq!((l_mcl.kd, l_mcl.double, l_mcl.matching), (true, true, MatchingSpec::Learned));
+    let meta = spec.meta().unwrap();
+    assert_eq!((meta.freq, meta.times, meta.precision), (50, 2, MetaPrecision::F32));
+    assert_eq!((meta.compat_a1, meta.bn), (false, MetaBatchNorm::Official));
+    assert_eq!((meta.lr, meta.momentum, meta.weight_decay), (0.05, 0.9, 1e-4));
+    assert_eq!(RunSpec::from_json(&spec.to_json()).unwrap(), spec);
+}
+
+#[test]
+fn a_peer_of_l_mcl_says_as_much_as_it_has_stages() {
+    let said = |index: usize, extra: &str| {
+        let mut spec = RunSpec::parse(&l_mcl(extra)).unwrap();
+        spec.peers[1].arch = "resnet18".into();
+        spec.contribution_schema(index).unwrap().to_string()
+    };
+    let expected = "[aggregated F32[128, 10], embed.0 F32[128, 128], embed.1 F32[128, 128], embed.2 F32[128, 128], \
+                    match.0 F32[128, 128], match.1 F32[128, 128], match.2 F32[128, 128]]";
+    assert_eq!(said(0, ""), expected);
+    let four = said(1, "kd = false\nmatching = \"uniform\"\nfeat_dim = 64");
+    let stages = [0, 1, 2, 3].map(|k| format!("embed.{k} F32[128, 64]"));
+    assert_eq!(four, format!("[{}]", stages.join(", ")));
+    assert_eq!(said(0, "alpha = 0\nbeta = 0\ngamma = 0\nlam = 0"), "[aggregated F32[128, 10]]");
+    let spec = RunSpec::parse(GOOD).unwrap();
+    assert_eq!(spec.contribution_schema(2), Err(crate::schema::SchemaError::NoPeer(2)));
+}
+
+#[test]
+fn there_is_no_meta_update_without_something_to_learn() {
+    let meta = |extra: &str| RunSpec::parse(&l_mcl(extra)).unwrap().meta().map(|meta| meta.freq);
+    assert_eq!(meta("meta_freq = 7"), Some(7));
+    assert_eq!(meta("meta_freq = 0"), None);
+    assert_eq!(meta("matching = \"one-to-one\""), None);
+    let lone = l_mcl("").split("[[peer]]\nname = \"b\"").next().unwrap().to_owned();
+    assert!(RunSpec::parse(&lone).unwrap().meta().is_none());
+}
+
+#[test]
+fn meta_updates_count_among_what_is_contributed() {
+    let bytes = |extra: &str, steps: u64| {
+        let spec = RunSpec::parse(&l_mcl(extra)).unwrap();
+        spec.contributed_bytes(&spec.contribution_schema(0).unwrap(), steps).unwrap()
+    };
+    let step = 128 * 10 * 4 + 6 * 128 * 128 * 4;
+    assert_eq!(bytes("meta_freq = 0", 10), 10 * step);
+    // 78 steps an epoch: one update in each 10 steps, and two epochs begun.
+    let update = 6 * (6 * 128 * 128 * 4) + 2 * 32;
+    assert_eq!(bytes("meta_freq = 10", 20), 20 * step + 4 * update);
 }
 
 #[test]
@@ -89,6 +148,12 @@ fn errors_name_the_key_and_the_remedy() {
         (GOOD.replace("\"b\"", "\"a\""), vec!["two peers named \"a\""]),
         (GOOD.replace("\"mcl\"", "\"mlc\""), vec!["[method]", "\"mcl\""]),
         (GOOD.replace("\"mcl\"", "\"dml\"\nalpha = 1.0"), vec!["[method]", "unknown key \"alpha\""]),
+        (l_mcl("meta_times = 0"), vec!["meta_times is 0", "1 to 16"]),
+        (l_mcl("meta_freq = 5\nmatching = \"uniform\""), vec!["meta_freq needs matching = \"learned\""]),
+        (l_mcl("meta_precision = \"f16\""), vec!["meta_precision", "f16", "f32, f64"]),
+        (l_mcl("meta_lr = 0"), vec!["meta_lr is 0", "greater than 0"]),
+        (l_mcl("matching = \"one_to_one\""), vec!["did you mean \"one-to-one\""]),
+        (l_mcl("logit_kd = \"all\""), vec!["unknown key \"logit_kd\""]),
         (format!("{GOOD}\n[optim]\nlr = \"fast\""), vec!["[optim]", "lr must be a number", "fast"]),
         (format!("{GOOD}\n[optim]\nlr = nan"), vec!["lr is NaN"]),
         (format!("{GOOD}\n[optim]\nlr = -0.1"), vec!["lr is -0.1", "greater than 0"]),

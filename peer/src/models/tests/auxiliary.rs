@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use candle_core::DType;
+use cohort_proto::spec::{ARCHITECTURES, stages_of};
 
 use super::{TINY, images, network, params, values};
-use crate::models::{ImageShape, Params, Pass, StateDict, Strictness, build};
+use crate::models::{ImageShape, Params, Pass, StateDict, Strictness, build, known};
 
 /// Networks of 2, 3 and 4 stages, and their stages' channels.
 const STAGES: [(&str, &[usize]); 4] = [
@@ -52,6 +53,16 @@ fn names_are_those_of_the_published_code() {
     assert!(
         published("resnet14").contains_key("auxiliary_classifier.block_extractor2.0.0.downsample.1.weight")
     );
+}
+
+/// Coordinator and peers derive what is said from the run file alone.
+#[test]
+fn run_files_know_every_network_and_its_stages() {
+    assert_eq!(ARCHITECTURES.as_slice(), known());
+    for arch in known() {
+        let (_, network) = network(arch, TINY, 5, DType::F32);
+        assert_eq!(stages_of(arch), network.stage_widths().len(), "{arch}");
+    }
 }
 
 #[test]
