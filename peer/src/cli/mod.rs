@@ -100,6 +100,9 @@ struct BenchArgs {
     /// The architecture, such as resnet20.
     #[arg(long)]
     arch: String,
+    /// How it learns: from an echo of itself, unless alone.
+    #[arg(long, value_enum, default_value_t = BenchMethod::Alone)]
+    method: BenchMethod,
     /// Channels x height x width.
     #[arg(long, default_value = "3x32x32")]
     image: String,
@@ -115,6 +118,16 @@ struct BenchArgs {
     /// CPU threads [default: all cores].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_parser = threads_in_range)]
     threads: usize,
+}
+
+/// The methods that can be measured, each with its usual hyper-parameters.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum BenchMethod {
+    Alone,
+    Dml,
+    Mcl,
+    #[value(name = "l-mcl")]
+    LMcl,
 }
 
 /// More threads than any machine has cores are a slip of the hand.

@@ -43,7 +43,7 @@ fn names_are_those_of_the_published_code() {
                 (name.clone(), shape)
             })
             .collect();
-        assert!(found.len() > 20, "{arch}");
+        assert!(found.len() >= 20, "{arch}");
         assert_eq!(found, published(arch), "{arch}");
     }
     let wide = published("wrn_16_2");
