@@ -161,13 +161,17 @@ fn theta_phi_and_the_aggregator_are_all_there_is() {
 
 #[test]
 fn replayed_gates_give_the_same_bits_at_the_same_point() {
-    for arch in ["resnet6", "resnet8", "wrn_10_1"] {
+    // Rectifiers of the network, of the branches and of the projection heads.
+    for (arch, count) in
+        [("resnet6", 5 + 2 + 2), ("resnet8", 7 + 6 + 3), ("wrn_10_1", 7 + 8 + 3), ("resnet10", 9 + 12 + 4)]
+    {
         for dtype in [DType::F32, DType::F64] {
             let model = model(arch, ALL, dtype);
             let x = images(4, dtype);
             let mut pass = Pass::recording();
             let recorded = model.forward(&x, &mut pass).unwrap();
             let gates = pass.take_gates().unwrap();
+            assert_eq!(gates.len(), count, "{arch}");
             let replayed = model.forward(&x, &mut Pass::replaying(&gates)).unwrap();
             let plain = model.forward(&x, &mut Pass::train()).unwrap();
             for ((name, a), ((_, b), (_, c))) in

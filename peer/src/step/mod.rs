@@ -12,6 +12,9 @@ pub mod backward;
 pub mod update;
 pub mod report;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use cohort_proto::contribution::{Contribution, Position, Tensor};

@@ -7,7 +7,6 @@ use candle_core::{D, DType, Device, Tensor};
 use cohort_proto::rng::{SplitMix64, key_of};
 
 use super::{network, values};
-use crate::methods::lmcl;
 use crate::models::state::load_safetensors;
 use crate::models::{
     Aggregator, AuxiliaryClassifier, ImageShape, Network, Params, Pass, StateDict, Strictness,
@@ -44,8 +43,10 @@ fn logits(
         branches.into_iter().map(|branch| (branch.feature, branch.logits)).unzip();
     features.push(output.feature);
     logits.push(output.logits);
-    let weights = lmcl::mixture(&staged.aggregator.forward(&features, pass).unwrap()).unwrap();
-    let aggregated = lmcl::aggregate(&weights, &logits).unwrap();
+    let weights = staged.aggregator.forward(&features, pass).unwrap().exp().unwrap();
+    let weights = weights.broadcast_div(&weights.sum_keepdim(1).unwrap()).unwrap();
+    let weighted = logits.iter().enumerate().map(|(k, z)| z.broadcast_mul(&weights.narrow(1, k, 1)?));
+    let aggregated = weighted.reduce(|sum, term| sum? + term?).unwrap().unwrap();
     let stages = logits.into_iter().enumerate().map(|(k, logits)| (format!("logits.{k}"), logits));
     stages.chain([("aggregated".to_owned(), aggregated)]).collect()
 }
