@@ -1,8 +1,14 @@
 //! How fast a network learns: whole training steps (forward, loss, backward, update) on random images, as the recipe
-//! in [`crate::step`] takes them, without anybody else.
+//! in [`crate::step`] takes them, without anybody else or in the company of an echo.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
+use cohort_proto::contribution::{Contribution, Header, Position, Tensor};
+use cohort_proto::id::{BadName, Digest, RunId, ViewId};
 use cohort_proto::rng::SplitMix64;
+use cohort_proto::schema::Schema;
 use serde::Serialize;
 
 use crate::clock::seconds_of;
@@ -12,7 +18,7 @@ use crate::learner::{Additions, Learner, Model};
 use crate::methods::Method;
 use crate::models::{ImageShape, Params};
 use crate::optim::SgdConfig;
-use crate::step::{self, Interruption};
+use crate::step::{self, Company, Interruption};
 
 /// Steps that are taken before the measured ones, to warm caches and allocator.
 const WARM_UP: usize = 3;
@@ -41,34 +47,99 @@ pub struct Throughput {
     pub peak_rss_mb: f64,
     /// CPU threads.
     pub threads: usize,
+    /// Milliseconds of the median step by act.
+    pub acts_ms: BTreeMap<String, f64>,
 }
 
-/// Measures training steps of an architecture.
+/// Measures training steps of an architecture that learns by `method`, from one other network where it learns from
+/// others.
 ///
 /// # Errors
 /// If the network cannot be built or a step fails.
-pub fn measure(arch: &str, workload: Workload, threads: usize) -> Result<Throughput, PeerError> {
+pub fn measure(
+    arch: &str,
+    method: Method,
+    workload: Workload,
+    threads: usize,
+) -> Result<Throughput, PeerError> {
     let Workload { image, classes, batch, steps } = workload;
     let params = Params::new(0, "bench", DType::F32, &Device::Cpu)?;
-    let method = Method::Alone;
+    let mut company = Echo { alone: method == Method::Alone, said: None };
     let model = Model::build(arch, (image, classes), Additions::from(&method), params)?;
     let config = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4, clip_norm: 0.0 };
-    let mut learner = Learner::new(0, model, method, config)?;
-    let mut seconds = Vec::with_capacity(steps);
+    let mut learner = Learner::new(0, model, method, (config, config))?;
+    let mut measured = Vec::with_capacity(steps);
     for step in 0..WARM_UP + steps {
         let batch = random_batch(step as u64, image, classes, batch);
-        let (taken, elapsed) = seconds_of(|| step::run_alone(&mut learner, &batch));
+        let (taken, elapsed) = seconds_of(|| step::run(&mut learner, &mut company, &batch));
         match taken {
-            Ok(_) => seconds.push(elapsed),
+            Ok(report) if step >= WARM_UP => measured.push((elapsed, report.timings)),
+            Ok(_) => {}
             Err(Interruption::Failed(error)) => return Err(*error),
             Err(Interruption::Stopped(stop)) => return Err(PeerError::Internal(stop.sentence)),
         }
     }
-    let mut measured = seconds.split_off(WARM_UP);
-    measured.sort_by(f64::total_cmp);
-    let median = measured.get(measured.len() / 2).copied().unwrap_or(f64::NAN);
-    let images_per_s = workload.batch as f64 / median;
-    Ok(Throughput { images_per_s, ms_per_step: median * 1e3, peak_rss_mb: peak_rss_mb(), threads })
+    measured.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    let middle = measured.len() / 2;
+    let (median, timings) = measured.into_iter().nth(middle).unwrap_or((f64::NAN, Vec::new()));
+    Ok(Throughput {
+        images_per_s: workload.batch as f64 / median,
+        ms_per_step: median * 1e3,
+        peak_rss_mb: peak_rss_mb(),
+        threads,
+        acts_ms: timings.into_iter().map(|timing| (timing.act, timing.ms)).collect(),
+    })
+}
+
+/// One other network, which says of each image what this one says of the next.
+#[derive(Debug)]
+struct Echo {
+    alone: bool,
+    said: Option<Arc<Contribution>>,
+}
+
+impl Company for Echo {
+    fn view(&self) -> ViewId {
+        ViewId(0)
+    }
+
+    fn say(
+        &mut self,
+        at: Position,
+        batch_hash: u64,
+        tensors: Vec<Tensor>,
+    ) -> Result<Option<Digest>, Interruption> {
+        if self.alone {
+            return Ok(None);
+        }
+        let internal = |error: String| PeerError::Internal(error);
+        let source = "echo".parse().map_err(|error: BadName| internal(error.to_string()))?;
+        let schema = Schema::new(tensors.iter().map(|tensor| tensor.spec.clone()).collect());
+        let schema = schema.map_err(|error| internal(error.to_string()))?;
+        let header = Header { run: RunId(0), view: ViewId(0), position: at, source, batch_hash };
+        let tensors = tensors.into_iter().map(next_rows).collect();
+        let said =
+            Contribution::seal(header, tensors, &schema).map_err(|error| internal(error.to_string()))?;
+        let digest = said.digest();
+        self.said = Some(Arc::new(said));
+        Ok(Some(digest))
+    }
+
+    fn listen(&mut self, _: Position, _: u64) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
+        Ok(self.said.take().map(|said| (1, said)).into_iter().collect())
+    }
+
+    fn log_bytes(&self) -> u64 {
+        0
+    }
+}
+
+/// A tensor with its first row last.
+fn next_rows(tensor: Tensor) -> Tensor {
+    let rows = tensor.spec.shape.first().copied().unwrap_or(1).max(1);
+    let mut data = tensor.data.to_vec();
+    data.rotate_left(tensor.data.len() / rows);
+    Tensor { data: data.into(), ..tensor }
 }
 
 fn random_batch(step: u64, image: ImageShape, classes: usize, batch: usize) -> Batch {

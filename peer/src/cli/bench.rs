@@ -1,8 +1,9 @@
 //! `cohort-peer bench`.
 
-use super::{BenchArgs, print_json};
+use super::{BenchArgs, BenchMethod, print_json};
 use crate::bench::{Workload, measure};
 use crate::error::PeerError;
+use crate::methods::{DmlParams, LMclParams, MclParams, Method};
 use crate::models::{ImageShape, registry};
 
 pub(super) fn run(args: &BenchArgs, threads: usize) -> Result<(), PeerError> {
@@ -26,5 +27,11 @@ pub(super) fn run(args: &BenchArgs, threads: usize) -> Result<(), PeerError> {
         batch: args.batch as usize,
         steps: args.steps as usize,
     };
-    print_json(&measure(&args.arch, workload, threads)?)
+    let method = match args.method {
+        BenchMethod::Alone => Method::Alone,
+        BenchMethod::Dml => Method::Dml(DmlParams::default()),
+        BenchMethod::Mcl => Method::Mcl(MclParams::default()),
+        BenchMethod::LMcl => Method::LMcl(LMclParams::default()),
+    };
+    print_json(&measure(&args.arch, method, workload, threads)?)
 }

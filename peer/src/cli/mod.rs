@@ -98,6 +98,9 @@ struct BenchArgs {
     /// The architecture, such as resnet20.
     #[arg(long)]
     arch: String,
+    /// How it learns: from an echo of itself, unless alone.
+    #[arg(long, value_enum, default_value_t = BenchMethod::Alone)]
+    method: BenchMethod,
     /// Channels x height x width.
     #[arg(long, default_value = "3x32x32")]
     image: String,
@@ -128,6 +131,16 @@ impl From<&CpuArgs> for Threads {
     fn from(cpu: &CpuArgs) -> Self {
         Self { count: cpu.threads, cores: cpu.cores.clone() }
     }
+}
+
+/// The methods that can be measured, each with its usual hyper-parameters.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum BenchMethod {
+    Alone,
+    Dml,
+    Mcl,
+    #[value(name = "l-mcl")]
+    LMcl,
 }
 
 /// More threads than any machine has cores are a slip of the hand.

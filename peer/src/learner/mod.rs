@@ -11,7 +11,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 use cohort_proto::spec::{
-    DmlReduce, DmlTarget, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, RunSpec,
+    DmlReduce, DmlTarget, LMclSpec, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, RunSpec,
 };
 
 use crate::checkpoint::Checkpoint;
@@ -23,9 +23,6 @@ use crate::optim::{Sgd, SgdConfig};
 
 /// Beginnings of the names that a method adds to a network's own: initial weights may lack them or bring others.
 pub const METHOD_PREFIXES: [&str; 4] = ["embed.", AUXILIARY_PREFIX, AGGREGATOR_PREFIX, MATCHING_PREFIX];
-
-/// Momentum of the matching's optimiser, with Nesterov's look-ahead (winycg/L-MCL, `main_layer_mcl_cifar_meta.py`).
-const MATCHING_MOMENTUM: f64 = 0.9;
 
 /// One peer's network with all that trains it.
 pub struct Learner {
@@ -71,24 +68,20 @@ impl Learner {
             weight_decay: spec.optim.weight_decay,
             clip_norm: spec.optim.clip_norm,
         };
-        let meta = Schedule::of(spec);
-        let mut learner = Self { meta, ..Self::new(index, model, method, config)? };
-        if let Some(meta) = &learner.meta {
-            let of_matching = |name: &str| name.starts_with(MATCHING_PREFIX);
-            learner.matching_optimizer = Sgd::over(&learner.model.params, meta.optimizer(), of_matching)?;
-        }
-        Ok(learner)
+        let configs = (config, matching_config(&spec.method, config));
+        Ok(Self { meta: Schedule::of(spec), ..Self::new(index, model, method, configs)? })
     }
 
-    /// Puts optimisers at rest beside a model: the one of every step by `config`, the one of the matching with the same
-    /// weight decay.
+    /// Puts optimisers at rest beside a model: the one of every step and the one of the matching.
     ///
     /// # Errors
     /// If the configuration is impossible or the device fails.
-    pub fn new(index: usize, model: Model, method: Method, config: SgdConfig) -> candle_core::Result<Self> {
-        let weight_decay = config.weight_decay;
-        let matching =
-            SgdConfig { momentum: MATCHING_MOMENTUM, nesterov: true, weight_decay, clip_norm: 0.0 };
+    pub fn new(
+        index: usize,
+        model: Model,
+        method: Method,
+        (config, matching): (SgdConfig, SgdConfig),
+    ) -> candle_core::Result<Self> {
         let optimizer = Sgd::over(&model.params, config, |name| !name.starts_with(MATCHING_PREFIX))?;
         let matching_optimizer =
             Sgd::over(&model.params, matching, |name| name.starts_with(MATCHING_PREFIX))?;
@@ -162,6 +155,19 @@ fn load_initial(params: &Params, path: &Path) -> Result<(), PeerError> {
         params.load(&source, Strictness::Lenient { prefixes: &METHOD_PREFIXES }).map_err(unusable)?;
     tracing::info!("initial weights from {}: {report:?}", path.display());
     Ok(())
+}
+
+/// The matching's optimiser looks ahead, as in winycg/L-MCL (`main_layer_mcl_cifar_meta.py`), and clips nothing.
+fn matching_config(method: &MethodSpec, every_step: SgdConfig) -> SgdConfig {
+    match method {
+        MethodSpec::LMcl(LMclSpec { meta, .. }) => SgdConfig {
+            momentum: meta.momentum,
+            nesterov: meta.momentum > 0.0,
+            weight_decay: meta.weight_decay,
+            clip_norm: 0.0,
+        },
+        _ => every_step,
+    }
 }
 
 /// The run spec's method as the losses take it.

@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor, Var};
 use crate::error::PeerError;
 use crate::kernels::Maps;
 use crate::methods::primitives::unit;
-use crate::methods::{Method, Own, embedding_name, matching_name};
+use crate::methods::{Method, Own, embedding_name, lmcl, matching_name};
 use crate::models::layers::Linear;
 use crate::models::{
     Aggregator, AuxiliaryClassifier, ImageShape, Network, Output, Params, Pass, Projection, build,
@@ -140,8 +140,10 @@ impl Model {
         let embeddings = heads.map(|(head, f)| unit(&head.forward(f, pass)?)).collect::<Result<Vec<_>>>()?;
         let heads = self.matching.iter().zip(&features);
         let matching = heads.map(|(head, f)| unit(&head.forward(f, pass)?)).collect::<Result<Vec<_>>>()?;
-        let aggregator = self.aggregator.as_ref();
-        let aggregated = aggregator.map(|a| a.forward(&features, &stage_logits, pass)).transpose()?;
+        let aggregate = |aggregator: &Aggregator| {
+            lmcl::aggregate(&lmcl::mixture(&aggregator.forward(&features, pass)?)?, &stage_logits)
+        };
+        let aggregated = self.aggregator.as_ref().map(aggregate).transpose()?;
         Ok(Outputs { logits, stage_logits, embeddings, matching, aggregated })
     }
 

@@ -117,6 +117,11 @@ impl Positives {
         let weights = positive.broadcast_div(&count.maximum(1.0)?)?.broadcast_div(&valid)?;
         Ok(Self { weights, no_self: (eye * LEFT_OUT)? })
     }
+
+    /// `[B, B]`: 1 / (V · positives of the row) at the positives of a valid anchor, else 0.
+    pub(super) fn weights(&self) -> &Tensor {
+        &self.weights
+    }
 }
 
 /// Supervised contrastive term of a score matrix `[B, B]` (rows are anchors, columns the samples they are contrasted

@@ -1,6 +1,6 @@
 //! Stochastic gradient descent with momentum, Nesterov's look-ahead and weight decay.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Result, Var};
 
@@ -52,6 +52,8 @@ impl SgdConfig {
 pub struct Sgd {
     config: SgdConfig,
     velocity: BTreeMap<String, Var>,
+    /// Trainable parameters that are left to others.
+    left_out: BTreeSet<String>,
 }
 
 impl Sgd {
@@ -72,8 +74,11 @@ impl Sgd {
         let zero = |(name, var): (&String, &Var)| {
             Ok((name.clone(), Var::zeros(var.shape(), var.dtype(), var.device())?))
         };
-        let included = params.trainable().iter().filter(|(name, _)| included(name));
-        Ok(Self { config, velocity: included.map(zero).collect::<Result<_>>()? })
+        let (stepped, left_out): (Vec<_>, Vec<_>) =
+            params.trainable().iter().partition(|(name, _)| included(name));
+        let velocity = stepped.into_iter().map(zero).collect::<Result<_>>()?;
+        let left_out = left_out.into_iter().map(|(name, _)| name.clone()).collect();
+        Ok(Self { config, velocity, left_out })
     }
 
     /// The hyper-parameters.
@@ -90,7 +95,7 @@ impl Sgd {
     ///
     /// # Errors
     /// If a gradient has another shape or element type than its parameter, or none that this optimiser steps, or if a
-    /// parameter that it steps is gone: nothing has changed then. Or if the device fails.
+    /// parameter is new: nothing has changed then. Or if the device fails.
     pub fn step(&mut self, params: &Params, mut gradients: Gradients, lr: f64) -> Result<Option<f64>> {
         self.check_step(params, &gradients)?;
         let clip = self.config.clip_norm;
@@ -116,8 +121,9 @@ impl Sgd {
                 candle_core::bail!("the gradient of `{name}` is {found:?}, the tensor is {expected:?}");
             }
         }
-        match self.velocity.keys().find(|name| !params.trainable().contains_key(*name)) {
-            Some(name) => candle_core::bail!("`{name}` is not among the parameters any more"),
+        let known = |name: &String| self.velocity.contains_key(name) || self.left_out.contains(name);
+        match params.trainable().keys().find(|name| !known(name)) {
+            Some(name) => candle_core::bail!("`{name}` became trainable after the optimiser was made"),
             None => Ok(()),
         }
     }

@@ -13,6 +13,9 @@ pub mod update;
 pub mod meta;
 pub mod report;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use cohort_proto::contribution::{Contribution, Position, Tensor};

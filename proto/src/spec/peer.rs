@@ -10,7 +10,7 @@ use crate::id::PeerName;
 use crate::limits::PEERS_MAX;
 
 /// The architectures that a peer can build. A test of the peer keeps this list and its registry equal.
-pub const ARCHITECTURES: [&str; 15] = [
+pub const ARCHITECTURES: [&str; 18] = [
     "resnet8",
     "resnet14",
     "resnet20",
@@ -20,6 +20,9 @@ pub const ARCHITECTURES: [&str; 15] = [
     "resnet110",
     "resnet8x4",
     "resnet32x4",
+    "resnet6",
+    "resnet10",
+    "resnet18",
     "wrn_10_1",
     "wrn_16_1",
     "wrn_16_2",
@@ -32,7 +35,7 @@ pub const ARCHITECTURES: [&str; 15] = [
 /// A test of the peer keeps this and its networks equal.
 pub fn stages_of(arch: &str) -> usize {
     match arch {
-        "plain6" => 2,
+        "resnet6" => 2,
         "resnet10" | "resnet18" => 4,
         _ => 3,
     }

@@ -146,7 +146,7 @@ fn errors_name_the_key_and_the_remedy() {
         (format!("{GOOD}\n[optm]\nlr = 1"), vec!["unknown key \"optm\"", "\"optim\""]),
         (GOOD.replace("resnet20", "resnet21"), vec!["[[peer]] 1", "resnet21", "resnet20"]),
         (GOOD.replace("\"b\"", "\"a\""), vec!["two peers named \"a\""]),
-        (GOOD.replace("\"mcl\"", "\"mlc\""), vec!["[method]", "\"mcl\""]),
+        (GOOD.replace("\"mcl\"", "\"mcll\""), vec!["[method]", "\"mcl\""]),
         (GOOD.replace("\"mcl\"", "\"dml\"\nalpha = 1.0"), vec!["[method]", "unknown key \"alpha\""]),
         (l_mcl("meta_times = 0"), vec!["meta_times is 0", "1 to 16"]),
         (l_mcl("meta_freq = 5\nmatching = \"uniform\""), vec!["meta_freq needs matching = \"learned\""]),

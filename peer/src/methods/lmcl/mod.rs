@@ -25,6 +25,10 @@ mod matching;
 mod terms;
 mod rows;
 mod stock;
+mod fused;
+
+#[cfg(test)]
+mod tests;
 
 pub use logits::{aggregate, mixture};
 pub use matching::{MatchingWeight, matching_weights, weight};

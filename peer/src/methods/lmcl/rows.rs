@@ -4,7 +4,7 @@
 use candle_core::{Result, Tensor};
 
 use super::super::primitives::Positives;
-use super::stock;
+use super::{fused, stock};
 
 /// The score matrix `S_ab = a bᵀ / τ` of two embeddings, each named by its place in [`Embeddings`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,5 +50,8 @@ pub(super) struct Rows {
 
 /// Computes the rows; they carry the graph of the embeddings that learn, as anchors and as contrasts.
 pub(super) fn rows(embeddings: &Embeddings, wanted: &Wanted, setting: &Setting) -> Result<Rows> {
+    if fused::accepts(embeddings) {
+        return fused::rows(embeddings, wanted, setting);
+    }
     stock::rows(embeddings, wanted, setting)
 }

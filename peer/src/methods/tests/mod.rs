@@ -8,77 +8,77 @@ mod mcl;
 mod primitives;
 mod vocabulary;
 
-const BATCH: usize = 6;
-const CLASSES: usize = 5;
-const WIDTH: usize = 4;
-const LABELS: [i64; BATCH] = [0, 0, 1, 1, 2, 2];
+pub(super) const BATCH: usize = 6;
+pub(super) const CLASSES: usize = 5;
+pub(super) const WIDTH: usize = 4;
+pub(super) const LABELS: [i64; BATCH] = [0, 0, 1, 1, 2, 2];
 
-fn labels(values: &[i64]) -> Result<Tensor> {
+pub(super) fn labels(values: &[i64]) -> Result<Tensor> {
     Tensor::from_slice(values, values.len(), &Device::Cpu)
 }
 
-fn filled(rows: usize, columns: usize, f: impl Fn(f64, f64) -> f64) -> Result<Tensor> {
+pub(super) fn filled(rows: usize, columns: usize, f: impl Fn(f64, f64) -> f64) -> Result<Tensor> {
     let values = (0..rows).flat_map(|n| (0..columns).map(move |c| (n, c)));
     let values: Vec<f64> = values.map(|(n, c)| f(n as f64, c as f64)).collect();
     Tensor::from_vec(values, (rows, columns), &Device::Cpu)
 }
 
 /// `z_i[n,c] = 3 sin(0.7(i+1) + 1.3n + 2.1c)`.
-fn logits_of(i: usize) -> Result<Tensor> {
+pub(super) fn logits_of(i: usize) -> Result<Tensor> {
     filled(BATCH, CLASSES, |n, c| 3.0 * (0.7 * (i + 1) as f64 + 1.3 * n + 2.1 * c).sin())
 }
 
 /// `v_i = unit(cos(0.9(i+1) + 1.1n + 1.7d) + 0.1d)`.
-fn embedding_of(i: usize) -> Result<Tensor> {
+pub(super) fn embedding_of(i: usize) -> Result<Tensor> {
     let raw = filled(BATCH, WIDTH, |n, d| (0.9 * (i + 1) as f64 + 1.1 * n + 1.7 * d).cos() + 0.1 * d)?;
     super::primitives::unit(&raw)
 }
 
-fn all(m: usize, one: impl Fn(usize) -> Result<Tensor>) -> Result<Vec<Tensor>> {
+pub(super) fn all(m: usize, one: impl Fn(usize) -> Result<Tensor>) -> Result<Vec<Tensor>> {
     (0..m).map(one).collect()
 }
 
 /// The same tensors as variables, and as the tensors that a loss is made of.
-fn variables(tensors: &[Tensor]) -> Result<(Vec<Var>, Vec<Tensor>)> {
+pub(super) fn variables(tensors: &[Tensor]) -> Result<(Vec<Var>, Vec<Tensor>)> {
     let variables: Vec<Var> = tensors.iter().map(Var::from_tensor).collect::<Result<_>>()?;
     let tensors = variables.iter().map(|v| v.as_tensor().clone()).collect();
     Ok((variables, tensors))
 }
 
-fn value(scalar: &Tensor) -> f64 {
+pub(super) fn value(scalar: &Tensor) -> f64 {
     scalar.to_dtype(DType::F64).and_then(|t| t.to_scalar()).unwrap()
 }
 
-fn entries(tensor: &Tensor) -> Vec<f64> {
+pub(super) fn entries(tensor: &Tensor) -> Vec<f64> {
     tensor.to_dtype(DType::F64).and_then(|t| t.flatten_all()?.to_vec1()).unwrap()
 }
 
 /// The gradient of a scalar for one variable; zeros where none arrives.
-fn gradient(loss: &Tensor, of: &Var) -> Vec<f64> {
+pub(super) fn gradient(loss: &Tensor, of: &Var) -> Vec<f64> {
     match loss.backward().unwrap().get(of.as_tensor()) {
         Some(gradient) => entries(gradient),
         None => vec![0.0; of.elem_count()],
     }
 }
 
-fn frobenius(entries: &[f64]) -> f64 {
+pub(super) fn frobenius(entries: &[f64]) -> f64 {
     entries.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
+pub(super) fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
 #[track_caller]
-fn close(got: f64, expected: f64, tolerance: f64) {
+pub(super) fn close(got: f64, expected: f64, tolerance: f64) {
     let allowed = tolerance * expected.abs().max(1.0);
     assert!((got - expected).abs() <= allowed, "got {got}, expected {expected} within {allowed:e}");
 }
 
 /// Compares the gradient of `loss` for its argument with central differences in f64.
 #[track_caller]
-fn check_gradient(at: &Tensor, loss: impl Fn(&Tensor) -> Result<Tensor>) {
+pub(super) fn check_gradient(at: &Tensor, loss: impl Fn(&Tensor) -> Result<Tensor>) {
     const STEP: f64 = 1e-6;
     let variable = Var::from_tensor(at).unwrap();
     let analytic = gradient(&loss(variable.as_tensor()).unwrap(), &variable);

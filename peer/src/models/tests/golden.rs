@@ -8,9 +8,48 @@ use cohort_proto::rng::{SplitMix64, key_of};
 
 use super::{network, values};
 use crate::models::state::load_safetensors;
-use crate::models::{ImageShape, Params, Pass, StateDict, Strictness};
+use crate::models::{
+    Aggregator, AuxiliaryClassifier, ImageShape, Network, Params, Pass, StateDict, Strictness,
+};
 
+/// Entries of a gradient that a file holds if it does not say otherwise.
 const SAMPLES: usize = 256;
+
+/// Auxiliary classifiers and aggregator of a network.
+struct Staged {
+    auxiliary: AuxiliaryClassifier,
+    aggregator: Aggregator,
+}
+
+impl Staged {
+    fn new(network: &dyn Network, params: &mut Params) -> Self {
+        let auxiliary = network.auxiliary_classifier(params.scope("auxiliary_classifier")).unwrap();
+        let (stages, d) = (network.stage_widths().len(), network.feature_width());
+        Self { auxiliary, aggregator: Aggregator::new(params.scope("aggregator"), stages, d).unwrap() }
+    }
+}
+
+/// What is classified, by name: the network's logits, or those of every stage and the aggregated ones.
+fn logits(
+    network: &dyn Network,
+    staged: Option<&Staged>,
+    x: &Tensor,
+    pass: &mut Pass,
+) -> BTreeMap<String, Tensor> {
+    let output = network.forward(x, pass).unwrap();
+    let Some(staged) = staged else { return BTreeMap::from([("logits".to_owned(), output.logits)]) };
+    let branches = staged.auxiliary.forward(&output.stages, pass).unwrap();
+    let (mut features, mut logits): (Vec<_>, Vec<_>) =
+        branches.into_iter().map(|branch| (branch.feature, branch.logits)).unzip();
+    features.push(output.feature);
+    logits.push(output.logits);
+    let weights = staged.aggregator.forward(&features, pass).unwrap().exp().unwrap();
+    let weights = weights.broadcast_div(&weights.sum_keepdim(1).unwrap()).unwrap();
+    let weighted = logits.iter().enumerate().map(|(k, z)| z.broadcast_mul(&weights.narrow(1, k, 1)?));
+    let aggregated = weighted.reduce(|sum, term| sum? + term?).unwrap().unwrap();
+    let stages = logits.into_iter().enumerate().map(|(k, logits)| (format!("logits.{k}"), logits));
+    stages.chain([("aggregated".to_owned(), aggregated)]).collect()
+}
 
 #[test]
 fn networks_agree_with_pytorch_in_f64() {
@@ -27,7 +66,7 @@ fn check_folder(dtype: DType, tolerance: f64) {
     let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let files: Vec<PathBuf> =
         paths.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).collect();
-    assert!(files.len() >= 2, "one file of each family");
+    assert!(files.len() >= 5, "each family, with and without stages");
     for file in files {
         check(&file, dtype, tolerance);
     }
@@ -38,24 +77,28 @@ fn check(file: &Path, dtype: DType, tolerance: f64) {
     let about = metadata(file);
     let sides: Vec<usize> = about["image"].split('x').map(|side| side.parse().unwrap()).collect();
     let image = ImageShape { channels: sides[0], height: sides[1], width: sides[2] };
+    let samples = about.get("samples").map_or(SAMPLES, |samples| samples.parse().unwrap());
     let (classes, batch): (usize, usize) =
         (about["classes"].parse().unwrap(), about["batch"].parse().unwrap());
-    let (params, network) = network(&about["arch"], image, classes, dtype);
+    let (mut params, network) = network(&about["arch"], image, classes, dtype);
+    let staged = about.contains_key("stages").then(|| Staged::new(&*network, &mut params));
     params.load(&filled(&params), Strictness::Strict).unwrap();
     let x = fill("input.bias", &[batch, image.channels, image.height, image.width]).affine(2.0, 0.0).unwrap();
     let x = x.to_dtype(dtype).unwrap();
 
     let mut found = BTreeMap::new();
-    found.insert("logits.eval".to_owned(), network.forward(&x, &mut Pass::eval()).unwrap().logits);
     let mut pass = Pass::train();
-    let output = network.forward(&x, &mut pass).unwrap();
-    let loss = cross_entropy(&output.logits, classes);
+    let all = logits(&*network, staged.as_ref(), &x, &mut pass);
+    let losses = all.values().map(|logits| cross_entropy(logits, classes));
+    let loss = losses.reduce(|sum, loss| (sum + loss).unwrap()).unwrap();
     for (name, gradient) in params.gradients(&loss.backward().unwrap()) {
-        found.insert(format!("grad.{name}"), sampled(&gradient));
+        found.insert(format!("grad.{name}"), sampled(&gradient, samples));
     }
-    pass.commit().unwrap();
     found.insert("loss".to_owned(), loss);
-    found.insert("logits.train".to_owned(), output.logits);
+    let evaluated = logits(&*network, staged.as_ref(), &x, &mut Pass::eval());
+    found.extend(evaluated.into_iter().map(|(name, logits)| (format!("{name}.eval"), logits)));
+    found.extend(all.into_iter().map(|(name, logits)| (format!("{name}.train"), logits)));
+    pass.commit().unwrap();
     let statistics = params.buffers().iter().filter(|(name, _)| name.contains("running"));
     found.extend(statistics.map(|(name, var)| (format!("after.{name}"), var.as_tensor().clone())));
 
@@ -83,9 +126,9 @@ fn cross_entropy(logits: &Tensor, classes: usize) -> Tensor {
     (log_sum - logits.gather(&labels, 1).unwrap()).unwrap().mean_all().unwrap()
 }
 
-fn sampled(gradient: &Tensor) -> Tensor {
+fn sampled(gradient: &Tensor, samples: usize) -> Tensor {
     let flat = values(gradient);
-    let stride = flat.len().div_ceil(SAMPLES);
+    let stride = flat.len().div_ceil(samples);
     let kept: Vec<f64> = flat.into_iter().step_by(stride).collect();
     Tensor::new(kept, &Device::Cpu).unwrap()
 }

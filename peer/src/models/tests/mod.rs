@@ -1,5 +1,6 @@
 //! What every family must do, against PyTorch where there is a number to compare.
 
+mod auxiliary;
 mod golden;
 mod networks;
 mod parameters;
