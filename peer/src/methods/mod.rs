@@ -17,6 +17,7 @@ pub mod dml;
 pub mod logit_kd;
 pub mod mcl;
 pub mod lmcl;
+pub mod memory;
 
 #[cfg(test)]
 mod tests;

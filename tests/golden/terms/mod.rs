@@ -4,6 +4,7 @@ mod cross_entropy;
 mod dml;
 mod lmcl;
 mod mcl;
+mod memory_bank;
 mod metrics;
 mod sgd;
 
@@ -23,6 +24,7 @@ const TERMS: &[(&str, Term)] = &[
     ("lmcl_step", lmcl::step),
     ("lmcl_inner", lmcl::inner),
     ("aggregator", lmcl::aggregator),
+    ("memory_bank", memory_bank::memory_bank),
     ("metrics", metrics::metrics),
     ("sgd", sgd::sgd),
 ];

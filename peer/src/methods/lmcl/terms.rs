@@ -107,8 +107,33 @@ impl<'a> Cohort<'a> {
         let mut embeddings = self.embeddings.clone();
         let offset = frozen.map_or(0, |_| embeddings.all.len());
         embeddings.all.extend(frozen.unwrap_or_default().iter().cloned());
-        let teacher = |s: Scores| Scores { anchors: s.anchors + offset, contrasts: s.contrasts + offset };
+        let (wanted, [vcl, soft_vcl, icl, soft_icl]) = self.wanted(sides, offset);
+        let positives = Positives::new(labels, &self.embeddings.all[0])?;
+        let setting = Setting { positives, tau: params.tau, kd_t: params.kd_t };
+        let rows = rows(&embeddings, &wanted, &setting)?;
+        let sum = |incidence: &Incidence, rows: &Option<Tensor>| -> Result<Option<Tensor>> {
+            match rows {
+                Some(rows) if !incidence.0.is_empty() => {
+                    let sum = (incidence.weights(lambda, rows)? * rows)?.sum_all()?;
+                    Ok(Some((sum * params.multiplicity())?))
+                }
+                _ => Ok(None),
+            }
+        };
+        let all = [
+            ("vcl", params.alpha, sum(&vcl, &rows.contrast)?),
+            ("soft_vcl", params.gamma, sum(&soft_vcl, &rows.divergence)?),
+            ("icl", params.beta, sum(&icl, &rows.contrast)?),
+            ("soft_icl", params.lam, sum(&soft_icl, &rows.divergence)?),
+        ];
+        Ok(all.into_iter().filter_map(|(name, weight, value)| Some((name, weight, value?))).collect())
+    }
 
+    /// The rows of all pairs, and which of them VCL, soft VCL, ICL and soft ICL take; teachers lie `offset` places behind
+    /// the embeddings that they stand for.
+    fn wanted(&self, sides: Sides, offset: usize) -> (Wanted, [Incidence; 4]) {
+        let params = self.params;
+        let teacher = |s: Scores| Scores { anchors: s.anchors + offset, contrasts: s.contrasts + offset };
         let mut wanted = Wanted::default();
         let [mut vcl, mut soft_vcl, mut icl, mut soft_icl] = [(); 4].map(|()| Incidence::default());
         for (p, pair) in self.pairs.iter().enumerate() {
@@ -137,25 +162,7 @@ impl<'a> Cohort<'a> {
                 soft_icl.divergence(&mut wanted, (ba, teacher(ab)), p);
             }
         }
-        let positives = Positives::new(labels, &self.embeddings.all[0])?;
-        let setting = Setting { positives, tau: params.tau, kd_t: params.kd_t };
-        let rows = rows(&embeddings, &wanted, &setting)?;
-        let sum = |incidence: &Incidence, rows: &Option<Tensor>| -> Result<Option<Tensor>> {
-            match rows {
-                Some(rows) if !incidence.0.is_empty() => {
-                    let sum = (incidence.weights(lambda, rows)? * rows)?.sum_all()?;
-                    Ok(Some((sum * params.multiplicity())?))
-                }
-                _ => Ok(None),
-            }
-        };
-        let all = [
-            ("vcl", params.alpha, sum(&vcl, &rows.contrast)?),
-            ("soft_vcl", params.gamma, sum(&soft_vcl, &rows.divergence)?),
-            ("icl", params.beta, sum(&icl, &rows.contrast)?),
-            ("soft_icl", params.lam, sum(&soft_icl, &rows.divergence)?),
-        ];
-        Ok(all.into_iter().filter_map(|(name, weight, value)| Some((name, weight, value?))).collect())
+        (wanted, [vcl, soft_vcl, icl, soft_icl])
     }
 }
 

@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 mod logits;
 mod mcl;
+mod memory;
 mod primitives;
 mod vocabulary;
 
