@@ -7,7 +7,6 @@ use cohort_proto::spec::{MetaBatchNorm, MetaSpec, RunSpec};
 use super::Settings;
 use super::adjoint::Descent;
 use super::update::{R_F32, R_F64};
-use crate::optim::SgdConfig;
 
 /// The meta-updates of a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,12 +39,6 @@ impl Schedule {
     /// Inner steps of each.
     pub fn times(&self) -> u32 {
         self.spec.times
-    }
-
-    /// The optimiser of φ, with Nesterov's look-ahead where there is momentum.
-    pub fn optimizer(&self) -> SgdConfig {
-        let MetaSpec { momentum, weight_decay, .. } = self.spec;
-        SgdConfig { momentum, nesterov: momentum > 0.0, weight_decay, clip_norm: 0.0 }
     }
 
     /// One of them, after a step with the learning rate `lr`.

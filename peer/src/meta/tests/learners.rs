@@ -42,7 +42,7 @@ fn learner(index: usize, arch: &str) -> Learner {
     let filled: StateDict = reals.map(|(name, t)| (name.clone(), fill(&name, t.dims()))).collect();
     model.params.load(&filled, Strictness::Strict).unwrap();
     let config = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: DECAY, clip_norm: 0.0 };
-    Learner::new(index, model, method, config).unwrap()
+    Learner::new(index, model, method, (config, config)).unwrap()
 }
 
 fn batch() -> (Tensor, Tensor) {
