@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use cohort_proto::control::Term;
 use cohort_proto::id::Digest;
 use cohort_proto::limits::PROTOCOL_VERSION;
 use cohort_proto::wire;
@@ -216,7 +217,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl StatusView {
-    /// A few lines for people.
+    /// A few lines for people, without the weights of pairs of stages.
     pub fn text(&self) -> String {
         let mut text = format!("run {} ({}): {}", self.run_name, self.run, self.phase);
         if !self.message.is_empty() {
@@ -236,7 +237,8 @@ impl StatusView {
             }
             if let Some(report) = &member.report {
                 _ = write!(text, "  epoch {} lr {:.4}", report.epoch, report.lr);
-                report.terms.iter().for_each(|(name, value)| _ = write!(text, " {name} {value:.4}"));
+                let terms = report.terms.iter().filter(|(name, _)| !Term::is_matching(name));
+                terms.for_each(|(name, value)| _ = write!(text, " {name} {value:.4}"));
             }
             if !member.address.is_empty() {
                 _ = write!(text, "  {} (silent {} ms)", member.address, member.silent_ms);
