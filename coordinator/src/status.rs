@@ -247,3 +247,21 @@ impl StatusView {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_of_pairs_are_for_programs_only() {
+        let term = |name: &str, value| wire::Term { name: name.into(), value };
+        let terms = vec![term("loss", 2.5), term("lambda.0.b.1", 0.6), term("icl", 1.5)];
+        let report = wire::StepReport { terms, ..Default::default() };
+        let member = wire::MemberStatus { name: "a".into(), report: Some(report), ..Default::default() };
+        let view = StatusView::from(wire::StatusReply { members: vec![member], ..Default::default() });
+        let text = view.text();
+        assert!(text.contains("loss 2.5000 icl 1.5000") && !text.contains("lambda"), "{text}");
+        let names = view.members[0].report.as_ref().unwrap().terms.iter().map(|(name, _)| name.as_str());
+        assert_eq!(names.collect::<Vec<_>>(), ["loss", "lambda.0.b.1", "icl"]);
+    }
+}
