@@ -13,4 +13,5 @@ mod bad_input;
 mod refusals;
 mod attacks;
 mod failures;
+mod l_mcl;
 mod commands;
