@@ -66,12 +66,12 @@ fn mcl_with_three_peers() {
 }
 
 /// Small batches of few images: two or three to an epoch, of which `meta_freq` makes some end in a meta-update.
-fn l_mcl_spec(peers: &[&str], steps: usize, images: usize, extra: &str) -> RunSpec {
+fn l_mcl_spec(peers: &[&str], steps: usize, (batch, images): (usize, usize), extra: &str) -> RunSpec {
     let peers: String = (peers.iter().enumerate())
         .map(|(i, arch)| format!("[[peer]]\nname = \"p{i}\"\narch = \"{arch}\"\n"))
         .collect();
     let text = format!(
-        "[run]\nseed = 3\nsteps = {steps}\n[data]\ndataset = \"fashion-mnist\"\ntrain_limit = {images}\nbatch = 4\n\
+        "[run]\nseed = 3\nsteps = {steps}\n[data]\ndataset = \"fashion-mnist\"\ntrain_limit = {images}\nbatch = {batch}\n\
          [method]\nname = \"l-mcl\"\nfeat_dim = 16\n{extra}\n[optim]\nlr = 0.05\n{peers}"
     );
     RunSpec::parse(&text).unwrap()
@@ -146,7 +146,7 @@ fn l_mcl_gap_after(spec: &RunSpec, steps: usize) -> Gap {
 /// difference quotient is good to some 1e-9. What is left is one rounding of φ to f32, 7e-9 at its size, where φ moves by
 /// about 1e-3; another ReLU or teacher is some 1e-2 of that at least.
 fn l_mcl_in_f64(peers: &[&str]) {
-    let spec = l_mcl_spec(peers, 5, 8, "meta_freq = 2\nmeta_precision = \"f64\"");
+    let spec = l_mcl_spec(peers, 5, (4, 8), "meta_freq = 2\nmeta_precision = \"f64\"");
     let gap = l_mcl_gap(&spec, 5);
     assert!(gap.all < TOLERANCE && gap.matching < MATCHING_F64, "{gap:?}");
 }
@@ -161,11 +161,12 @@ fn l_mcl_with_three_peers_and_meta_updates() {
     l_mcl_in_f64(&["resnet6", "wrn_10_1", "resnet8"]);
 }
 
-/// In f32 a meta-update differs from the reference by the error of its difference quotient: one percent here, with a
-/// fresh network and four samples; a term that is missing is 17 percent.
+/// In f32 a meta-update differs from the reference by the error of its difference quotient and by activations that the
+/// path meets next to 0: one percent of the greatest movement here, where networks are fresh and the batch is small. A
+/// term that is missing makes 17 percent.
 #[test]
 fn l_mcl_with_two_peers_and_meta_updates_in_f32() {
-    let spec = l_mcl_spec(&["resnet6", "resnet8"], 3, 8, "meta_freq = 2\nmeta_precision = \"f32\"");
+    let spec = l_mcl_spec(&["resnet6", "resnet8"], 3, (8, 16), "meta_freq = 2\nmeta_precision = \"f32\"");
     let gap = l_mcl_gap(&spec, 3);
     assert!(gap.matching < MATCHING_F32, "{gap:?}");
 }
@@ -176,7 +177,7 @@ fn l_mcl_of_other_kinds() {
     let kinds =
         ["matching = \"uniform\"", "matching = \"one-to-one\"\nkd = false", "double = false\nmeta_freq = 0"];
     for kind in kinds {
-        let gap = l_mcl_gap_after(&l_mcl_spec(&["resnet6", "resnet8"], 4, 12, kind), 4);
+        let gap = l_mcl_gap_after(&l_mcl_spec(&["resnet6", "resnet8"], 4, (4, 12), kind), 4);
         assert!(gap.all < TOLERANCE, "{kind}: {gap:?}");
     }
 }

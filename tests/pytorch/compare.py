@@ -81,6 +81,8 @@ def cases():
         for precision in ("f32", "f64"):
             learned = l_mcl | {"meta_freq": 3, "meta_precision": precision}
             yield case(f"l-mcl-{count}-meta-{precision}", peers, learned, FEW_PAIRS)
+    # So slow that no activation changes its side: the whole run can be compared.
+    yield case("l-mcl-2-slow", TWO, l_mcl, PAIRS, optim={"lr": 1e-3})
     yield case("l-mcl-2-orphans", TWO, l_mcl, {"batch": 12, "sampler": "shuffle"})
     yield case("l-mcl-3-unequal", ["resnet6", "wrn_10_1", "resnet8"], l_mcl | {"feat_dim": 16}, PAIRS)
     yield case("l-mcl-3-one-to-one", THREE, l_mcl | {"matching": "one-to-one", "kd": False}, PAIRS)

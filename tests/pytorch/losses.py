@@ -43,12 +43,13 @@ def contrast(scores, y):
 
 def weighted_contrast(scores, y, weight):
     """The same with a weight for each anchor, without renormalising."""
-    terms = [
-        weight[n] * (scores[n, [m for m in range(len(y)) if m != n]].logsumexp(dim=0) - scores[n, positives].mean())
-        for n in range(len(y))
-        if (positives := [m for m in range(len(y)) if m != n and y[m] == y[n]])
-    ]
-    return sum(terms) / len(terms) if terms else 0.0 * scores.sum()
+    own = torch.eye(len(y), dtype=torch.bool)
+    positive = ((y[:, None] == y[None, :]) & ~own).to(scores.dtype)
+    count = positive.sum(dim=1)
+    # Finite in place of the own column: one sample alone has no other.
+    away = scores - scores.masked_fill(own, -1e30).logsumexp(dim=1, keepdim=True)
+    rows = -(away * positive).sum(dim=1) / count.clamp_min(1)
+    return (weight * rows * (count > 0)).sum() / (count > 0).sum().clamp_min(1)
 
 
 def weighted_kl(student, teacher, t, weight):
