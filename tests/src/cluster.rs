@@ -84,11 +84,23 @@ impl Company for Seat {
     }
 }
 
+/// A peer after a step: its parameters and buffers, and the state of its optimisers.
+pub type State = (StateDict, StateDict);
+
 /// Trains all peers of a run spec for some steps. Returns the weights of each, by index.
 ///
 /// # Errors
 /// If data or networks cannot be had, or a step fails.
 pub fn train(spec: &RunSpec, folder: &Path, steps: usize) -> Result<Vec<StateDict>> {
+    let peers = trace(spec, folder, steps)?.into_iter();
+    peers.map(|mut states| Ok(states.pop().context("no step was taken")?.0)).collect()
+}
+
+/// Trains all peers of a run spec for some steps. Returns what each was after every step, by index.
+///
+/// # Errors
+/// If data or networks cannot be had, or a step fails.
+pub fn trace(spec: &RunSpec, folder: &Path, steps: usize) -> Result<Vec<Vec<State>>> {
     let board = Arc::new(Board::default());
     let threads: Vec<_> = (0..spec.peers.len())
         .map(|index| {
@@ -99,7 +111,7 @@ pub fn train(spec: &RunSpec, folder: &Path, steps: usize) -> Result<Vec<StateDic
     threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a peer panicked"))?).collect()
 }
 
-fn peer(spec: &RunSpec, folder: &Path, index: usize, board: Arc<Board>, steps: usize) -> Result<StateDict> {
+fn peer(spec: &RunSpec, folder: &Path, index: usize, board: Arc<Board>, steps: usize) -> Result<Vec<State>> {
     let peer = spec.peers.get(index).context("a peer")?;
     let samples = dataset::load(folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
     let image = ImageShape::from(&samples.images);
@@ -114,13 +126,14 @@ fn peer(spec: &RunSpec, folder: &Path, index: usize, board: Arc<Board>, steps: u
         schema,
         agenda: Agenda::of(spec),
     };
+    let mut states = Vec::with_capacity(steps);
     for _ in 0..steps {
         let batch = loader.next_batch()?.context("the plan has ended")?;
         match step::run(&mut learner, &mut seat, &batch) {
-            Ok(_) => {}
+            Ok(_) => states.push(learner.state()?),
             Err(Interruption::Failed(error)) => return Err((*error).into()),
             Err(Interruption::Stopped(stop)) => return Err(anyhow!(stop.sentence)),
         }
     }
-    Ok(learner.model.params.state_dict()?)
+    Ok(states)
 }

@@ -7,16 +7,16 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use cohort_peer::data::{self, loader::Batch, loader::Loader};
-use cohort_peer::learner::Learner;
-use cohort_peer::meta::in_process::update_all;
-use cohort_peer::meta::{OfLearner, Outcome};
+use cohort_peer::learner::{Learner, MATCHING_PREFIX};
 use cohort_peer::methods::Own;
 use cohort_peer::models::{ImageShape, StateDict};
 use cohort_peer::step::{forward, load, update};
 use cohort_proto::dataset::{self, Split};
 use cohort_proto::spec::RunSpec;
 
+use crate::cluster::State;
 use crate::joint_loss::joint_loss;
+use crate::joint_meta::meta_update;
 
 /// All networks of a run.
 pub struct Joint {
@@ -67,10 +67,22 @@ impl Joint {
         let Some(schedule) = schedule.filter(|meta| meta.follows(batch.position_in_epoch)) else {
             return Ok(());
         };
-        let of = |learner| OfLearner::new(learner, &input.images, &input.labels, schedule.precision());
-        let mut peers = self.learners.iter_mut().map(of).collect::<Result<Vec<_>, _>>()?;
-        let outcome = update_all(&mut peers, &schedule.settings(batch.lr))?;
-        anyhow::ensure!(matches!(outcome, Outcome::Learnt { .. }), "the meta-update was abandoned");
+        meta_update(&mut self.learners, input, &schedule, batch.lr)
+    }
+
+    /// Goes on from where others are: parameters, buffers and optimisers of each network, by index.
+    ///
+    /// # Errors
+    /// If these are not the states of such networks.
+    pub fn put(&mut self, states: &[State]) -> Result<()> {
+        for (learner, (model, optimizer)) in self.learners.iter_mut().zip(states) {
+            let all = optimizer.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+            let (matching, rest): (StateDict, StateDict) =
+                all.partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
+            learner.model.params.restore(model)?;
+            learner.optimizer.load(&rest)?;
+            learner.matching_optimizer.load(&matching)?;
+        }
         Ok(())
     }
 

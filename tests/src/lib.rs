@@ -3,4 +3,6 @@
 pub mod cluster;
 pub mod joint;
 pub mod joint_loss;
+pub mod joint_lmcl;
+pub mod joint_meta;
 pub mod process;
