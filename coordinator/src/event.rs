@@ -176,7 +176,7 @@ pub enum Entry {
 impl Entry {
     /// Whether others may act on it only when it is on the disk.
     pub fn must_be_durable(&self) -> bool {
-        matches!(self, Self::View { .. })
+        matches!(self, Self::View { .. } | Self::Lease { .. })
     }
 }
 

@@ -21,10 +21,32 @@ pub struct Lease {
     retain_from: Step,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-struct Progress {
-    completed: Step,
-    checkpoints: BTreeSet<Step>,
+/// How far a member is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Steps that are on record.
+    pub completed: Step,
+    /// The step that its next report is about: less than `completed` while it replays.
+    pub next: Step,
+    /// Checkpoints on its disk, by completed steps; fresh weights (0) always.
+    pub checkpoints: BTreeSet<Step>,
+}
+
+impl Progress {
+    /// A member of which so many steps are on record, and these checkpoints.
+    pub fn new(completed: Step, checkpoints: impl IntoIterator<Item = Step>) -> Self {
+        let checkpoints = checkpoints.into_iter().chain([0]).collect();
+        Self { completed, next: completed, checkpoints }
+    }
+}
+
+/// What a report tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// A step that is complete for the first time.
+    New,
+    /// One that a replay has taken again.
+    Again,
 }
 
 /// A report that does not continue its sender's trajectory.
@@ -57,18 +79,57 @@ pub enum OutOfOrder {
 }
 
 impl Lease {
-    /// Nothing is granted yet; every member has completed `begins_at` steps and holds a checkpoint of that.
-    pub fn new(now: Tick, begins_at: Step, total: Step, members: usize) -> Self {
-        let progress = Progress { completed: begins_at, checkpoints: BTreeSet::from([begins_at]) };
+    /// Members as far as they are; steps below `until` were granted by an earlier start of the coordinator.
+    pub fn new(now: Tick, total: Step, members: Vec<Progress>, until: Step) -> Self {
+        let slowest = members.iter().map(|member| member.completed).min().unwrap_or(0);
+        let common = newest_common(members.iter().map(|member| &member.checkpoints));
         Self {
-            until: begins_at.min(total),
+            until: until.max(slowest).min(total),
             total,
-            members: vec![progress; members],
-            slowest: begins_at,
+            members,
+            slowest,
             slowest_since: now,
             pace_us: None,
-            retain_from: begins_at,
+            retain_from: common.unwrap_or(0),
         }
+    }
+
+    /// A member reports from here on: from a checkpoint, or from where it stands.
+    pub fn resume(&mut self, member: usize, next: Step) {
+        if let Some(progress) = self.members.get_mut(member) {
+            progress.next = next.min(progress.completed);
+        }
+    }
+
+    /// What a member has on its disk; what it does not hold any more is not counted on.
+    pub fn holds(&mut self, member: usize, checkpoints: impl IntoIterator<Item = Step>) {
+        let total = self.total;
+        if let Some(progress) = self.members.get_mut(member) {
+            progress.checkpoints = checkpoints.into_iter().filter(|step| *step <= total).chain([0]).collect();
+            while progress.checkpoints.len() > CHECKPOINTS_MAX {
+                progress.checkpoints.pop_first();
+            }
+        }
+    }
+
+    /// The checkpoints of a member.
+    pub fn checkpoints(&self, member: usize) -> Option<&BTreeSet<Step>> {
+        self.members.get(member).map(|progress| &progress.checkpoints)
+    }
+
+    /// All go back to a step: what they did beyond it no longer counts.
+    pub fn fall_back(&mut self, now: Tick, step: Step) {
+        for member in &mut self.members {
+            member.completed = member.completed.min(step);
+            member.next = member.completed;
+        }
+        (self.until, self.retain_from) = (self.until.min(step), self.retain_from.min(step));
+        (self.slowest, self.slowest_since) = (self.slowest.min(step), now);
+    }
+
+    /// The next report of a member: where it is now, which is behind what is on record while it replays.
+    pub fn next(&self, member: usize) -> Step {
+        self.members.get(member).map_or(0, |progress| progress.next)
     }
 
     /// Steps below this may be taken.
@@ -107,6 +168,11 @@ impl Lease {
         self.slowest >= self.total
     }
 
+    /// Whether every member has completed the last step and holds the checkpoint of it: nothing can be lost any more.
+    pub fn all_saved(&self) -> bool {
+        self.all_done() && (0..self.members.len()).all(|member| self.has_last_checkpoint(member))
+    }
+
     /// Whether a member's last checkpoint is on its disk.
     pub fn has_last_checkpoint(&self, member: usize) -> bool {
         self.members.get(member).is_some_and(|progress| progress.checkpoints.contains(&self.total))
@@ -116,10 +182,10 @@ impl Lease {
     ///
     /// # Errors
     /// The step is not the member's next, or was not granted.
-    pub fn report(&mut self, now: Tick, member: usize, step: Step) -> Result<(), OutOfOrder> {
+    pub fn report(&mut self, now: Tick, member: usize, step: Step) -> Result<Told, OutOfOrder> {
         let until = self.until;
-        let Some(progress) = self.members.get_mut(member) else { return Ok(()) };
-        let expected = progress.completed;
+        let Some(progress) = self.members.get_mut(member) else { return Ok(Told::Again) };
+        let expected = progress.next;
         if step < expected {
             return Err(OutOfOrder::Doubled { got: step, expected });
         }
@@ -129,9 +195,13 @@ impl Lease {
         if step > expected {
             return Err(OutOfOrder::Lost { got: step, expected });
         }
+        progress.next = step + 1;
+        if step < progress.completed {
+            return Ok(Told::Again);
+        }
         progress.completed = step + 1;
         self.measure(now);
-        Ok(())
+        Ok(Told::New)
     }
 
     /// Follows the slowest member's pace: a moving average that forgets half in about three steps.
@@ -177,24 +247,15 @@ impl Lease {
     ///
     /// # Errors
     /// A checkpoint of steps that nobody may have taken yet.
-    pub fn saved(&mut self, member: usize, step: Step) -> Result<Option<Step>, OutOfOrder> {
+    pub fn saved(&mut self, member: usize, step: Step, held: &[Step]) -> Result<Option<Step>, OutOfOrder> {
         if step > self.until {
             return Err(OutOfOrder::BeyondLease { got: step.saturating_sub(1), until: self.until });
         }
-        let Some(progress) = self.members.get_mut(member) else { return Ok(None) };
-        progress.checkpoints.insert(step);
-        while progress.checkpoints.len() > CHECKPOINTS_MAX {
-            progress.checkpoints.pop_first();
-        }
-        match newest_common(self.members.iter().map(|progress| &progress.checkpoints)) {
-            Some(common) if common > self.retain_from => {
-                self.retain_from = common;
-                // What is older than the common one is never started from again.
-                self.members.iter_mut().for_each(|p| p.checkpoints = p.checkpoints.split_off(&common));
-                Ok(Some(common))
-            }
-            _ => Ok(None),
-        }
+        self.holds(member, held.iter().copied().chain([step]));
+        let common = newest_common(self.members.iter().map(|progress| &progress.checkpoints));
+        let grown = common.filter(|common| *common > self.retain_from);
+        self.retain_from = grown.unwrap_or(self.retain_from);
+        Ok(grown)
     }
 }
 
@@ -209,9 +270,14 @@ pub fn newest_common<'a>(mut sets: impl Iterator<Item = &'a BTreeSet<Step>>) -> 
 mod tests {
     use super::*;
 
+    /// A lease of two members that hold a checkpoint of the same step.
+    fn fresh(begins_at: Step, total: Step) -> Lease {
+        Lease::new(Tick(0), total, vec![Progress::new(begins_at, [begins_at]); 2], 0)
+    }
+
     /// A lease of two members at the given pace, both reported up to `steps`.
     fn paced(ms_per_step: u64, steps: u64, total: Step) -> Lease {
-        let mut lease = Lease::new(Tick(0), 0, total, 2);
+        let mut lease = fresh(0, total);
         for step in 0..steps {
             lease.renew();
             let now = Tick((step + 1) * ms_per_step);
@@ -223,7 +289,7 @@ mod tests {
 
     #[test]
     fn the_first_grant_is_the_shortest_and_then_it_follows_the_pace() {
-        let mut lease = Lease::new(Tick(0), 5, 1000, 2);
+        let mut lease = fresh(5, 1000);
         assert_eq!(lease.renew(), Some(5 + LEASE_STEPS_MIN));
         assert_eq!(lease.renew(), None);
         let mut slow = paced(10_000, 3, 1000);
@@ -273,23 +339,48 @@ mod tests {
     }
 
     #[test]
+    fn a_replay_is_told_again_and_then_new() {
+        let mut lease = paced(0, 3, 1000);
+        lease.renew();
+        lease.resume(1, 1);
+        assert_eq!(lease.report(Tick(0), 1, 2), Err(OutOfOrder::Lost { got: 2, expected: 1 }));
+        assert_eq!(lease.report(Tick(0), 1, 1), Ok(Told::Again));
+        assert_eq!(lease.report(Tick(0), 1, 1), Err(OutOfOrder::Doubled { got: 1, expected: 2 }));
+        assert_eq!((lease.next(1), lease.completed(1)), (2, 3));
+        assert_eq!(lease.report(Tick(0), 1, 2), Ok(Told::Again));
+        assert_eq!(lease.report(Tick(0), 1, 3), Ok(Told::New));
+        assert_eq!((lease.next(1), lease.completed(1)), (4, 4));
+    }
+
+    #[test]
+    fn all_go_back_together() {
+        let mut lease = paced(0, 9, 1000);
+        lease.renew();
+        lease.fall_back(Tick(0), 4);
+        assert_eq!((lease.completed(0), lease.next(1), lease.until(), lease.slowest()), (4, 4, 4, 4));
+        assert!(lease.renew().is_some());
+        assert_eq!(lease.report(Tick(0), 0, 4), Ok(Told::New));
+    }
+
+    #[test]
     fn the_log_is_kept_back_to_the_newest_common_checkpoint() {
         let mut lease = paced(0, 2, 1000);
         lease.renew();
-        assert_eq!(lease.saved(0, 10), Ok(None));
-        assert_eq!(lease.saved(0, 20), Ok(None));
-        assert_eq!(lease.saved(1, 10), Ok(Some(10)));
-        assert_eq!(lease.saved(1, 10), Ok(None));
-        assert_eq!(lease.saved(1, 20), Ok(Some(20)));
-        assert!(lease.saved(1, 1000).is_err());
+        assert_eq!(lease.saved(0, 10, &[]), Ok(None));
+        assert_eq!(lease.saved(0, 20, &[10]), Ok(None));
+        assert_eq!(lease.saved(1, 10, &[]), Ok(Some(10)));
+        assert_eq!(lease.saved(1, 10, &[]), Ok(None));
+        assert_eq!(lease.saved(1, 20, &[10]), Ok(Some(20)));
+        assert!(lease.saved(1, 1000, &[]).is_err());
     }
 
     #[test]
     fn a_member_that_saves_without_end_costs_no_memory() {
         let mut lease = paced(0, 2, 1 << 20);
-        for step in 2..5000 {
+        for step in 2..2 * CHECKPOINTS_MAX as u64 {
             lease.renew();
-            lease.saved(0, step.min(lease.until())).unwrap();
+            let all: Vec<Step> = (0..step.min(lease.until())).collect();
+            lease.saved(0, step.min(lease.until()), &all).unwrap();
             lease.report(Tick(0), 0, step).unwrap();
             lease.report(Tick(0), 1, step).unwrap();
         }

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cohort_proto::control::{Accepted, JoinRequest, Refusal, RefusalReason, StepReport};
+use cohort_proto::control::{Accepted, JoinRequest, Refusal, RefusalReason, StepReport, Waiting};
 use cohort_proto::id::{Digest, PeerName, RunId, Step};
+use cohort_proto::limits::WAITS_FOR_MAX;
 use cohort_proto::schema::Schema;
 use cohort_proto::spec::RunSpec;
-use cohort_proto::view::Member;
+use cohort_proto::view::{Member, View};
 
 use crate::admission;
 use crate::event::{DataFacts, StreamId, Tick};
@@ -47,6 +48,8 @@ pub struct Peer {
     pub last_heard: Tick,
     /// Its last report.
     pub report: Option<Box<StepReport>>,
+    /// What it waits for, by its last heartbeat.
+    pub waiting: Waiting,
 }
 
 /// What a peer said when it joined.
@@ -60,6 +63,8 @@ pub struct Joined {
     pub schema: Schema,
     /// Checkpoints it can start from; fresh weights (0) always.
     pub checkpoints: BTreeSet<Step>,
+    /// Its log holds everything from this step on; `None` as long as it is to be told where to start.
+    pub log_from: Option<Step>,
 }
 
 /// Whether a peer is here.
@@ -78,8 +83,13 @@ pub enum Presence {
         /// How.
         cause: String,
     },
-    /// It did not come back.
-    Dead,
+    /// It did not come back; it may still be started again.
+    Dead {
+        /// When it was given up.
+        since: Tick,
+        /// Why.
+        cause: String,
+    },
     /// It said goodbye.
     Left {
         /// Whether it had completed the whole run.
@@ -109,6 +119,7 @@ impl Membership {
             joined: None,
             last_heard: Tick::default(),
             report: None,
+            waiting: Waiting::default(),
         };
         Self {
             run,
@@ -178,10 +189,91 @@ impl Membership {
         self.peers.iter().any(|p| matches!(p.presence, Presence::Attending(_) | Presence::Suspected { .. }))
     }
 
-    /// The names of those whose streams broke and who may still come back.
-    pub fn suspected(&self) -> Vec<&str> {
-        let peers = self.peers.iter().filter(|peer| matches!(peer.presence, Presence::Suspected { .. }));
+    /// Whether somebody said goodbye.
+    pub fn any_left(&self) -> bool {
+        self.peers.iter().any(|peer| matches!(peer.presence, Presence::Left { .. }))
+    }
+
+    /// Gives the members of a view the addresses at which they are now.
+    pub fn readdress(&self, view: &mut View) {
+        for member in &mut view.members {
+            if let Some(joined) = self.peers.get(member.index).and_then(|peer| peer.joined.as_ref()) {
+                member.address.clone_from(&joined.address);
+            }
+        }
+    }
+
+    /// Who is waited for and since when; empty if nobody is.
+    pub fn waiting_for(&self, now: Tick) -> String {
+        let seconds = |since: Tick| now.since(since) as f64 / 1000.0;
+        let mut waits: Vec<String> = Vec::new();
+        for peer in &self.peers {
+            let Peer { name, presence, waiting, .. } = peer;
+            match presence {
+                Presence::Expected | Presence::Accepted | Presence::Left { .. } => {
+                    waits.push(name.to_string())
+                }
+                Presence::Suspected { broke_at, cause } => {
+                    waits.push(format!("{name} ({:.1} s; its connection {cause})", seconds(*broke_at)));
+                }
+                Presence::Dead { since, cause } => {
+                    waits.push(format!("{name} (given up {:.1} s ago: {cause})", seconds(*since)));
+                }
+                Presence::Attending(_) if waiting.ms > self.failure_timeout_ms => {
+                    let sources: Vec<&str> = waiting.sources.iter().map(PeerName::as_str).collect();
+                    let waited = waiting.ms as f64 / 1000.0;
+                    waits.push(format!("word from {} to {name} ({waited:.1} s)", sources.join(", ")));
+                }
+                Presence::Attending(_) => {}
+            }
+        }
+        if waits.is_empty() {
+            return String::new();
+        }
+        let more = waits.len().saturating_sub(WAITS_FOR_MAX);
+        waits.truncate(WAITS_FOR_MAX);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("waiting for {}{more}", waits.join(", "))
+    }
+
+    /// Whether somebody attends.
+    pub fn any_attends(&self) -> bool {
+        !self.by_stream.is_empty()
+    }
+
+    /// The names of those whose streams broke, whether they may still come back by themselves or not.
+    pub fn broken(&self) -> Vec<&str> {
+        let broken =
+            |presence: &Presence| matches!(presence, Presence::Suspected { .. } | Presence::Dead { .. });
+        let peers = self.peers.iter().filter(|peer| broken(&peer.presence));
         peers.map(|peer| peer.name.as_str()).collect()
+    }
+
+    /// Those who attend and are to be told where to start.
+    pub fn without_memory(&self) -> Vec<usize> {
+        let waits = |peer: &Peer| {
+            peer.stream().is_some() && peer.joined.as_ref().is_some_and(|joined| joined.log_from.is_none())
+        };
+        self.peers.iter().enumerate().filter(|(_, peer)| waits(peer)).map(|(index, _)| index).collect()
+    }
+
+    /// The first step that a peer's log holds, if it was told where to start.
+    pub fn log_from(&self, index: usize) -> Option<Step> {
+        self.peers.get(index)?.joined.as_ref()?.log_from
+    }
+
+    /// A peer was told where to start.
+    pub fn starts(&mut self, index: usize, step: Step) {
+        if let Some(joined) = self.peers.get_mut(index).and_then(|peer| peer.joined.as_mut()) {
+            joined.log_from = Some(step);
+        }
+    }
+
+    /// A peer told what it waits for.
+    pub fn waits(&mut self, index: usize, waiting: Waiting) {
+        if let Some(peer) = self.peers.get_mut(index) {
+            peer.waiting = waiting;
+        }
     }
 
     /// The names of those who do not attend.
@@ -211,7 +303,8 @@ impl Membership {
         .unwrap_or(0)
     }
 
-    /// Takes or refuses a peer. Every check of a kind comes before those that need its result.
+    /// Takes or refuses a peer. Every check of a kind comes before those that need its result. Whoever calls this detaches the
+    /// stream that the peer may have had before.
     ///
     /// # Errors
     /// The first check that failed.
@@ -221,7 +314,7 @@ impl Membership {
         spec: &RunSpec,
         remote: Option<IpAddr>,
         request: &JoinRequest,
-    ) -> Result<Accepted, Refusal> {
+    ) -> Result<(usize, Accepted), Refusal> {
         admission::check_version(request.protocol_version)?;
         let index = self.check_name(request)?;
         admission::check_spec_hash(request.spec_hash, self.spec_hash)?;
@@ -236,7 +329,7 @@ impl Membership {
         admission::check_reachable(&request.address, remote)?;
         admission::check_schema(request, spec, index)?;
         admission::check_checkpoints(request, self.run)?;
-        Ok(self.accept(now, index, request))
+        Ok((index, self.accept(now, index, request)))
     }
 
     fn unknown(&self, name: &PeerName) -> Refusal {
@@ -249,7 +342,9 @@ impl Membership {
     pub(crate) fn check_name(&self, request: &JoinRequest) -> Result<usize, Refusal> {
         let index = self.index(&request.name).ok_or_else(|| self.unknown(&request.name))?;
         match self.peers.get(index) {
-            Some(Peer { presence: Presence::Attending(_), joined: Some(joined), name, .. }) => {
+            Some(Peer { presence: Presence::Attending(_), joined: Some(joined), name, .. })
+                if request.standing.is_none_or(|standing| standing.session != joined.session) =>
+            {
                 let sentence = format!(
                     "a peer named {name} attends already, from {}; stop that one, or join under another name of run.toml",
                     joined.address
@@ -283,6 +378,11 @@ impl Membership {
         })
     }
 
+    /// A peer that was accepted is to open its stream; returns the one that it had before.
+    pub fn detach(&mut self, index: usize) -> Option<StreamId> {
+        self.gone(index, Presence::Accepted)
+    }
+
     fn accept(&mut self, now: Tick, index: usize, request: &JoinRequest) -> Accepted {
         let session = self.next_session;
         self.next_session += 1;
@@ -294,11 +394,12 @@ impl Membership {
             let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied());
             let checkpoints = held.filter(|&step| step <= request.total_steps).chain([0]).collect();
             let (address, schema) = (request.address.clone(), request.schema.clone());
-            peer.joined = Some(Joined { session, address, schema, checkpoints });
-            peer.presence = Presence::Accepted;
+            let log_from = request.standing.map(|standing| standing.log_from);
+            peer.joined = Some(Joined { session, address, schema, checkpoints, log_from });
             peer.last_heard = now;
+            peer.waiting = Waiting::default();
         }
-        Accepted { run: self.run, session, heartbeat_ms: self.heartbeat_ms() }
+        Accepted { run: self.run, session, heartbeat_ms: self.heartbeat_ms(), reported: 0 }
     }
 
     /// A stream began with a hello. Returns the peer and the older stream that it replaces, if any.
@@ -326,7 +427,7 @@ impl Membership {
         let older = match peer.presence {
             Presence::Accepted | Presence::Suspected { .. } => None,
             Presence::Attending(older) => Some(older),
-            Presence::Expected | Presence::Dead | Presence::Left { .. } => {
+            Presence::Expected | Presence::Dead { .. } | Presence::Left { .. } => {
                 return Err(format!("session {session} of peer {name} is over; join again"));
             }
         };
@@ -390,7 +491,7 @@ impl Membership {
             Presence::Suspected { broke_at, .. } => {
                 Some(silent.min(broke_at.plus(self.failure_timeout_ms / 2)))
             }
-            Presence::Expected | Presence::Dead | Presence::Left { .. } => None,
+            Presence::Expected | Presence::Dead { .. } | Presence::Left { .. } => None,
         }
     }
 

@@ -24,6 +24,8 @@ pub fn status(cluster: &Cluster, now: Tick, journal_bytes: u64) -> wire::StatusR
         steps_done: cluster.steps_done(index),
         silent_ms: if peer.joined.is_some() { now.since(peer.last_heard) } else { 0 },
         report: peer.report.as_ref().map(|report| (**report).clone().into()),
+        waits_for: peer.waiting.sources.iter().map(ToString::to_string).collect(),
+        waits_ms: peer.waiting.ms,
     });
     wire::StatusReply {
         protocol_version: PROTOCOL_VERSION,
@@ -36,8 +38,9 @@ pub fn status(cluster: &Cluster, now: Tick, journal_bytes: u64) -> wire::StatusR
         lease_until: cluster.lease_until(),
         view: cluster.view().map(Into::into),
         members: members.collect(),
-        message: cluster.message(),
+        message: cluster.message(now),
         journal_bytes,
+        retain_from: cluster.retain_from(),
     }
 }
 
@@ -46,7 +49,7 @@ fn state(presence: &Presence) -> wire::MemberState {
         Presence::Expected | Presence::Accepted => wire::MemberState::Expected,
         Presence::Attending(_) => wire::MemberState::Attending,
         Presence::Suspected { .. } => wire::MemberState::Suspected,
-        Presence::Dead => wire::MemberState::Dead,
+        Presence::Dead { .. } => wire::MemberState::Dead,
         Presence::Left { .. } => wire::MemberState::Left,
     }
 }
@@ -88,6 +91,8 @@ pub struct StatusView {
     pub message: String,
     /// Bytes of journal on disk.
     pub journal_bytes: u64,
+    /// Contribution logs hold everything from this step on.
+    pub retain_from: u64,
 }
 
 /// A view.
@@ -120,6 +125,10 @@ pub struct MemberView {
     pub images_per_s: Option<f64>,
     /// Its last report.
     pub report: Option<ReportView>,
+    /// Whose contribution it waits for.
+    pub waits_for: Vec<String>,
+    /// For how long.
+    pub waits_ms: u64,
 }
 
 /// A step report.
@@ -167,6 +176,7 @@ impl From<wire::StatusReply> for StatusView {
             members: reply.members.into_iter().map(Into::into).collect(),
             message: reply.message,
             journal_bytes: reply.journal_bytes,
+            retain_from: reply.retain_from,
         }
     }
 }
@@ -187,6 +197,8 @@ impl From<wire::MemberStatus> for MemberView {
             silent_ms: member.silent_ms,
             images_per_s: rate,
             report: member.report.map(Into::into),
+            waits_for: member.waits_for,
+            waits_ms: member.waits_ms,
         }
     }
 }
@@ -227,9 +239,13 @@ impl StatusView {
             .view
             .as_ref()
             .map_or("none yet".to_owned(), |view| format!("{} from step {}", view.id, view.begins_at));
-        text.push_str(&format!("\nsteps {}, lease to {}, view {view}", self.total_steps, self.lease_until));
+        // Writing to a String cannot fail.
+        _ = write!(
+            text,
+            "\nsteps {}, lease to {}, view {view}, logs kept from step {}",
+            self.total_steps, self.lease_until, self.retain_from
+        );
         for member in &self.members {
-            // Writing to a String cannot fail.
             _ = write!(text, "\n{:<12} {:<12} {:<10}", member.name, member.arch, member.state);
             _ = write!(text, " step {:>8}", member.steps_done);
             if let Some(rate) = member.images_per_s {
@@ -239,6 +255,13 @@ impl StatusView {
                 _ = write!(text, "  epoch {} lr {:.4}", report.epoch, report.lr);
                 let terms = report.terms.iter().filter(|(name, _)| !Term::is_matching(name));
                 terms.for_each(|(name, value)| _ = write!(text, " {name} {value:.4}"));
+            }
+            if !member.waits_for.is_empty() {
+                let waited = member.waits_ms as f64 / 1000.0;
+                _ = write!(text, " waits for {} ({waited:.1} s)", member.waits_for.join(", "));
+            }
+            if let Some(report) = &member.report {
+                _ = write!(text, " log {:.1} MB", report.log_bytes as f64 / 1e6);
             }
             if !member.address.is_empty() {
                 _ = write!(text, "  {} (silent {} ms)", member.address, member.silent_ms);

@@ -77,6 +77,7 @@ pub fn measure(
             Ok(_) => {}
             Err(Interruption::Failed(error)) => return Err(*error),
             Err(Interruption::Stopped(stop)) => return Err(PeerError::Internal(stop.sentence)),
+            Err(Interruption::Restarted) => return Err(PeerError::Internal("a bench starts once".into())),
         }
     }
     measured.sort_by(|(a, _), (b, _)| a.total_cmp(b));

@@ -55,9 +55,9 @@ pub enum PeerError {
         /// What is wrong with it.
         cause: Box<StateError>,
     },
-    /// Another peer that does not answer any more.
+    /// Another peer no longer holds what this one needs of it.
     #[error("{0}")]
-    PeerLost(String),
+    LogReleased(String),
     /// Weights that cannot be evaluated.
     #[error("weights {0}")]
     Weights(String),
@@ -93,12 +93,13 @@ impl PeerError {
             Self::Usage(_) => Exit::Usage,
             Self::Spec(_) | Self::Plan(_) | Self::Model(_) | Self::Normalisation(_) => Exit::BadSpec,
             Self::Unreachable(_) => Exit::Unreachable,
-            // Nothing is wrong here: the state is saved, and the run goes on when the other is back.
-            Self::PeerLost(_) => Exit::Stopped,
+            // Nothing is wrong here: the state is saved, and all go on from an older checkpoint.
+            Self::LogReleased(_) => Exit::Stopped,
             Self::Refused(refusal) => match refusal.reason {
                 RefusalReason::Dataset => Exit::BadData,
                 RefusalReason::UnknownName | RefusalReason::TakenName | RefusalReason::Address => Exit::Usage,
                 RefusalReason::Closed => Exit::Unreachable,
+                RefusalReason::Finished => Exit::Finished,
                 _ => Exit::Mismatch,
             },
             Self::Mismatch(_) => Exit::Mismatch,

@@ -16,6 +16,8 @@ pub mod trainer;
 pub mod step;
 pub mod learner;
 pub mod round;
+pub mod standing;
+pub mod waits;
 pub mod log;
 pub mod data;
 pub mod models;

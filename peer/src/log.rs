@@ -31,12 +31,18 @@ pub enum AppendError {
     },
 }
 
-/// An entry that followers may no longer ask for.
+/// Why a follower cannot go on reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("entries before step {}, round {} are no longer retained", kept_from.step, kept_from.round)]
-pub struct Gone {
-    /// The oldest position that is.
-    pub kept_from: Position,
+pub enum Gone {
+    /// The entry is no longer there.
+    #[error("entries before step {}, round {} are no longer retained", kept_from.step, kept_from.round)]
+    Released {
+        /// The oldest position that is.
+        kept_from: Position,
+    },
+    /// The log began anew after it was asked, so its entries may be others.
+    #[error("the log was begun anew")]
+    Anew,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +51,8 @@ struct Entries {
     kept_from: Position,
     list: VecDeque<Arc<Contribution>>,
     bytes: u64,
+    /// How often it was begun anew.
+    generation: u64,
 }
 
 /// The log. Clones of its [`Arc`] are handed to the training thread and to the service that followers call.
@@ -96,9 +104,24 @@ impl ContributionLog {
         }
     }
 
-    /// Starts over at a step, empty: the peer goes on from a checkpoint.
+    /// Starts over at a step, empty: the peer goes on from a checkpoint. Those who have read entries are cut off.
     pub fn restart_at(&self, step: Step) {
-        *self.entries() = Entries { kept_from: Position::of(step), ..Entries::default() };
+        let mut entries = self.entries();
+        let generation = entries.generation + u64::from(!entries.list.is_empty());
+        *entries = Entries { kept_from: Position::of(step), generation, ..Entries::default() };
+        drop(entries);
+        self.appended.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// The first step that it holds, or will hold.
+    pub fn begins_at(&self) -> Step {
+        let kept_from = self.entries().kept_from;
+        kept_from.step + u64::from(kept_from.round > 0)
+    }
+
+    /// Names the present contents: after [`ContributionLog::restart_at`] it is another number.
+    pub fn generation(&self) -> u64 {
+        self.entries().generation
     }
 
     /// Bytes of tensor data held.
@@ -110,16 +133,22 @@ impl ContributionLog {
     pub fn get(&self, from: Position) -> Result<Option<Arc<Contribution>>, Gone> {
         let entries = self.entries();
         if from < entries.kept_from {
-            return Err(Gone { kept_from: entries.kept_from });
+            return Err(Gone::Released { kept_from: entries.kept_from });
         }
         let at = entries.list.partition_point(|entry| entry.header().position < from);
         Ok(entries.list.get(at).cloned())
     }
 
-    /// As [`ContributionLog::get`], waiting until the entry has been said.
-    pub async fn next(&self, from: Position) -> Result<Arc<Contribution>, Gone> {
+    /// As [`ContributionLog::get`], waiting until the entry has been said; for one who began to read in a generation.
+    ///
+    /// # Errors
+    /// If the entry is gone, or the log was begun anew since.
+    pub async fn next(&self, from: Position, generation: u64) -> Result<Arc<Contribution>, Gone> {
         let mut appended = self.appended.subscribe();
         loop {
+            if self.generation() != generation {
+                return Err(Gone::Anew);
+            }
             if let Some(entry) = self.get(from)? {
                 return Ok(entry);
             }
@@ -155,7 +184,7 @@ mod tests {
         for step in 3..8 {
             log.append(entry(step)).unwrap();
         }
-        let gone = |step, round| Err(Gone { kept_from: Position { step, round } });
+        let gone = |step, round| Err(Gone::Released { kept_from: Position { step, round } });
         assert_eq!(step_at(&log, 2), gone(3, 0));
         assert_eq!(step_at(&log, 5), Ok(Some(5)));
         assert_eq!(step_at(&log, 8), Ok(None));
@@ -190,10 +219,22 @@ mod tests {
         let log = Arc::new(ContributionLog::new(0));
         let follower = tokio::spawn({
             let log = log.clone();
-            async move { log.next(Position::of(0)).await }
+            async move { log.next(Position::of(0), 0).await }
         });
         tokio::task::yield_now().await;
         log.append(entry(0)).unwrap();
         assert_eq!(follower.await.unwrap().unwrap().header().position.step, 0);
+    }
+
+    #[tokio::test]
+    async fn those_who_have_read_are_cut_off_when_it_begins_anew() {
+        let log = ContributionLog::new(0);
+        log.restart_at(2);
+        assert_eq!((log.generation(), log.begins_at()), (0, 2), "nobody has read anything");
+        log.append(entry(2)).unwrap();
+        log.restart_at(1);
+        assert_eq!(log.next(Position::of(3), 0).await, Err(Gone::Anew));
+        log.append(entry(1)).unwrap();
+        assert_eq!(log.next(Position::of(1), 1).await.unwrap().header().position.step, 1);
     }
 }

@@ -8,14 +8,16 @@ use std::sync::Arc;
 use cohort_proto::contribution::{Contribution, Position};
 use cohort_proto::control::{Stop, StopKind};
 use cohort_proto::id::{PeerName, RunId, Step, ViewId};
-use cohort_proto::limits::INBOX_PER_SOURCE;
+use cohort_proto::limits::{INBOX_PER_SOURCE, VIEWS_MAX};
 use cohort_proto::view::View;
 
 /// Something arrived.
 #[derive(Debug, Clone)]
 pub enum Arrival {
-    /// The members from a step on.
+    /// The members from a step on; the same view again if one of them has another address.
     View(View),
+    /// Training starts (again) from the checkpoint of so many steps.
+    Start(Step),
     /// Steps below this may be taken.
     Lease(Step),
     /// A source said something.
@@ -27,6 +29,8 @@ pub enum Arrival {
 /// What may be done at a step's beginning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Permission {
+    /// Go to the checkpoint of so many steps, and ask again.
+    Start(Step),
     /// Take the step, in this view.
     Go(ViewId),
     /// Not yet.
@@ -68,17 +72,13 @@ pub enum Stray {
     /// From nobody that this peer follows.
     #[error("a contribution came from peer {0}, which this peer does not follow")]
     Source(PeerName),
-    /// Of another run or view.
-    #[error(
-        "peer {source_name} sent a contribution of run {run}, view {view}, which is not this run and view"
-    )]
-    RunOrView {
+    /// Of another run.
+    #[error("peer {source_name} sent a contribution of run {run}, which is not this run")]
+    Run {
         /// Who sent it.
         source_name: PeerName,
         /// Its run.
         run: RunId,
-        /// Its view.
-        view: ViewId,
     },
     /// So far ahead that it cannot have waited for anybody.
     #[error("peer {source_name} sent step {step} while step {expected} was awaited")]
@@ -99,7 +99,12 @@ pub struct Rounds {
     run: RunId,
     total: Step,
     next: Step,
-    view: Option<View>,
+    /// Ascending in number and first step; each holds until the next one begins.
+    views: Vec<View>,
+    /// Where training is to start, until it has.
+    start: Option<Step>,
+    /// Whether it was told at all.
+    has_started: bool,
     lease: Step,
     stop: Option<Stop>,
     /// Whether this peer needs what the others say.
@@ -110,21 +115,32 @@ pub struct Rounds {
 impl Rounds {
     /// A peer that has heard nothing yet. `total` is the number of steps of the whole run.
     pub fn new(me: PeerName, run: RunId, total: Step, listens: bool) -> Self {
-        let (next, lease) = (0, 0);
-        Self { me, run, total, next, view: None, lease, stop: None, listens, inbox: BTreeMap::new() }
+        let (views, inbox) = (Vec::new(), BTreeMap::new());
+        Self {
+            me,
+            run,
+            total,
+            next: 0,
+            views,
+            start: None,
+            has_started: false,
+            lease: 0,
+            stop: None,
+            listens,
+            inbox,
+        }
     }
 
-    /// Takes note of an arrival.
-    pub fn arrived(&mut self, arrival: Arrival) -> Result<(), Stray> {
+    /// Takes note of an arrival. Says whether it is kept: what comes twice, late, or from a view that is void is not.
+    ///
+    /// # Errors
+    /// A contribution that no honest peer sends.
+    pub fn arrived(&mut self, arrival: Arrival) -> Result<bool, Stray> {
         match arrival {
-            Arrival::View(view) => {
-                // The first view says where to start; a later one changes members from its first step on.
-                if self.view.is_none() {
-                    self.next = view.begins_at;
-                }
-                let sources = view.members.iter().map(|member| &member.name).filter(|name| **name != self.me);
-                self.inbox = sources.map(|name| (name.clone(), BTreeMap::new())).collect();
-                self.view = Some(view);
+            Arrival::View(view) => self.viewed(view),
+            Arrival::Start(step) => {
+                (self.start, self.next, self.has_started) = (Some(step), step, true);
+                self.inbox.values_mut().for_each(BTreeMap::clear);
             }
             Arrival::Lease(until) => self.lease = self.lease.max(until),
             // A milder way to stop does not take back a harder one.
@@ -135,25 +151,43 @@ impl Rounds {
             }
             Arrival::Heard(contribution) => return self.heard(contribution),
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn heard(&mut self, contribution: Arc<Contribution>) -> Result<(), Stray> {
+    /// A view that begins no later than others takes their place.
+    fn viewed(&mut self, view: View) {
+        self.views
+            .retain(|known| known.id > view.id || (known.id < view.id && known.begins_at < view.begins_at));
+        let sources = view.members.iter().map(|member| &member.name).filter(|name| **name != self.me);
+        for name in sources {
+            self.inbox.entry(name.clone()).or_default();
+        }
+        let place = self.views.partition_point(|known| known.id < view.id);
+        self.views.insert(place, view);
+        while self.views.len() > VIEWS_MAX {
+            self.views.remove(0);
+        }
+    }
+
+    fn heard(&mut self, contribution: Arc<Contribution>) -> Result<bool, Stray> {
         let header = contribution.header();
         let source_name = header.source.clone();
-        let view = self.view.as_ref().map(|view| view.id);
-        if header.run != self.run || Some(header.view) != view {
-            return Err(Stray::RunOrView { source_name, run: header.run, view: header.view });
+        if header.run != self.run {
+            return Err(Stray::Run { source_name, run: header.run });
         }
+        let holds = self.view_at(header.position.step).map(|view| view.id);
         let Some(inbox) = self.inbox.get_mut(&source_name) else { return Err(Stray::Source(source_name)) };
         if header.position.step >= self.next.saturating_add(INBOX_PER_SOURCE as u64) {
             return Err(Stray::Ahead { source_name, step: header.position.step, expected: self.next });
         }
-        // What was consumed before is sent again by a source that replays; it is skipped.
-        if header.position.step >= self.next {
+        // What was consumed before is sent again by a source that replays; it is skipped. So is what was said in a view
+        // that is void since all fell back.
+        let wanted = header.position.step >= self.next && Some(header.view) == holds;
+        let kept = wanted && !inbox.contains_key(&header.position);
+        if kept {
             inbox.insert(header.position, contribution);
         }
-        Ok(())
+        Ok(kept)
     }
 
     /// The step that comes next.
@@ -161,9 +195,18 @@ impl Rounds {
         self.next
     }
 
-    /// The view that holds.
+    /// The view that holds for the next step.
     pub fn view(&self) -> Option<&View> {
-        self.view.as_ref()
+        self.view_at(self.next)
+    }
+
+    fn view_at(&self, step: Step) -> Option<&View> {
+        view_at(&self.views, step)
+    }
+
+    /// Training is where it was told to start.
+    pub fn started(&mut self) {
+        self.start = None;
     }
 
     /// Whether the next step may begin.
@@ -171,7 +214,10 @@ impl Rounds {
         if let Some(stop) = self.stop.as_ref().filter(|stop| stop.kind != StopKind::Graceful) {
             return Permission::Leave(stop.clone());
         }
-        let Some(view) = &self.view else {
+        if let Some(step) = self.start {
+            return Permission::Start(step);
+        }
+        let Some(view) = self.view().filter(|_| self.has_started) else {
             return self.stop.clone().map_or(Permission::Wait(WaitsFor::View), Permission::Leave);
         };
         if self.next >= self.total {
@@ -193,10 +239,17 @@ impl Rounds {
         self.stop.as_ref().filter(|stop| stop.kind == StopKind::AtOnce)
     }
 
+    /// Whether a step that has begun must be given up because training starts elsewhere.
+    pub fn restarts(&self) -> bool {
+        self.start.is_some()
+    }
+
     /// The sources whose contribution to a round has not arrived.
     pub fn missing(&self, position: Position) -> Vec<PeerName> {
-        let silent = self.inbox.iter().filter(|(_, said)| self.listens && !said.contains_key(&position));
-        silent.map(|(name, _)| name.clone()).collect()
+        let members = self.view_at(position.step).into_iter().flat_map(|view| &view.members);
+        let said = |name: &PeerName| self.inbox.get(name).is_some_and(|said| said.contains_key(&position));
+        let silent = members.filter(|member| self.listens && member.name != self.me && !said(&member.name));
+        silent.map(|member| member.name.clone()).collect()
     }
 
     /// Hands over what all sources said in a round, in the order of the peers' indices; `None` if one is missing.
@@ -204,9 +257,10 @@ impl Rounds {
         if !self.missing(position).is_empty() {
             return None;
         }
-        let Self { inbox, view, .. } = self;
-        let members = view.iter().flat_map(|view| &view.members);
-        let taken = members
+        let Self { inbox, views, .. } = self;
+        let taken = view_at(views, position.step)
+            .into_iter()
+            .flat_map(|view| &view.members)
             .filter_map(|member| Some((member.index, inbox.get_mut(&member.name)?.remove(&position)?)))
             .collect();
         // Rounds come in order, so nobody asks for an earlier one again.
@@ -220,6 +274,11 @@ impl Rounds {
         let next = self.next;
         self.inbox.values_mut().for_each(|said| said.retain(|position, _| position.step >= next));
     }
+}
+
+/// The view that holds for a step.
+fn view_at(views: &[View], step: Step) -> Option<&View> {
+    views.iter().rev().find(|view| view.begins_at <= step)
 }
 
 #[cfg(test)]
@@ -262,6 +321,8 @@ mod tests {
     fn peer_b() -> Rounds {
         let mut rounds = Rounds::new(name("b"), RunId(5), 10, true);
         rounds.arrived(Arrival::View(view())).unwrap();
+        rounds.arrived(Arrival::Start(2)).unwrap();
+        rounds.started();
         rounds.arrived(Arrival::Lease(4)).unwrap();
         rounds
     }
@@ -271,8 +332,11 @@ mod tests {
         let mut rounds = Rounds::new(name("b"), RunId(5), 10, true);
         assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::View));
         rounds.arrived(Arrival::View(view())).unwrap();
-        assert_eq!(rounds.next_step(), 2, "training starts where the view begins");
-        assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::Lease));
+        assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::View), "nobody said where to start");
+        rounds.arrived(Arrival::Start(3)).unwrap();
+        assert_eq!(rounds.permission(), Permission::Start(3));
+        rounds.started();
+        assert_eq!((rounds.next_step(), rounds.permission()), (3, Permission::Wait(WaitsFor::Lease)));
         rounds.arrived(Arrival::Lease(4)).unwrap();
         assert_eq!(rounds.permission(), Permission::Go(ViewId(1)));
     }
@@ -292,14 +356,40 @@ mod tests {
     #[test]
     fn replayed_entries_are_skipped_and_strays_refused() {
         let mut rounds = peer_b();
-        rounds.arrived(Arrival::Heard(said("a", 1))).unwrap();
-        assert_eq!(rounds.missing(Position::of(1)).len(), 2, "an entry of the past is not kept");
+        assert_eq!(
+            rounds.arrived(Arrival::Heard(said("a", 1))),
+            Ok(false),
+            "an entry of the past is not kept"
+        );
         let far = rounds.arrived(Arrival::Heard(said("a", 6)));
         assert!(matches!(far, Err(Stray::Ahead { step: 6, expected: 2, .. })));
         assert!(matches!(rounds.arrived(Arrival::Heard(said("x", 2))), Err(Stray::Source(_))));
         let mut other = Rounds::new(name("b"), RunId(6), 10, true);
         other.arrived(Arrival::View(view())).unwrap();
-        assert!(matches!(other.arrived(Arrival::Heard(said("a", 2))), Err(Stray::RunOrView { .. })));
+        assert!(matches!(other.arrived(Arrival::Heard(said("a", 2))), Err(Stray::Run { .. })));
+    }
+
+    #[test]
+    fn what_comes_twice_or_from_a_void_view_is_not_kept() {
+        let mut rounds = peer_b();
+        assert_eq!(rounds.arrived(Arrival::Heard(said("a", 3))), Ok(true));
+        assert_eq!(rounds.arrived(Arrival::Heard(said("a", 3))), Ok(false));
+        let newer = View { id: ViewId(2), begins_at: 3, ..view() };
+        rounds.arrived(Arrival::View(newer)).unwrap();
+        rounds.arrived(Arrival::Start(3)).unwrap();
+        assert!(rounds.restarts());
+        rounds.started();
+        assert_eq!(rounds.view().map(|view| view.id), Some(ViewId(2)));
+        assert_eq!(rounds.missing(Position::of(3)).len(), 2, "what was heard before is void");
+        assert_eq!(rounds.arrived(Arrival::Heard(said("a", 3))), Ok(false));
+    }
+
+    #[test]
+    fn a_view_that_is_said_again_changes_nothing_but_addresses() {
+        let mut rounds = peer_b();
+        rounds.arrived(Arrival::Heard(said("a", 2))).unwrap();
+        rounds.arrived(Arrival::View(view())).unwrap();
+        assert_eq!(rounds.missing(Position::of(2)), [name("c")]);
     }
 
     #[test]

@@ -30,6 +30,21 @@ pub struct JoinRequest {
     pub total_steps: Step,
     /// The checkpoints that it could start from, and the run that they belong to.
     pub checkpoints: Option<Checkpoints>,
+    /// Where it stands, if it is a process that has been in the run all along.
+    pub standing: Option<Standing>,
+}
+
+/// Where a process stands that lost the coordinator but not its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Its last attendance.
+    pub session: u64,
+    /// Steps it has completed.
+    pub steps_done: Step,
+    /// Its log holds everything from this step on.
+    pub log_from: Step,
+    /// The end of the lease that it holds.
+    pub lease_until: Step,
 }
 
 /// Checkpoints that a peer holds.
@@ -50,6 +65,8 @@ pub struct Accepted {
     pub session: u64,
     /// How often the coordinator wants to hear from it, in milliseconds.
     pub heartbeat_ms: u64,
+    /// Steps of this peer that are on record: it reports from here on.
+    pub reported: Step,
 }
 
 /// Why a peer may not join.
@@ -79,6 +96,8 @@ pub enum RefusalReason {
     Closed,
     /// A field is missing or out of its limits.
     Malformed,
+    /// The run is complete, and so is this peer.
+    Finished,
 }
 
 /// A refusal, with a sentence for people.
@@ -143,6 +162,34 @@ pub struct StepReport {
     pub images: u64,
     /// Bytes that its contribution log holds.
     pub log_bytes: u64,
+    /// What it said in round 0, tensor by tensor.
+    pub said: Vec<TensorDigest>,
+}
+
+/// A short digest of one tensor of a contribution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorDigest {
+    /// The tensor's name.
+    pub name: String,
+    /// The first 8 bytes of the SHA-256 of its data, little-endian.
+    pub digest: u64,
+}
+
+impl TensorDigest {
+    /// The digest of a tensor's bytes.
+    pub fn of(name: &str, data: &[u8]) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] = Digest::of(data).0;
+        Self { name: name.to_owned(), digest: u64::from_le_bytes([a, b, c, d, e, f, g, h]) }
+    }
+}
+
+/// What a peer waits for in the middle of a step.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// The sources whose contributions have not come.
+    pub sources: Vec<PeerName>,
+    /// For how long it has waited, in milliseconds.
+    pub ms: u64,
 }
 
 /// From an attending peer to the coordinator.
@@ -157,14 +204,21 @@ pub enum FromPeer {
         /// From [`Accepted`].
         session: u64,
     },
-    /// Still there.
-    Heartbeat,
+    /// Still there, and what it waits for.
+    Heartbeat(Waiting),
     /// A step is complete.
     Report(StepReport),
-    /// A checkpoint with this many completed steps is safely on disk.
-    CheckpointSaved(Step),
+    /// A checkpoint is safely on disk.
+    CheckpointSaved {
+        /// Its completed steps.
+        step: Step,
+        /// All that are on disk now, ascending.
+        held: Vec<Step>,
+    },
     /// Somebody asked the peer to stop; it would like the cohort to stop at a common step.
     StopWish(String),
+    /// A source no longer holds an entry that this peer needs.
+    CannotFollow(String),
     /// Last on a stream that ends well.
     Leaving {
         /// Steps it has completed and saved.
@@ -207,6 +261,8 @@ pub enum ToPeer {
     RetainFrom(Step),
     /// The run ends.
     Stop(Stop),
+    /// Go to the checkpoint of so many steps (0: fresh weights) and train from there.
+    Start(Step),
 }
 
 /// A peer asks another for its contribution log.

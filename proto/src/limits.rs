@@ -85,9 +85,21 @@ pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(4);
 /// How long one connection attempt may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A peer that is alive but says nothing to a step for this many failure timeouts is given up by those who wait for it.
-/// It bounds every wait for a contribution; a step that takes longer needs a longer `failure_timeout_ms`.
-pub const STALL_TIMEOUTS: u32 = 6;
+/// Reports that a peer can say again to a coordinator that was started anew. What a coordinator has forgotten lies beyond
+/// the slowest peer at its last grant but one, and a lease reaches no further than [`LEASE_STEPS_MAX`].
+pub const REPORTS_KEPT: usize = 4 * LEASE_STEPS_MAX as usize;
+
+/// Steps whose digests the coordinator holds against those that a replay recomputes: about 200 bytes a peer and step.
+pub const DIGEST_STEPS_MAX: usize = 16 * 1024;
+
+/// Views that a peer keeps in mind: those since the oldest checkpoint that all hold, which are few.
+pub const VIEWS_MAX: usize = 256;
+
+/// How often a coordinator lets a cohort fall back to a common checkpoint before it gives the run up.
+pub const FALLBACKS_MAX: u32 = 16;
+
+/// Names in a heartbeat or a sentence about who is waited for.
+pub const WAITS_FOR_MAX: usize = 16;
 
 /// Concurrent streams that one connection may open on a service of ours.
 pub const STREAMS_PER_CONNECTION: u32 = 16;

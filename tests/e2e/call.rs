@@ -71,6 +71,7 @@ pub(crate) async fn honest_join(
         total_steps: spec.batch_plan(&samples.labels)?.total_steps(),
         checkpoints: vec![],
         checkpoint_run: 0,
+        standing: None,
     };
     // What this builds must be what a peer would send: one that does not even decode would prove nothing.
     cohort_proto::control::JoinRequest::try_from(request.clone())

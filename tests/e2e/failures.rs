@@ -1,13 +1,13 @@
-//! Processes that are killed or asked to stop in the middle of a run, and runs that go on afterwards: to bitwise the
-//! weights of the run that nobody disturbed.
+//! Processes that are killed or asked to stop in the middle of a run, which goes on afterwards: to bitwise the weights of
+//! the run that nobody disturbed.
 
 use anyhow::{Result, ensure};
 use cohort_proto::exit::Exit;
-use cohort_tests::process::{Coordinator, Process, Signal, Site, wait_until};
+use cohort_tests::process::{Coordinator, HERE, Process, Signal, Site, wait_until};
 
 use crate::call::{status, wait_until_attending};
 use crate::gate::Gate;
-use crate::setting::{LONG_STEPS, long_site, site, undisturbed};
+use crate::setting::{LONG_STEPS, PROGRAM, TWO, long_site, run_toml, site, undisturbed};
 
 /// Bytes that the gate lets through: nine contributions of logits and embeddings with their framing, and part of a
 /// tenth.
@@ -45,13 +45,7 @@ fn goes_on(site: &Site, from: u64) -> Result<()> {
     let (mut a, b) = (site.peer(&url, "a", &[])?, site.peer(&url, "b", &[])?);
     let checkpoint = format!("checkpoint-{from}");
     a.wait_for_words(&["going on from", &checkpoint])?;
-    for process in [a, b, coordinator.process] {
-        process.wait()?.check(Exit::Finished, &[])?;
-    }
-    let [a, b] = undisturbed()?;
-    ensure!(site.weights("a", LONG_STEPS)? == *a, "peer a ends in other weights");
-    ensure!(site.weights("b", LONG_STEPS)? == *b, "peer b ends in other weights");
-    Ok(())
+    ends_undisturbed(site, [a, b, coordinator.process])
 }
 
 /// The step at which both peers have saved last.
@@ -63,16 +57,69 @@ fn common_checkpoint(site: &Site) -> Result<u64> {
     Ok(last)
 }
 
+/// The run ends as if nobody had disturbed it.
+fn ends_undisturbed(site: &Site, processes: impl IntoIterator<Item = Process>) -> Result<()> {
+    for process in processes {
+        process.wait()?.check(Exit::Finished, &[])?;
+    }
+    let [a, b] = undisturbed()?;
+    ensure!(site.weights("a", LONG_STEPS)? == *a, "peer a ends in other weights");
+    ensure!(site.weights("b", LONG_STEPS)? == *b, "peer b ends in other weights");
+    Ok(())
+}
+
+/// The other goes on where it stands; only the one that died loads a checkpoint.
 #[test]
-fn a_peer_is_killed() -> Result<()> {
+fn a_peer_is_killed_and_replays() -> Result<()> {
+    let Held { site, gate, mut coordinator, a, mut b } = held()?;
+    b.signal(Signal::SIGKILL)?;
+    drop((b, gate));
+    coordinator.process.wait_for_words(&["peer b: its connection"])?;
+    let mut b = site.peer(&coordinator.url(), "b", &[])?;
+    b.wait_for_words(&["going on from", "checkpoint-"])?;
+    ensure!(!a.stderr()?.contains("going on from"), "a survivor is not rolled back:\n{}", a.stderr()?);
+    ends_undisturbed(&site, [a, b, coordinator.process])
+}
+
+/// One that is given up is awaited all the same.
+#[test]
+fn a_peer_is_killed_and_comes_late() -> Result<()> {
+    let Held { site, gate, mut coordinator, a, mut b } = held()?;
+    b.signal(Signal::SIGKILL)?;
+    drop((b, gate));
+    coordinator.process.wait_for_words(&["peer b died at step", "start it again with the same command"])?;
+    let waiting = status(&coordinator.url())?.message;
+    ensure!(waiting.contains("waiting for b (given up"), "{waiting}");
+    let b = site.peer(&coordinator.url(), "b", &[])?;
+    ends_undisturbed(&site, [a, b, coordinator.process])
+}
+
+#[test]
+fn both_peers_are_killed() -> Result<()> {
+    let Held { site, gate, coordinator, mut a, mut b } = held()?;
+    a.signal(Signal::SIGKILL)?;
+    b.signal(Signal::SIGKILL)?;
+    drop((a, b, gate));
+    let url = coordinator.url();
+    let peers = [site.peer(&url, "b", &[])?, site.peer(&url, "a", &[])?];
+    ends_undisturbed(&site, peers.into_iter().chain([coordinator.process]))
+}
+
+/// A checkpoint that was damaged meanwhile is named and passed over; if the logs of the others do not reach back to the
+/// one before, all fall back together.
+#[test]
+fn a_checkpoint_is_damaged() -> Result<()> {
     let Held { site, gate, coordinator, a, mut b } = held()?;
     b.signal(Signal::SIGKILL)?;
     drop((b, gate));
-    let died = ["peer b died"];
-    a.wait()?.check(Exit::Stopped, &died)?;
-    coordinator.process.wait()?.check(Exit::Stopped, &died)?;
-    ensure!(site.checkpoints("a")?.contains(&8), "peer a has the checkpoint that b has");
-    goes_on(&site, 8)
+    let newest = site.checkpoints("b")?.pop().unwrap_or_default();
+    let model = site.state("b").join(format!("checkpoint-{newest}/model.safetensors"));
+    let mut bytes = std::fs::read(&model)?;
+    bytes[1000] ^= 1;
+    std::fs::write(&model, bytes)?;
+    let mut b = site.peer(&coordinator.url(), "b", &[])?;
+    b.wait_for_words(&["model.safetensors is damaged", "passed over"])?;
+    ends_undisturbed(&site, [a, b, coordinator.process])
 }
 
 #[test]
@@ -128,16 +175,39 @@ fn asked_twice_is_at_once() -> Result<()> {
     Ok(())
 }
 
+/// Training does not notice before the lease is over, and goes on when the coordinator is back.
 #[test]
 fn the_coordinator_is_killed() -> Result<()> {
     let Held { site, gate, mut coordinator, mut a, mut b } = held()?;
+    let address = coordinator.address.clone();
     coordinator.process.signal(Signal::SIGKILL)?;
     for peer in [&mut a, &mut b] {
         peer.wait_for_words(&["the coordinator is gone", "to the end of the lease"])?;
     }
     gate.open();
+    drop(coordinator);
+    let coordinator = site.coordinator_on(HERE, &address)?;
+    for peer in [&mut a, &mut b] {
+        peer.wait_for_words(&["back at the coordinator"])?;
+        ensure!(!peer.stderr()?.contains("going on from"), "nobody is rolled back");
+    }
+    ends_undisturbed(&site, [a, b, coordinator.process])
+}
+
+#[test]
+fn a_coordinator_that_does_not_come_back() -> Result<()> {
+    let text = run_toml("mcl", TWO, &format!("steps = {LONG_STEPS}\ncheckpoint_every = 4"));
+    let hasty = "failure_timeout_ms = 1000\nwait_timeout_ms = 3000";
+    let site = Site::new(PROGRAM, &text.replace("failure_timeout_ms = 6000", hasty))?;
+    let mut coordinator = site.coordinator()?;
+    let url = coordinator.url();
+    let (a, b) = (site.peer(&url, "a", &[])?, site.peer(&url, "b", &[])?);
+    wait_until("some steps", || {
+        Ok(site.checkpoints("a").is_ok_and(|steps| steps.contains(&4)).then_some(()))
+    })?;
+    coordinator.process.signal(Signal::SIGKILL)?;
     for process in [a, b] {
-        process.wait()?.check(Exit::Stopped, &["the coordinator is gone"])?;
+        process.wait()?.check(Exit::Stopped, &["the coordinator at", "did not come back within"])?;
     }
     let last = common_checkpoint(&site)?;
     goes_on(&site, last)

@@ -155,7 +155,7 @@ async fn join(url: String, manners: Manners, script: Script) -> Result<()> {
                 message = down.message() => message,
                 _ = heartbeats.tick() => {
                     if manners == Manners::Good {
-                        up.send(from_peer(Up::Heartbeat(wire::Heartbeat {}))).await?;
+                        up.send(from_peer(Up::Heartbeat(wire::Heartbeat::default()))).await?;
                     }
                     continue;
                 }

@@ -64,7 +64,7 @@ fn a_peer_is_killed_in_a_meta_update() -> Result<()> {
     let often = finished(TWO, "checkpoint_every = 1\nkeep = 10")?;
     let site = Site::new(PROGRAM, &toml(TWO, "checkpoint_every = 2"))?;
     let gate = Gate::new(half_of_the_third(&RunSpec::parse(&toml(TWO, ""))?, 1)?)?;
-    let coordinator = site.coordinator()?;
+    let mut coordinator = site.coordinator()?;
     let url = coordinator.url();
     let a = site.peer(&url, "a", &[])?;
     let mut b = site.peer(&url, "b", &["--listen", &gate.listen(), "--advertise", &gate.advertise()])?;
@@ -75,9 +75,10 @@ fn a_peer_is_killed_in_a_meta_update() -> Result<()> {
     })?;
     b.signal(Signal::SIGKILL)?;
     drop((b, gate));
-    let died = ["peer b died"];
-    a.wait()?.check(Exit::Stopped, &died)?;
-    coordinator.process.wait()?.check(Exit::Stopped, &died)?;
+    coordinator.process.wait_for_words(&["peer b: its connection"])?;
+    coordinator.process.signal(Signal::SIGINT)?;
+    a.wait()?.check(Exit::Stopped, &["SIGINT"])?;
+    coordinator.process.wait()?.check(Exit::Stopped, &["SIGINT"])?;
     // The step before is what a saves, without a trace of the one that was given up.
     ensure!(site.weights("a", HELD_AT)? == often.weights("a", HELD_AT)?, "peer a kept something");
 

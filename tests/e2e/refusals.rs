@@ -93,7 +93,11 @@ fn a_stream_that_does_not_keep_to_the_protocol_is_closed() -> Result<()> {
     let hello = wire::Hello { run: 1, name: "a".into(), session: 1 };
     let opening = [
         (None, Code::InvalidArgument, "hello"),
-        (Some(wire::from_peer::Message::Heartbeat(wire::Heartbeat {})), Code::InvalidArgument, "hello"),
+        (
+            Some(wire::from_peer::Message::Heartbeat(wire::Heartbeat::default())),
+            Code::InvalidArgument,
+            "hello",
+        ),
         (Some(wire::from_peer::Message::Hello(hello)), Code::FailedPrecondition, "join again"),
     ];
     for (message, code, word) in opening {
@@ -138,10 +142,11 @@ fn a_message_over_the_limit_does_not_harm_the_coordinator() -> Result<()> {
 #[test]
 fn every_reason_is_tried_here_or_with_real_peers() {
     let tried = WRONG.iter().map(|(_, reason, _)| *reason);
-    // Taken names and closed runs are tried with real peers.
-    let tried: Vec<_> = tried.chain([RefusalReason::TakenName, RefusalReason::Closed]).collect();
-    let all = (1..=12).filter_map(|number| RefusalReason::try_from(number).ok());
+    // Taken names, closed runs and finished ones are tried with real peers.
+    let real = [RefusalReason::TakenName, RefusalReason::Closed, RefusalReason::Finished];
+    let tried: Vec<_> = tried.chain(real).collect();
+    let all = (1..=13).filter_map(|number| RefusalReason::try_from(number).ok());
     let missing: Vec<_> = all.filter(|reason| !tried.contains(reason)).collect();
     assert!(missing.is_empty(), "{missing:?}");
-    assert!(RefusalReason::try_from(13).is_err(), "a new reason: try it here");
+    assert!(RefusalReason::try_from(14).is_err(), "a new reason: try it here");
 }

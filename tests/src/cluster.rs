@@ -133,6 +133,7 @@ fn peer(spec: &RunSpec, folder: &Path, index: usize, board: Arc<Board>, steps: u
             Ok(_) => states.push(learner.state()?),
             Err(Interruption::Failed(error)) => return Err((*error).into()),
             Err(Interruption::Stopped(stop)) => return Err(anyhow!(stop.sentence)),
+            Err(Interruption::Restarted) => return Err(anyhow!("nobody restarts a peer here")),
         }
     }
     Ok(states)

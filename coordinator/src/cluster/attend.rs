@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use cohort_proto::control::{FromPeer, StepReport, Stop, StopKind, ToPeer};
-use cohort_proto::id::{Digest, PeerName, RunId, Step};
+use cohort_proto::id::{Digest, PeerName, RunId, Step, ViewId};
+use cohort_proto::spec::DivergencePolicy;
 
 use super::{Cluster, Stage, note};
-use crate::agreement::Disagreement;
+use crate::agreement::{Disagreement, Divergence, Said};
 use crate::event::{Action, Entry, StreamId, Tick};
+use crate::lease::Told;
 use crate::membership::Presence;
 
 impl Cluster {
@@ -21,7 +23,7 @@ impl Cluster {
         session: u64,
         out: &mut Vec<Action>,
     ) {
-        let (index, older) = match self.members.hello(now, stream, run, name, session) {
+        let (_, older) = match self.members.hello(now, stream, run, name, session) {
             Ok(found) => found,
             Err(error) => return out.push(Action::Close { stream, error: Some(error) }),
         };
@@ -32,10 +34,10 @@ impl Cluster {
         note(out, false, format!("peer {name} attends"));
         let mut say = |message| out.push(Action::Send { streams: vec![stream], message });
         if let Some(training) = &mut self.training {
-            if let Some(repeats) = training.repeats.get_mut(index) {
-                *repeats = true;
+            for view in &mut training.views {
+                self.members.readdress(view);
+                say(ToPeer::View(view.clone()));
             }
-            say(ToPeer::View(training.view.clone()));
             say(ToPeer::Lease(training.lease.until()));
             say(ToPeer::RetainFrom(training.lease.retain_from()));
         }
@@ -44,14 +46,21 @@ impl Cluster {
             Stage::Finished { .. } => say(ToPeer::Stop(self.finished_stop())),
             Stage::Gathering | Stage::Running | Stage::Over { .. } => {}
         }
+        self.moved(now);
+        // It may have saved its last checkpoint while it was away.
+        self.after_progress(now, out);
     }
 
     pub(super) fn hear(&mut self, now: Tick, index: usize, message: FromPeer, out: &mut Vec<Action>) {
         match message {
-            FromPeer::Heartbeat => {}
+            FromPeer::Heartbeat(waiting) => self.members.waits(index, waiting),
             FromPeer::Hello { .. } => self.fault(now, index, "said hello twice on one stream", out),
             FromPeer::Report(report) => self.report(now, index, report, out),
-            FromPeer::CheckpointSaved(step) => self.saved(now, index, step, out),
+            FromPeer::CheckpointSaved { step, held } => self.saved(now, index, step, &held, out),
+            FromPeer::CannotFollow(sentence) => {
+                let why = format!("peer {} cannot follow: {sentence}", self.members.name(index));
+                self.fall_back(now, &why, out);
+            }
             FromPeer::StopWish(reason) => self.stop_wish(now, index, &reason, out),
             FromPeer::Leaving { steps_done, finished, reason } => {
                 self.leaving(now, index, steps_done, finished, &reason, out);
@@ -64,15 +73,14 @@ impl Cluster {
             return self.fault(now, index, "reported a step before the run began", out);
         };
         let StepReport { step, view, own_digest, .. } = report;
-        if view != training.view.id {
-            let what = format!("reported step {step} in view {view}, but view {} holds", training.view.id);
-            return self.fault(now, index, &what, out);
+        let holds = training.view_at(step).map_or(ViewId(0), |view| view.id);
+        if view < holds {
+            // It was under way when all fell back, and will be taken again.
+            return;
         }
-        if let Some(repeats) = training.repeats.get_mut(index) {
-            if *repeats && step < training.lease.completed(index) {
-                return;
-            }
-            *repeats = false;
+        if view != holds {
+            let what = format!("reported step {step} in view {view}, but view {holds} holds");
+            return self.fault(now, index, &what, out);
         }
         let heard: BTreeMap<usize, Digest> = report
             .consumed
@@ -85,13 +93,21 @@ impl Cluster {
             );
             return self.fault(now, index, &what, out);
         }
-        if let Err(error) = training.lease.report(now, index, step) {
-            return self.fault(now, index, &error.to_string(), out);
+        let said = Said { digest: own_digest, tensors: report.said.clone() };
+        match training.lease.report(now, index, step) {
+            Err(error) => return self.fault(now, index, &error.to_string(), out),
+            Ok(Told::Again) => {
+                let again = training.agreement.again(index, step, &said);
+                self.moved(now);
+                return again.unwrap_or_else(|difference| self.diverged(now, index, step, &difference, out));
+            }
+            Ok(Told::New) => {}
         }
-        if let Err(difference) = training.agreement.report(index, step, own_digest, &heard) {
+        if let Err(difference) = training.agreement.report(index, step, said, &heard) {
             let sentence = self.disagreement(step, difference);
             return self.stop(now, StopKind::AtOnce, sentence, out);
         }
+        self.moved(now);
         let report = Box::new(report);
         let peer = self.members.peers()[index].name.clone();
         out.push(Action::Record(Entry::Report { peer, report: report.clone() }));
@@ -115,11 +131,37 @@ impl Cluster {
         )
     }
 
-    fn saved(&mut self, now: Tick, index: usize, step: Step, out: &mut Vec<Action>) {
+    /// A replay recomputed something else than was said the first time, and others have learnt from that.
+    fn diverged(
+        &mut self,
+        now: Tick,
+        index: usize,
+        step: Step,
+        difference: &Divergence,
+        out: &mut Vec<Action>,
+    ) {
+        let Divergence { tensor, before, now: computed } = difference;
+        let what = tensor.as_ref().map_or("a later round".to_owned(), |tensor| format!("{tensor:?}"));
+        let sentence = format!(
+            "peer {} replays step {step} and says another {what} than the first time ({}, not {}): its processor, \
+             device or program is not the one that it had; the others have learnt from what it said before",
+            self.members.name(index),
+            computed.short(),
+            before.short()
+        );
+        if self.spec.policy.on_divergence == DivergencePolicy::Stop {
+            return self.stop(now, StopKind::AtOnce, sentence, out);
+        }
+        if self.training.as_mut().is_some_and(|training| training.diverged.insert(index)) {
+            note(out, true, format!("{sentence}; the run goes on (on_divergence = \"warn\")"));
+        }
+    }
+
+    fn saved(&mut self, now: Tick, index: usize, step: Step, held: &[Step], out: &mut Vec<Action>) {
         let Some(training) = &mut self.training else {
             return self.fault(now, index, "saved a checkpoint before the run began", out);
         };
-        match training.lease.saved(index, step) {
+        match training.lease.saved(index, step, held) {
             Err(error) => {
                 let what = format!("saved a checkpoint of {step} steps, but {error}");
                 self.fault(now, index, &what, out);
@@ -128,9 +170,11 @@ impl Cluster {
                 let peer = self.members.peers()[index].name.clone();
                 out.push(Action::Record(Entry::Checkpoint { peer, step }));
                 if let Some(step) = grown {
+                    training.retain_from(step);
                     let message = ToPeer::RetainFrom(step);
                     out.push(Action::Send { streams: self.members.streams(), message });
                 }
+                self.after_progress(now, out);
             }
         }
     }
@@ -181,7 +225,7 @@ impl Cluster {
         match &self.stage {
             Stage::Running if !finished => {
                 // A peer that leaves because it lost another tells only half of the story.
-                let suspected = self.members.suspected().join(", ");
+                let suspected = self.members.broken().join(", ");
                 let also = if suspected.is_empty() {
                     suspected
                 } else {

@@ -2,6 +2,7 @@
 
 use cohort_proto::control::{Stop, StopKind, ToPeer};
 use cohort_proto::limits::SENTENCE_CHARS_MAX;
+use cohort_proto::spec::RunSpec;
 
 use super::{Cluster, REMINDER_MS, Stage, note};
 use crate::event::{Action, Ended, Entry, Phase, Tick};
@@ -10,9 +11,16 @@ use crate::membership::Presence;
 /// Beyond the failure timeout: how long peers may take to save their state.
 const SAVING_MS: u64 = 5_000;
 
+/// How long a run that ends waits for its peers to go.
+pub(super) fn patience_ms(spec: &RunSpec) -> u64 {
+    spec.policy.failure_timeout_ms + SAVING_MS
+}
+
 impl Cluster {
     /// Stops the run, or stops it harder than before. Nothing that is over or finished can be stopped.
     pub(super) fn stop(&mut self, now: Tick, kind: StopKind, sentence: String, out: &mut Vec<Action>) {
+        // The end of the lease is out of reach while somebody is missing.
+        let kind = if self.members.all_attend() { kind } else { StopKind::AtOnce };
         match &self.stage {
             Stage::Over { .. } | Stage::Finished { .. } => return note(out, true, sentence),
             Stage::Stopping { stop, .. } if stop.kind == StopKind::AtOnce || kind == StopKind::Graceful => {
@@ -25,7 +33,7 @@ impl Cluster {
             (StopKind::Graceful, Some(training)) => training.lease.left_ms(),
             _ => 0,
         };
-        let patience = self.spec.policy.failure_timeout_ms + SAVING_MS + lease_ms.saturating_mul(2);
+        let patience = patience_ms(&self.spec) + lease_ms.saturating_mul(2);
         let stop = Stop { kind, sentence: sentence.clone() };
         note(out, true, format!("stopping ({kind}): {sentence}"));
         self.stage = Stage::Stopping { stop: stop.clone(), deadline: now.plus(patience) };
@@ -61,7 +69,7 @@ impl Cluster {
     pub(super) fn finish(&mut self, now: Tick, out: &mut Vec<Action>) {
         let stop = self.finished_stop();
         note(out, false, stop.sentence.clone());
-        self.stage = Stage::Finished { deadline: now.plus(self.spec.policy.failure_timeout_ms + SAVING_MS) };
+        self.stage = Stage::Finished { deadline: now.plus(patience_ms(&self.spec)) };
         out.push(Action::Record(Entry::Phase(Phase::Finished)));
         out.push(Action::Send { streams: self.members.streams(), message: ToPeer::Stop(stop) });
     }
@@ -75,16 +83,41 @@ impl Cluster {
         format!("all {total} steps are complete")
     }
 
-    /// A peer is gone for good while the run needs it.
+    /// A peer is gone while the run needs it. A run that runs waits for it.
     pub(super) fn died(&mut self, now: Tick, index: usize, cause: &str, out: &mut Vec<Action>) {
         let at = self.steps_done(index);
-        if let Some(stream) = self.members.gone(index, Presence::Dead) {
+        let presence = Presence::Dead { since: now, cause: cause.to_owned() };
+        if let Some(stream) = self.members.gone(index, presence) {
             out.push(Action::Close { stream, error: Some(format!("given up: {cause}")) });
         }
         let name = self.members.name(index);
+        if matches!(self.stage, Stage::Running) {
+            let seconds = seconds_until(now, self.gives_up_at());
+            return note(
+                out,
+                true,
+                format!(
+                    "peer {name} died at step {at}: {cause}; the others wait for it for {seconds} s: start it again \
+                     with the same command"
+                ),
+            );
+        }
         let sentence = format!(
             "peer {name} died at step {at}: {cause}; the others save what is complete and stop; start the run again to \
              go on from there"
+        );
+        self.stop(now, StopKind::AtOnce, sentence, out);
+    }
+
+    /// The run has not moved for too long.
+    fn give_up(&mut self, now: Tick, out: &mut Vec<Action>) {
+        let seconds = self.spec.policy.wait_timeout_ms as f64 / 1000.0;
+        let waiting = self.members.waiting_for(now);
+        let why =
+            if waiting.is_empty() { "everybody attends, but nobody gets on".to_owned() } else { waiting };
+        let sentence = format!(
+            "no step was completed for {seconds:.1} s (wait_timeout_ms): {why}; what is complete is saved; start the \
+             run again to go on from there"
         );
         self.stop(now, StopKind::AtOnce, sentence, out);
     }
@@ -109,7 +142,17 @@ impl Cluster {
         match &self.stage {
             Stage::Gathering if now >= self.remind_at => {
                 self.remind_at = now.plus(REMINDER_MS);
-                note(out, false, self.waiting_for());
+                note(out, false, self.members.waiting_for(now));
+            }
+            Stage::Running if self.members.any_attends() && now >= self.gives_up_at() => {
+                self.give_up(now, out)
+            }
+            Stage::Running if now >= self.remind_at => {
+                self.remind_at = now.plus(REMINDER_MS);
+                let waiting = self.members.waiting_for(now);
+                if !waiting.is_empty() {
+                    note(out, true, waiting);
+                }
             }
             Stage::Stopping { stop, deadline } if now >= *deadline => match stop.kind {
                 StopKind::Graceful => {
@@ -128,7 +171,7 @@ impl Cluster {
     pub(super) fn over(&mut self, out: &mut Vec<Action>) {
         let unsaved = self.unsaved();
         let (ended, sentence) = match &self.stage {
-            _ if self.journal_failed => (Ended::JournalFailed, self.message()),
+            _ if self.journal_failed => (Ended::JournalFailed, self.ending_message()),
             Stage::Finished { .. } if unsaved.is_empty() => (Ended::Finished, self.finished_sentence()),
             Stage::Finished { .. } => {
                 let peers = unsaved.join(", ");
@@ -140,7 +183,7 @@ impl Cluster {
                     ),
                 )
             }
-            _ => (Ended::Stopped, self.message()),
+            _ => (Ended::Stopped, self.ending_message()),
         };
         for stream in self.members.streams() {
             let error = Some(format!("the coordinator ends: {sentence}"));
@@ -164,4 +207,9 @@ impl Cluster {
             .map(|(_, peer)| peer.name.as_str())
             .collect()
     }
+}
+
+/// Whole seconds from one moment to a later one.
+fn seconds_until(now: Tick, later: Tick) -> u64 {
+    later.since(now).div_ceil(1000)
 }

@@ -5,11 +5,13 @@
 //! event; and call it with [`Event::Timer`] at [`Cluster::poll_timeout`].** A debug build asserts the first half.
 //!
 //! A run goes through these stages, never back: gathering, running, stopping (gracefully, then at once if that fails) or
-//! finished, over.
+//! finished, over. A run that has begun runs, whoever of its members is missing.
 
 mod attend;
 mod ending;
+mod recover;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use cohort_proto::control::{Accepted, JoinRequest, Refusal, RefusalReason, Stop, StopKind, ToPeer};
@@ -18,10 +20,10 @@ use cohort_proto::spec::RunSpec;
 use cohort_proto::view::View;
 
 use crate::admission;
-use crate::agreement::Agreement;
+use crate::agreement::{Agreement, Said};
 use crate::event::{Action, DataFacts, Ended, Entry, Event, Phase, Tick};
-use crate::lease::Lease;
-use crate::membership::{Membership, Presence};
+use crate::lease::{Lease, Progress};
+use crate::membership::Membership;
 
 /// While peers are missing, people are told whom the run waits for, this often.
 const REMINDER_MS: u64 = 30_000;
@@ -33,10 +35,25 @@ pub struct History {
     pub run: RunId,
     /// How often its coordinator was started before.
     pub starts: u64,
-    /// The last view; 0 if there was none.
-    pub last_view: ViewId,
-    /// What its views trained on.
+    /// The views that members may still need, in order; none before the run began.
+    pub views: Vec<View>,
+    /// What they train on.
     pub data: Option<DataFacts>,
+    /// Steps below this were granted.
+    pub lease_until: Step,
+    /// What is on record of each peer, by index.
+    pub records: Vec<PeerRecord>,
+}
+
+/// What is on record of one peer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerRecord {
+    /// Its completed steps.
+    pub completed: Step,
+    /// The checkpoints that it said are on its disk.
+    pub checkpoints: Vec<Step>,
+    /// What it said in the steps that it may take again.
+    pub said: Vec<(Step, Said)>,
 }
 
 /// The state of a run.
@@ -50,6 +67,10 @@ pub struct Cluster {
     stage: Stage,
     remind_at: Tick,
     journal_failed: bool,
+    /// When the run moved last: a step was completed, or somebody came.
+    moved_at: Tick,
+    /// How often all fell back together.
+    fallbacks: u32,
     /// What [`Cluster::poll_timeout`] said after the last event, to notice being woken late.
     promised: Option<Tick>,
 }
@@ -57,11 +78,26 @@ pub struct Cluster {
 /// What exists from the first view on.
 #[derive(Debug, Clone, PartialEq)]
 struct Training {
-    view: View,
+    /// The views that a member may still need, ascending in number and in step; the last one holds.
+    views: Vec<View>,
     lease: Lease,
     agreement: Agreement,
-    /// By member: whether its stream is a second one, on which it may say again what the first may have lost.
-    repeats: Vec<bool>,
+    /// Members whose replay has been found to differ, which is said once a replay.
+    diverged: BTreeSet<usize>,
+}
+
+impl Training {
+    /// The view that holds for a step.
+    fn view_at(&self, step: Step) -> Option<&View> {
+        self.views.iter().rev().find(|view| view.begins_at <= step)
+    }
+
+    /// Logs reach back to a step, and nobody takes an earlier one again.
+    fn retain_from(&mut self, step: Step) {
+        self.agreement.forget_below(step);
+        let holds = self.views.iter().rposition(|view| view.begins_at <= step).unwrap_or(0);
+        self.views.drain(..holds);
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -74,17 +110,26 @@ enum Stage {
 }
 
 impl Cluster {
-    /// Waits for the peers of the spec.
+    /// Waits for the peers of the spec, or for those of a run that has begun.
     pub fn new(now: Tick, spec: RunSpec, history: &History) -> Self {
+        let training = recall(now, history);
+        let complete = training.as_ref().is_some_and(|training| training.lease.all_saved());
+        let stage = match &training {
+            _ if complete => Stage::Finished { deadline: now.plus(ending::patience_ms(&spec)) },
+            Some(_) => Stage::Running,
+            None => Stage::Gathering,
+        };
         Self {
             run: history.run,
-            last_view: history.last_view,
+            last_view: history.views.last().map_or(ViewId(0), |view| view.id),
             members: Membership::new(history.run, &spec, history.starts, history.data),
             spec,
-            training: None,
-            stage: Stage::Gathering,
+            training,
+            stage,
             remind_at: now.plus(REMINDER_MS),
             journal_failed: false,
+            moved_at: now,
+            fallbacks: 0,
             promised: None,
         }
     }
@@ -125,7 +170,11 @@ impl Cluster {
         let members = self.members.poll_timeout();
         match &self.stage {
             Stage::Gathering => Some(members.map_or(self.remind_at, |at| at.min(self.remind_at))),
-            Stage::Running => members,
+            Stage::Running => {
+                let give_up = self.members.any_attends().then(|| self.gives_up_at());
+                let own = give_up.map_or(self.remind_at, |at| at.min(self.remind_at));
+                Some(members.map_or(own, |at| at.min(own)))
+            }
             Stage::Stopping { deadline, .. } | Stage::Finished { deadline } => {
                 Some(members.map_or(*deadline, |at| at.min(*deadline)))
             }
@@ -150,7 +199,7 @@ impl Cluster {
 
     /// The view that holds.
     pub fn view(&self) -> Option<&View> {
-        self.training.as_ref().map(|training| &training.view)
+        self.training.as_ref()?.views.last()
     }
 
     /// Steps below this may be taken.
@@ -161,6 +210,11 @@ impl Cluster {
     /// Steps that a peer has completed.
     pub fn steps_done(&self, index: usize) -> Step {
         self.training.as_ref().map_or(0, |training| training.lease.completed(index))
+    }
+
+    /// Log entries from this step on are kept.
+    pub fn retain_from(&self) -> Step {
+        self.training.as_ref().map_or(0, |training| training.lease.retain_from())
     }
 
     /// Where the run is.
@@ -174,14 +228,20 @@ impl Cluster {
         }
     }
 
-    /// Why the run stopped or what it waits for; empty while it runs.
-    pub fn message(&self) -> String {
+    /// Why the run stopped, or who is waited for and since when; empty while it runs.
+    pub fn message(&self, now: Tick) -> String {
         match &self.stage {
-            Stage::Gathering => self.waiting_for(),
-            Stage::Running => String::new(),
+            Stage::Gathering | Stage::Running => self.members.waiting_for(now),
+            _ => self.ending_message(),
+        }
+    }
+
+    fn ending_message(&self) -> String {
+        match &self.stage {
             Stage::Stopping { stop, .. } => stop.sentence.clone(),
             Stage::Finished { .. } => self.finished_sentence(),
             Stage::Over { sentence, .. } => sentence.clone(),
+            Stage::Gathering | Stage::Running => String::new(),
         }
     }
 
@@ -191,6 +251,7 @@ impl Cluster {
         let late_ms = self.promised.map_or(0, |promised| now.since(promised));
         if late_ms > self.members.heartbeat_ms() {
             self.members.forgive(now, late_ms);
+            self.moved_at = self.moved_at.plus(late_ms);
             if let Stage::Stopping { deadline, .. } | Stage::Finished { deadline } = &mut self.stage {
                 *deadline = deadline.plus(late_ms);
             }
@@ -209,10 +270,15 @@ impl Cluster {
         request: &JoinRequest,
         out: &mut Vec<Action>,
     ) -> Result<Accepted, Refusal> {
-        let outcome = match &self.stage {
-            Stage::Gathering => self.members.join(now, &self.spec, remote, request),
-            _ => Err(self.refuse_late(now, request, out)),
+        self.reopen(request);
+        let open = match &self.stage {
+            Stage::Gathering | Stage::Running => true,
+            // A process that has been here all along only lost its connection: it is told how the run ends.
+            Stage::Stopping { .. } | Stage::Finished { .. } => request.standing.is_some(),
+            Stage::Over { .. } => false,
         };
+        let outcome =
+            if open { self.take_in(now, remote, request, out) } else { Err(self.refuse_late(request)) };
         let name = &request.name;
         match &outcome {
             Ok(accepted) => {
@@ -227,61 +293,116 @@ impl Cluster {
         outcome
     }
 
-    /// A run that has begun takes nobody in. That a member joins anew shows that its earlier process is gone, so the
-    /// others need not wait for its time to be over.
-    fn refuse_late(&mut self, now: Tick, request: &JoinRequest, out: &mut Vec<Action>) -> Refusal {
-        let known = admission::check_version(request.protocol_version)
-            .and_then(|()| self.members.check_name(request));
-        let index = match known {
-            Ok(index) => index,
-            Err(refusal) => return refusal,
-        };
-        let suspected =
-            self.members.peer(index).is_some_and(|p| matches!(p.presence, Presence::Suspected { .. }));
-        if matches!(self.stage, Stage::Running) && suspected {
-            self.died(now, index, "its process was started again", out);
+    /// A run that was found finished is not, if a peer comes without its last checkpoint.
+    fn reopen(&mut self, request: &JoinRequest) {
+        let Some(total) = self.members.data().map(|data| data.total_steps) else { return };
+        let holds = request.checkpoints.iter().any(|held| held.steps.contains(&total));
+        let untouched = !self.members.any_present() && !self.members.any_left();
+        if matches!(self.stage, Stage::Finished { .. }) && untouched && !holds && request.standing.is_none() {
+            self.stage = Stage::Running;
         }
-        let sentence = match &self.stage {
-            Stage::Finished { .. } | Stage::Over { ended: Ended::Finished, .. } => {
-                "the run is finished".to_owned()
+    }
+
+    fn take_in(
+        &mut self,
+        now: Tick,
+        remote: Option<IpAddr>,
+        request: &JoinRequest,
+        out: &mut Vec<Action>,
+    ) -> Result<Accepted, Refusal> {
+        let (index, mut accepted) = self.members.join(now, &self.spec, remote, request)?;
+        if let Some(stream) = self.members.detach(index) {
+            let error = Some(format!("peer {} joined anew", request.name));
+            out.push(Action::Close { stream, error });
+        }
+        if let Some(training) = &mut self.training {
+            let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied());
+            training.lease.holds(index, held);
+            if let Some(standing) = request.standing {
+                training.lease.resume(index, standing.steps_done);
+                accepted.reported = training.lease.next(index);
             }
-            _ => format!(
+        }
+        Ok(accepted)
+    }
+
+    /// A run that ends takes nobody in.
+    fn refuse_late(&mut self, request: &JoinRequest) -> Refusal {
+        let known = admission::check_version(request.protocol_version)
+            .and_then(|()| self.members.check_name(request))
+            .and_then(|index| admission::check_checkpoints(request, self.run).map(|()| index));
+        if let Err(refusal) = known {
+            return refusal;
+        }
+        let finished =
+            matches!(self.stage, Stage::Finished { .. } | Stage::Over { ended: Ended::Finished, .. });
+        let total = self.members.data().map(|data| data.total_steps);
+        let mut held = request.checkpoints.iter().flat_map(|held| &held.steps);
+        if finished && held.any(|step| Some(*step) == total) {
+            let sentence = "the run is finished, and so is this peer".to_owned();
+            return admission::refusal(RefusalReason::Finished, sentence);
+        }
+        let sentence = match finished {
+            true => "the run is finished".to_owned(),
+            false => format!(
                 "the run takes no peer in now ({}); start it again when it has stopped",
-                self.message()
+                self.ending_message()
             ),
         };
         admission::refusal(RefusalReason::Closed, sentence)
     }
 
-    /// What follows from everything so far: the run begins when all attend, and is over when all have gone.
+    /// What follows from everything so far: the run begins when all attend, goes on when all are back, and is over when
+    /// all have gone.
     fn settle(&mut self, now: Tick, out: &mut Vec<Action>) {
         match self.stage {
             Stage::Gathering if self.members.all_attend() => self.begin(now, out),
-            Stage::Stopping { .. } | Stage::Finished { .. } if !self.members.any_present() => self.over(out),
+            Stage::Running => self.start_waiting(now, out),
+            Stage::Stopping { .. } if !self.members.any_present() => self.over(out),
+            Stage::Finished { .. } if !self.members.any_present() && self.members.any_left() => {
+                self.over(out)
+            }
             _ => {}
         }
     }
 
-    /// The first view of this start, durable before anyone hears of it, and then the lease.
+    /// The first view, durable before anyone hears of it, the lease, and then the word to start.
     fn begin(&mut self, now: Tick, out: &mut Vec<Action>) {
         let Some(data) = self.members.data() else { return };
         let begins_at = self.members.newest_common_checkpoint();
         self.last_view = ViewId(self.last_view.0.saturating_add(1));
         let view = View { id: self.last_view, begins_at, members: self.members.members() };
-        let count = view.members.len();
         self.members.settle();
-        note(out, false, format!("view {} begins at step {begins_at} with {count} peers", view.id));
+        note(
+            out,
+            false,
+            format!("view {} begins at step {begins_at} with {} peers", view.id, view.members.len()),
+        );
         out.push(Action::Record(Entry::View { view: view.clone(), data }));
-        out.push(Action::Send { streams: self.members.streams(), message: ToPeer::View(view.clone()) });
+        let progress = |peer: &crate::membership::Peer| {
+            let held = peer.joined.iter().flat_map(|joined| joined.checkpoints.iter().copied());
+            Progress::new(begins_at, held)
+        };
+        let progress = self.members.peers().iter().map(progress).collect();
         self.training = Some(Training {
-            view,
-            lease: Lease::new(now, begins_at, data.total_steps, count),
-            agreement: Agreement::new(count),
-            repeats: vec![false; count],
+            views: vec![view],
+            lease: Lease::new(now, data.total_steps, progress, 0),
+            agreement: Agreement::default(),
+            diverged: BTreeSet::new(),
         });
         self.stage = Stage::Running;
-        out.push(Action::Record(Entry::Phase(Phase::Running)));
+        self.start_waiting(now, out);
         self.after_progress(now, out);
+    }
+
+    /// The run moved.
+    fn moved(&mut self, now: Tick) {
+        self.moved_at = self.moved_at.max(now);
+    }
+
+    /// When the run stops unless it moves.
+    fn gives_up_at(&self) -> Tick {
+        self.moved_at.plus(self.spec.policy.wait_timeout_ms)
     }
 
     /// Renews the lease while the run runs, and ends the run when its last step is complete.
@@ -298,18 +419,28 @@ impl Cluster {
             Stage::Stopping { stop, .. } => stop.kind == StopKind::Graceful,
             _ => false,
         };
-        if ends_well && training.lease.all_done() {
+        if ends_well && training.lease.all_saved() {
             self.finish(now, out);
         }
     }
+}
 
-    fn waiting_for(&self) -> String {
-        let missing = self.members.missing();
-        let more =
-            if missing.len() > 16 { format!(" and {} more", missing.len() - 16) } else { String::new() };
-        let names = missing.iter().take(16).copied().collect::<Vec<_>>().join(", ");
-        format!("waiting for {names}{more}")
+/// The training of a run that began under an earlier start of the coordinator.
+fn recall(now: Tick, history: &History) -> Option<Training> {
+    let data = history.data?;
+    history.views.last()?;
+    let progress = |record: &PeerRecord| Progress::new(record.completed, record.checkpoints.iter().copied());
+    let members = history.records.iter().map(progress).collect();
+    let lease = Lease::new(now, data.total_steps, members, history.lease_until);
+    let mut agreement = Agreement::default();
+    for (index, record) in history.records.iter().enumerate() {
+        for (step, said) in &record.said {
+            agreement.remember(index, *step, said.clone());
+        }
     }
+    let mut training = Training { views: history.views.clone(), lease, agreement, diverged: BTreeSet::new() };
+    training.retain_from(training.lease.retain_from());
+    Some(training)
 }
 
 fn note(out: &mut Vec<Action>, warn: bool, sentence: String) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cohort_proto::control::{Checkpoints, FromPeer, StepReport};
+use cohort_proto::control::{Checkpoints, FromPeer, Standing, StepReport, TensorDigest, Waiting};
 use cohort_proto::id::{Digest, PeerName};
 use cohort_proto::limits::LEASE_STEPS_MIN;
 use proptest::prelude::*;
@@ -41,7 +41,7 @@ struct World {
 }
 
 fn history() -> History {
-    History { run: RunId(7), starts: 0, last_view: ViewId(0), data: None }
+    History { run: RunId(7), starts: 0, views: vec![], data: None, lease_until: 0, records: vec![] }
 }
 
 fn name(name: &str) -> PeerName {
@@ -66,6 +66,7 @@ fn report(peer: &str, step: Step) -> StepReport {
         timings: vec![],
         images: 8,
         log_bytes: 0,
+        said: vec![TensorDigest::of("logits", format!("{peer}{step}").as_bytes())],
     }
 }
 
@@ -104,6 +105,7 @@ impl World {
             dataset_fingerprint: Digest::of("data"),
             total_steps: 100,
             checkpoints: None,
+            standing: None,
         }
     }
 
@@ -165,7 +167,7 @@ impl World {
             let next = wake.min(beat).min(end);
             self.now = next;
             if next == beat {
-                alive.iter().for_each(|peer| actions.extend(self.say(peer, FromPeer::Heartbeat)));
+                alive.iter().for_each(|peer| actions.extend(self.say(peer, heartbeat())));
                 beat = beat.plus(1000);
             } else if next == wake && next < end {
                 actions.extend(self.event(Event::Timer));
@@ -180,6 +182,22 @@ impl World {
     fn both(&self) -> Vec<StreamId> {
         vec![self.streams["a"], self.streams["b"]]
     }
+}
+
+fn heartbeat() -> FromPeer {
+    FromPeer::Heartbeat(Waiting::default())
+}
+
+fn saved(step: Step) -> FromPeer {
+    FromPeer::CheckpointSaved { step, held: vec![step] }
+}
+
+fn starts(actions: &[Action]) -> Vec<(Step, usize)> {
+    let start = |action: &Action| match action {
+        Action::Send { streams, message: ToPeer::Start(step) } => Some((*step, streams.len())),
+        _ => None,
+    };
+    actions.iter().filter_map(start).collect()
 }
 
 fn stops(actions: &[Action]) -> Vec<(StopKind, &str, usize)> {
@@ -310,7 +328,7 @@ fn data_of_earlier_views_hold() {
 
 #[test]
 fn the_view_is_recorded_before_it_is_sent_and_then_the_lease() {
-    let mut world = World::with(TOML, &History { starts: 2, last_view: ViewId(4), ..history() });
+    let mut world = World::with(TOML, &History { starts: 2, ..history() });
     let held = |steps: &[Step]| Some(Checkpoints { run: RunId(7), steps: steps.to_vec() });
     for (peer, checkpoints) in [("a", held(&[10, 20, 30])), ("b", held(&[10, 20]))] {
         let request = JoinRequest { checkpoints, ..world.request(peer) };
@@ -321,7 +339,7 @@ fn the_view_is_recorded_before_it_is_sent_and_then_the_lease() {
     assert_eq!(world.attend("a"), vec![]);
     let actions = world.attend("b");
     let view = world.cluster.view().unwrap().clone();
-    assert_eq!((view.id, view.begins_at, view.members.len()), (ViewId(5), 20, 2));
+    assert_eq!((view.id, view.begins_at, view.members.len()), (ViewId(1), 20, 2));
     let data = DataFacts { fingerprint: Digest::of("data"), total_steps: 100 };
     let until = 20 + LEASE_STEPS_MIN;
     let entry = Entry::View { view: view.clone(), data };
@@ -329,6 +347,7 @@ fn the_view_is_recorded_before_it_is_sent_and_then_the_lease() {
     let expected = vec![
         Action::Record(entry),
         Action::Send { streams: world.both(), message: ToPeer::View(view) },
+        Action::Send { streams: world.both(), message: ToPeer::Start(20) },
         Action::Record(Entry::Phase(Phase::Running)),
         Action::Record(Entry::Lease { until }),
         Action::Send { streams: world.both(), message: ToPeer::Lease(until) },
@@ -391,80 +410,274 @@ fn logs_are_kept_back_to_the_newest_common_checkpoint() {
         world.steps("a", step..step + 1);
         world.steps("b", step..step + 1);
     }
-    assert_eq!(world.say("a", FromPeer::CheckpointSaved(20)).len(), 1);
-    assert_eq!(world.say("b", FromPeer::CheckpointSaved(10)).len(), 1);
-    let actions = world.say("b", FromPeer::CheckpointSaved(20));
+    assert_eq!(world.say("a", saved(20)).len(), 1);
+    assert_eq!(world.say("b", saved(10)).len(), 1);
+    let actions = world.say("b", saved(20));
     let retain = Action::Send { streams: world.both(), message: ToPeer::RetainFrom(20) };
     assert_eq!(actions[1], retain);
-    check_stopped(&world.say("b", FromPeer::CheckpointSaved(1000)), &["peer b", "1000"]);
+    assert_eq!(world.cluster.retain_from(), 20);
+    check_stopped(&world.say("b", saved(1000)), &["peer b", "1000"]);
 }
 
 #[test]
-fn a_silent_peer_is_dead_after_the_failure_timeout() {
+fn a_silent_peer_is_given_up_after_the_failure_timeout_and_awaited() {
     let mut world = World::running();
     assert_eq!(world.wait(9_999, &["a"]), vec![]);
     let actions = world.wait(1, &["a"]);
-    check_stopped(&actions, &["peer b died at step 0", "10.0 s", "start the run again"]);
-    assert!(matches!(&actions[0], Action::Close { stream, error: Some(_) } if *stream == world.streams["b"]));
-    let left = world.say("a", FromPeer::Leaving { steps_done: 0, finished: false, reason: String::new() });
-    assert_eq!(exit(&left), Some(Ended::Stopped));
-    assert_eq!(world.cluster.phase(), Phase::Stopped);
+    assert!(
+        matches!(&actions[..], [Action::Close { stream, error: Some(_) }] if *stream == world.streams["b"]),
+        "{actions:?}"
+    );
+    assert_eq!(world.cluster.phase(), Phase::Running);
+    let message = world.cluster.message(world.now.plus(2_000));
+    assert_eq!(message, "waiting for b (given up 2.0 s ago: nothing was heard of it for 10.0 s)");
 }
 
 #[test]
 fn a_peer_whose_stream_broke_has_half_of_the_time() {
+    let given_up = |world: &World| world.cluster.message(world.now).contains("given up");
     let mut world = World::running();
     world.hang_up("b");
-    assert_eq!(world.wait(4_999, &["a"]), vec![]);
-    check_stopped(&world.wait(1, &["a"]), &["peer b died", "broke (reset)", "5.0 s"]);
+    world.wait(4_999, &["a"]);
+    assert!(!given_up(&world));
+    world.wait(1, &["a"]);
+    assert!(given_up(&world));
     // It was silent before already: what is left of the timeout counts.
     let mut world = World::running();
     world.wait(8_000, &["a"]);
     world.hang_up("b");
-    assert_eq!(world.wait(1_999, &["a"]), vec![]);
-    check_stopped(&world.wait(1, &["a"]), &["peer b died"]);
+    world.wait(1_999, &["a"]);
+    assert!(!given_up(&world));
+    world.wait(1, &["a"]);
+    assert!(given_up(&world));
 }
 
 #[test]
-fn a_peer_that_comes_back_in_time_is_told_everything_and_may_repeat_itself() {
+fn a_run_that_does_not_move_stops_after_the_wait_timeout() {
+    let toml = TOML.replace("[policy]\n", "[policy]\nwait_timeout_ms = 30000\n");
+    let mut world = World::with(&toml, &history());
+    for peer in ["a", "b"] {
+        world.join(peer).unwrap();
+        world.attend(peer);
+    }
+    world.wait(20_000, &["a", "b"]);
+    world.steps("a", 0..1);
+    world.hang_up("b");
+    assert_eq!(stops(&world.wait(29_999, &["a"])), vec![]);
+    check_stopped(&world.wait(1, &["a"]), &["30.0 s", "waiting for b (given up", "start the run again"]);
+    let left = world.say("a", FromPeer::Leaving { steps_done: 1, finished: false, reason: String::new() });
+    assert_eq!(exit(&left), Some(Ended::Stopped));
+}
+
+#[test]
+fn a_peer_that_comes_back_in_time_is_told_everything() {
     let mut world = World::running();
     world.steps("b", 0..2);
     world.steps("a", 0..2);
     world.hang_up("b");
     world.wait(4_000, &["a"]);
+    let standing = Standing { session: world.sessions["b"], steps_done: 3, log_from: 0, lease_until: 4 };
+    let again = JoinRequest { standing: Some(standing), ..world.request("b") };
+    let accepted = world.present(again, "127.0.0.1").unwrap();
+    assert_eq!(accepted.reported, 2, "of what it did meanwhile nothing is on record");
+    world.sessions.insert("b", accepted.session);
     let actions = world.attend("b");
     let streams = vec![world.streams["b"]];
     let view = world.cluster.view().unwrap().clone();
     let until = world.cluster.lease_until();
     let said = [ToPeer::View(view), ToPeer::Lease(until), ToPeer::RetainFrom(0)];
     let expected = said.map(|message| Action::Send { streams: streams.clone(), message });
-    assert_eq!(actions, expected);
-    assert_eq!(world.steps("b", 1..2), vec![], "it cannot know what arrived");
+    assert_eq!(actions, expected, "it is not told where to start, for it stands somewhere");
     world.steps("b", 2..3);
     assert_eq!(world.cluster.steps_done(1), 3);
     check_stopped(&world.steps("b", 2..3), &["again"]);
 }
 
 #[test]
-fn a_second_stream_of_a_session_replaces_the_first() {
+fn a_process_that_joins_anew_replaces_its_own_stream_and_no_other() {
     let mut world = World::running();
     let older = world.streams["b"];
-    let actions = world.attend("b");
-    assert!(matches!(&actions[0], Action::Close { stream, .. } if *stream == older));
+    let standing = |session| Some(Standing { session, steps_done: 0, log_from: 0, lease_until: 2 });
+    let stranger = JoinRequest { standing: standing(99), ..world.request("b") };
+    assert_eq!(world.present(stranger, "127.0.0.1").unwrap_err().reason, RefusalReason::TakenName);
+    let same = JoinRequest { standing: standing(world.sessions["b"]), ..world.request("b") };
+    let actions = world.event(Event::Join { ticket: Ticket(99), remote: None, request: Box::new(same) });
+    assert!(matches!(&actions[0], Action::Close { stream, .. } if *stream == older), "{actions:?}");
+    let Action::Answer { outcome: Ok(accepted), .. } = &actions[1] else { panic!("{actions:?}") };
+    world.sessions.insert("b", accepted.session);
+    world.attend("b");
     let closed = world.event(Event::StreamClosed { stream: older, cause: "broke (reset)".into() });
     assert_eq!(closed, vec![]);
     assert!(world.cluster.members().all_attend());
 }
 
-#[test]
-fn a_process_that_was_started_again_ends_the_run_without_waiting() {
+/// A process of a peer that lost its memory, with these checkpoints.
+fn started_again(world: &mut World, peer: &'static str, held: &[Step]) -> Vec<Action> {
+    let checkpoints = Some(Checkpoints { run: RunId(7), steps: held.to_vec() });
+    let address = format!("127.0.0.1:{}", 5000 + u16::from(peer.as_bytes()[0]));
+    let request = JoinRequest { checkpoints, address, ..world.request(peer) };
+    let session = world.present(request, "127.0.0.1").unwrap().session;
+    world.sessions.insert(peer, session);
+    world.attend(peer)
+}
+
+/// Both have completed `steps`, with checkpoints every ten.
+fn trained(steps: Step) -> World {
     let mut world = World::running();
+    for step in 0..steps {
+        for peer in ["a", "b"] {
+            world.steps(peer, step..step + 1);
+            if (step + 1) % 10 == 0 {
+                let held = (0..=step + 1).step_by(10).collect();
+                world.say(peer, FromPeer::CheckpointSaved { step: step + 1, held });
+            }
+        }
+    }
+    world
+}
+
+#[test]
+fn one_that_lost_its_memory_replays_from_what_the_others_still_hold() {
+    let mut world = trained(25);
     world.hang_up("b");
-    let request = Box::new(world.request("b"));
-    let actions = world.event(Event::Join { ticket: Ticket(99), remote: None, request });
-    check_stopped(&actions, &["peer b died", "started again"]);
-    let Some(Action::Answer { outcome: Err(refusal), .. }) = actions.last() else { panic!("{actions:?}") };
-    assert_eq!(refusal.reason, RefusalReason::Closed);
+    let actions = started_again(&mut world, "b", &[10, 20]);
+    assert_eq!(starts(&actions), vec![(20, 1)]);
+    let readdressed = |action: &Action| {
+        matches!(action, Action::Send { streams, message: ToPeer::View(view) }
+            if streams.len() == 2 && view.id == ViewId(1) && view.members[1].address.ends_with(":5098"))
+    };
+    assert!(actions.iter().any(readdressed), "{actions:?}");
+    assert_eq!(world.steps("b", 20..25), vec![], "what is on record is not recorded again");
+    assert_eq!(world.cluster.steps_done(1), 25);
+    assert!(!world.steps("b", 25..26).is_empty());
+}
+
+#[test]
+fn a_checkpoint_ahead_of_what_the_others_heard_is_not_used() {
+    let mut world = trained(19);
+    // It completed step 19 and saved; nobody can say whether the others heard what it said to that step.
+    world.steps("b", 19..20);
+    world.say("b", FromPeer::CheckpointSaved { step: 20, held: vec![10, 20] });
+    world.hang_up("b");
+    assert_eq!(starts(&started_again(&mut world, "b", &[10, 20])), vec![(10, 1)]);
+}
+
+#[test]
+fn those_who_lost_their_memory_together_start_together() {
+    let mut world = trained(25);
+    world.hang_up("a");
+    world.hang_up("b");
+    assert_eq!(starts(&started_again(&mut world, "a", &[10, 20])), vec![], "the other may hold less");
+    assert!(world.cluster.message(world.now).contains("waiting for b"));
+    assert_eq!(starts(&started_again(&mut world, "b", &[10])), vec![(10, 2)]);
+    assert_eq!(world.cluster.view().unwrap().id, ViewId(1));
+}
+
+#[test]
+fn with_a_damaged_checkpoint_all_fall_back_together() {
+    let mut world = trained(25);
+    world.hang_up("b");
+    let actions = started_again(&mut world, "b", &[10]);
+    assert_eq!(starts(&actions), vec![(10, 2)]);
+    let view = world.cluster.view().unwrap();
+    assert_eq!((view.id, view.begins_at, world.cluster.steps_done(0)), (ViewId(2), 10, 10));
+    assert!(matches!(&actions[..], [.., Action::Record(Entry::Lease { until: 12.. }), Action::Send { .. }]));
+    assert_eq!(world.steps("a", 25..26), vec![], "a step of the void view that was under way");
+    for peer in ["a", "b"] {
+        let report = StepReport { view: ViewId(2), ..report(peer, 10) };
+        assert_eq!(stops(&world.say(peer, FromPeer::Report(report))), vec![]);
+    }
+    assert_eq!(world.cluster.steps_done(0), 11);
+}
+
+#[test]
+fn a_cohort_does_not_fall_back_for_ever() {
+    let mut world = trained(5);
+    for _ in 0..cohort_proto::limits::FALLBACKS_MAX {
+        assert_eq!(stops(&world.say("b", FromPeer::CannotFollow("it is gone".into()))), vec![]);
+    }
+    let last = world.say("b", FromPeer::CannotFollow("it is gone".into()));
+    check_stopped(&last, &["16 times", "peer b cannot follow", "it is gone"]);
+}
+
+#[test]
+fn a_replay_that_differs_is_said_or_stops_the_run() {
+    for (policy, stopped) in [("warn", false), ("stop", true)] {
+        let toml = TOML.replace("[policy]\n", &format!("[policy]\non_divergence = {policy:?}\n"));
+        let mut world = World { cluster: World::with(&toml, &history()).cluster, ..World::new() };
+        for peer in ["a", "b"] {
+            world.join(peer).unwrap();
+            world.attend(peer);
+        }
+        (0..3).for_each(|step| ["a", "b"].iter().for_each(|peer| _ = world.steps(peer, step..step + 1)));
+        world.hang_up("b");
+        started_again(&mut world, "b", &[]);
+        world.steps("b", 0..1);
+        let said = vec![TensorDigest::of("logits", b"other")];
+        let other = StepReport { own_digest: Digest::of("other"), said, ..report("b", 1) };
+        let mut out = Vec::new();
+        let message = FromPeer::Report(other);
+        world.cluster.handle(world.now, Event::Message { stream: world.streams["b"], message }, &mut out);
+        let parts = ["peer b", "step 1", "\"logits\"", "first time"];
+        if stopped {
+            check_stopped(&out, &parts);
+        } else {
+            let [Action::Note { warn: true, sentence }] = &out[..] else { panic!("{out:?}") };
+            assert!(parts.iter().all(|part| sentence.contains(part)), "{sentence}");
+        }
+    }
+}
+
+/// What the journal would say of a run in which both completed `steps`.
+fn of_a_run(steps: Step, held: &[Step]) -> History {
+    let world = trained(1);
+    let said = |peer: &str| {
+        let said = |step| Said { digest: digest(peer, step), tensors: report(peer, step).said };
+        (0..steps).map(|step| (step, said(step))).collect()
+    };
+    let record = |peer: &str| PeerRecord { completed: steps, checkpoints: held.to_vec(), said: said(peer) };
+    History {
+        starts: 1,
+        views: vec![world.cluster.view().unwrap().clone()],
+        data: Some(DataFacts { fingerprint: Digest::of("data"), total_steps: 100 }),
+        lease_until: steps + 5,
+        records: vec![record("a"), record("b")],
+        ..history()
+    }
+}
+
+#[test]
+fn a_coordinator_that_was_started_again_goes_on_with_those_who_stand() {
+    let mut world = World::with(TOML, &of_a_run(25, &[10, 20]));
+    assert_eq!((world.cluster.phase(), world.cluster.lease_until()), (Phase::Running, 30));
+    let held = Some(Checkpoints { run: RunId(7), steps: vec![10, 20] });
+    let standing = Some(Standing { session: 4, steps_done: 27, log_from: 20, lease_until: 30 });
+    let request = JoinRequest { checkpoints: held, standing, ..world.request("a") };
+    let accepted = world.present(request, "127.0.0.1").unwrap();
+    assert_eq!(accepted.reported, 25);
+    world.sessions.insert("a", accepted.session);
+    assert_eq!(starts(&world.attend("a")), vec![]);
+    assert!(!world.steps("a", 25..27).is_empty());
+    let actions = started_again(&mut world, "b", &[10, 20]);
+    assert_eq!(starts(&actions), vec![(20, 1)]);
+    world.steps("b", 20..25);
+    let mut wrong = report("b", 25);
+    wrong.consumed[0].1 = Digest::of("x");
+    check_stopped(&world.say("b", FromPeer::Report(wrong)), &["step 25", "peer b consumed"]);
+}
+
+#[test]
+fn a_finished_run_has_nothing_to_do_when_it_is_started_again() {
+    let mut world = World::with(TOML, &of_a_run(100, &[100]));
+    assert_eq!(world.cluster.phase(), Phase::Finished);
+    let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![100] });
+    let refusal = world.present(JoinRequest { checkpoints, ..world.request("a") }, "127.0.0.1").unwrap_err();
+    assert_eq!(refusal.reason, RefusalReason::Finished);
+    assert_eq!(exit(&world.wait(15_000, &[])), Some(Ended::Finished));
+    // Unless the last checkpoint of somebody is lost.
+    let mut world = World::with(TOML, &of_a_run(100, &[90, 100]));
+    assert_eq!(starts(&started_again(&mut world, "a", &[90])), vec![]);
+    assert_eq!(starts(&started_again(&mut world, "b", &[90, 100])), vec![(90, 2)]);
 }
 
 #[test]
@@ -472,18 +685,18 @@ fn while_gathering_nobody_is_fatal() {
     let mut world = World::new();
     world.join("a").unwrap();
     world.attend("a");
-    assert_eq!(world.cluster.message(), "waiting for b");
+    assert_eq!(world.cluster.message(world.now), "waiting for b");
     let wish = world.say("a", FromPeer::StopWish("Ctrl-C".into()));
     check_stopped(&wish, &["peer a", "Ctrl-C"]);
     world.say("a", FromPeer::Leaving { steps_done: 0, finished: false, reason: "asked".into() });
     assert_eq!(
-        (world.cluster.phase(), world.cluster.message()),
+        (world.cluster.phase(), world.cluster.message(world.now)),
         (Phase::Gathering, "waiting for a, b".into())
     );
     world.join("a").unwrap();
     world.attend("a");
     world.wait(20_000, &[]);
-    assert_eq!(world.cluster.message(), "waiting for a, b");
+    assert_eq!(world.cluster.message(world.now), "waiting for a, b");
     for peer in ["a", "b"] {
         world.join(peer).unwrap();
         world.attend(peer);
@@ -537,6 +750,13 @@ fn each_further_signal_is_harder() {
 }
 
 #[test]
+fn a_graceful_stop_is_one_at_once_if_somebody_is_missing() {
+    let mut world = World::running();
+    world.hang_up("b");
+    check_stopped(&world.event(Event::StopAsked { by: "SIGINT".into() }), &["SIGINT"]);
+}
+
+#[test]
 fn a_death_or_an_early_leave_breaks_a_graceful_stop_off() {
     let mut world = World::running();
     world.event(Event::StopAsked { by: "SIGINT".into() });
@@ -563,15 +783,14 @@ fn a_peer_that_gives_up_stops_the_others_with_its_reason() {
     );
 }
 
-/// All steps are reported.
+/// All steps are reported and saved.
 fn finished() -> World {
-    let mut world = World::running();
-    let mut actions = vec![];
-    for step in 0..100 {
-        for peer in ["a", "b"] {
-            actions = world.steps(peer, step..step + 1);
-        }
+    let mut world = trained(99);
+    for peer in ["a", "b"] {
+        assert_eq!(stops(&world.steps(peer, 99..100)), vec![]);
     }
+    world.say("a", saved(100));
+    let actions = world.say("b", saved(100));
     assert_eq!(stops(&actions), vec![(StopKind::Finished, "all 100 steps are complete", 2)]);
     world
 }
@@ -585,17 +804,25 @@ fn a_finished_run_is_over_when_all_have_left() {
 }
 
 #[test]
-fn a_peer_that_dies_after_the_last_step_matters_only_before_its_last_checkpoint() {
-    for (saves, ended) in [(true, Ended::Finished), (false, Ended::Stopped)] {
-        let mut world = finished();
-        if saves {
-            world.say("b", FromPeer::CheckpointSaved(100));
-        }
-        world.say("a", FromPeer::Leaving { steps_done: 100, finished: true, reason: String::new() });
-        world.hang_up("b");
-        assert_eq!(exit(&world.wait(5_000, &[])), Some(ended));
-        assert_eq!(world.cluster.message().contains("saved by b"), !saves);
+fn a_run_is_not_finished_before_its_last_checkpoints_are() {
+    let mut world = trained(99);
+    for peer in ["a", "b"] {
+        world.steps(peer, 99..100);
     }
+    world.say("a", saved(100));
+    world.hang_up("b");
+    assert_eq!(world.cluster.phase(), Phase::Running);
+    assert_eq!(starts(&started_again(&mut world, "b", &[90])), vec![(90, 1)]);
+    world.steps("b", 90..100);
+    assert!(matches!(stops(&world.say("b", saved(100)))[..], [(StopKind::Finished, _, 2)]));
+}
+
+#[test]
+fn a_peer_that_dies_after_the_end_matters_no_more() {
+    let mut world = finished();
+    world.say("a", FromPeer::Leaving { steps_done: 100, finished: true, reason: String::new() });
+    world.hang_up("b");
+    assert_eq!(exit(&world.wait(5_000, &[])), Some(Ended::Finished));
 }
 
 #[test]
@@ -701,7 +928,7 @@ impl World {
                 }
                 self.say(peer, FromPeer::Report(report))
             }
-            Deed::Saved(step) if attends => self.say(peer, FromPeer::CheckpointSaved(step.min(next))),
+            Deed::Saved(step) if attends => self.say(peer, saved(step.min(next))),
             Deed::Wish if attends => self.say(peer, FromPeer::StopWish("enough".into())),
             Deed::Leave(finished) if attends => {
                 self.say(peer, FromPeer::Leaving { steps_done: next, finished, reason: String::new() })
@@ -733,6 +960,7 @@ impl Laws {
                 Action::Record(Entry::View { view, .. }) => {
                     assert!(view.id.0 > self.view, "views are numbered upwards");
                     self.view = view.id.0;
+                    self.lease = self.lease.min(view.begins_at);
                     self.recorded.insert(view.id.0);
                 }
                 Action::Send { message: ToPeer::View(view), .. } => {

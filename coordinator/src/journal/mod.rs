@@ -2,6 +2,7 @@
 //! its tables). One thread owns the connection; the deciding loop hands it lines through a bounded queue and waits only
 //! for those that must be on the disk before anyone acts on them.
 
+mod recall;
 mod store;
 
 use std::fs::{self, File, TryLockError};

@@ -49,14 +49,16 @@ CREATE TABLE checkpoints (
   PRIMARY KEY (peer, step)
 ) STRICT, WITHOUT ROWID;
 
--- Every step that a peer completed; one that is taken again after a restart replaces its row.
+-- Every step that a peer completed. One that it takes again in a replay keeps its row; those that all take again after
+-- falling back to an older checkpoint are removed when the new view begins.
 CREATE TABLE steps (
   peer          TEXT NOT NULL,
   step          INTEGER NOT NULL,      -- from 0
   view          INTEGER NOT NULL,
   epoch         INTEGER NOT NULL,
   lr            REAL,
-  digest        TEXT NOT NULL,         -- SHA-256 of what it said in round 0
+  digest        TEXT NOT NULL,         -- SHA-256 of what it said, all rounds
+  said          TEXT NOT NULL,         -- the tensors of round 0, as JSON: name to the first 8 bytes of the SHA-256
   images        INTEGER NOT NULL,      -- samples in its batch
   log_bytes     INTEGER NOT NULL,      -- its contribution log in memory
   reported_at   INTEGER NOT NULL,

@@ -1,21 +1,21 @@
-//! The SQLite side of the journal: the statements, and what is read back at a start.
+//! The SQLite side of the journal: the statements.
 
 use std::path::Path;
 
-use cohort_proto::control::StepReport;
-use cohort_proto::id::{Digest, RunId, ViewId};
+use cohort_proto::control::{StepReport, TensorDigest};
+use cohort_proto::id::{RunId, ViewId};
 use cohort_proto::spec::RunSpec;
 use cohort_proto::view::View;
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, Transaction, params};
 
-use super::{JournalError, Line};
+use super::{JournalError, Line, recall};
 use crate::cluster::History;
 use crate::event::{DataFacts, Entry};
 
 /// The tables.
 const SCHEMA: &str = include_str!("schema.sql");
 /// Their version, in the file's `user_version`.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 
 /// The open file.
 pub(super) struct Store {
@@ -44,10 +44,11 @@ impl Store {
             FORMAT => check_run(&connection, folder, file, spec)?,
             got => return Err(JournalError::Format { path: file.to_owned(), got, known: FORMAT }),
         }
-        let history = read_back(&connection).map_err(failed)?;
+        let history = recall::history(&connection, spec).map_err(failed)?;
         connection.execute("UPDATE runs SET starts = starts + 1", []).map_err(failed)?;
         let archs = spec.peers.iter().map(|peer| peer.arch.clone()).collect();
-        Ok((Self { connection, archs, view: history.last_view }, history))
+        let view = history.views.last().map_or(ViewId(0), |view| view.id);
+        Ok((Self { connection, archs, view }, history))
     }
 
     /// Writes lines in one transaction. Without `durable` a crash of the machine (not of the process) may lose them.
@@ -96,45 +97,6 @@ fn check_run(
     Err(JournalError::OtherRun { path: folder.to_owned(), theirs, their_hash, our_hash: ours.short() })
 }
 
-fn read_back(connection: &Connection) -> rusqlite::Result<History> {
-    let (run, starts, total, fingerprint) = connection.query_row(
-        "SELECT id, starts, total_steps, fingerprint FROM runs",
-        [],
-        |row| -> rusqlite::Result<(String, i64, Option<i64>, Option<String>)> {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-        },
-    )?;
-    let run = u64::from_str_radix(&run, 16).map_err(|error| unreadable(0, error))?;
-    let last_view: Option<i64> = connection
-        .query_row("SELECT view FROM views ORDER BY view DESC LIMIT 1", [], |row| row.get(0))
-        .optional()?;
-    let data = match (total, fingerprint) {
-        (Some(total), Some(hex)) => {
-            let fingerprint = digest(&hex).ok_or_else(|| unreadable(3, std::fmt::Error))?;
-            Some(DataFacts { fingerprint, total_steps: count(total) })
-        }
-        _ => None,
-    };
-    Ok(History {
-        run: RunId(run),
-        starts: count(starts),
-        last_view: ViewId(count(last_view.unwrap_or(0))),
-        data,
-    })
-}
-
-fn unreadable(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
-}
-
-fn digest(hex: &str) -> Option<Digest> {
-    let mut bytes = [0; 32];
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(hex.get(2 * i..2 * i + 2)?, 16).ok()?;
-    }
-    (hex.len() == 64).then_some(Digest(bytes))
-}
-
 fn write_line(
     transaction: &Transaction,
     archs: &[String],
@@ -178,6 +140,10 @@ fn write_view(
         "UPDATE runs SET total_steps = ?, fingerprint = ?",
         params![whole(data.total_steps), data.fingerprint.to_string()],
     )?;
+    // Steps from here on are taken anew, whatever was on record of them.
+    for table in ["steps", "terms", "timings"] {
+        transaction.execute(&format!("DELETE FROM {table} WHERE step >= ?"), [whole(view.begins_at)])?;
+    }
     let id = whole(view.id.0);
     transaction.execute("INSERT INTO views VALUES (?, ?, ?)", params![id, whole(view.begins_at), at])?;
     let mut insert = transaction.prepare_cached("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?)")?;
@@ -198,19 +164,20 @@ fn write_view(
 
 fn write_report(transaction: &Transaction, peer: &str, at: i64, report: &StepReport) -> rusqlite::Result<()> {
     let step = whole(report.step);
-    transaction.prepare_cached("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")?.execute(
-        params![
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")?
+        .execute(params![
             peer,
             step,
             whole(report.view.0),
             whole(report.epoch),
             finite(report.lr),
             report.own_digest.to_string(),
+            said_to_json(&report.said),
             whole(report.images),
             whole(report.log_bytes),
             at
-        ],
-    )?;
+        ])?;
     let mut term = transaction.prepare_cached("INSERT OR REPLACE INTO terms VALUES (?, ?, ?, ?)")?;
     for each in &report.terms {
         term.execute(params![peer, step, each.name, finite(each.value)])?;
@@ -222,13 +189,15 @@ fn write_report(transaction: &Transaction, peer: &str, at: i64, report: &StepRep
     Ok(())
 }
 
+/// The digests of tensors by name.
+fn said_to_json(said: &[TensorDigest]) -> String {
+    let entries = said.iter().map(|said| (said.name.clone(), format!("{:016x}", said.digest).into()));
+    serde_json::Value::Object(entries.collect()).to_string()
+}
+
 /// SQLite's integers are signed; a count that does not fit is a hostile one, and its greatest value says that too.
 fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-fn count(number: i64) -> u64 {
-    u64::try_from(number).unwrap_or(0)
 }
 
 fn finite(number: f64) -> Option<f64> {

@@ -1,11 +1,13 @@
 //! The journal in a temporary folder: what is written, what is read back, what is refused.
 
-use cohort_proto::control::{StepReport, Term, Timing};
+use cohort_proto::control::{StepReport, TensorDigest, Term, Timing};
 use cohort_proto::id::{Digest, PeerName, ViewId};
 use cohort_proto::view::{Member, View};
 use rusqlite::Connection;
 
 use super::*;
+use crate::agreement::Said;
+use crate::cluster::PeerRecord;
 use crate::event::{DataFacts, Phase};
 
 const TOML: &str = "[run]\nsteps = 9\n[data]\ndataset = \"mnist\"\n[method]\nname = \"alone\"\n[[peer]]\nname = \"a\"\narch = \"resnet8\"\n";
@@ -40,6 +42,7 @@ fn report(step: u64, value: f64) -> Line {
         timings: vec![Timing { act: "forward".into(), ms: value }],
         images: 8,
         log_bytes: 1,
+        said: vec![TensorDigest { name: "logits".into(), digest: 7 }],
     };
     Line::Entry(Entry::Report { peer: name(), report: Box::new(report) })
 }
@@ -53,7 +56,14 @@ fn reopen(folder: &Path) -> (Journal, History) {
 async fn what_was_written_is_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let (journal, history) = Journal::open(folder.path(), &spec(), RunId(u64::MAX), 5).unwrap();
-    let fresh = History { run: RunId(u64::MAX), starts: 0, last_view: ViewId(0), data: None };
+    let fresh = History {
+        run: RunId(u64::MAX),
+        starts: 0,
+        views: vec![],
+        data: None,
+        lease_until: 0,
+        records: vec![PeerRecord::default()],
+    };
     assert_eq!(history, fresh);
     journal.write(6, view(1)).await.unwrap();
     journal.write(7, Line::Entry(Entry::Lease { until: 5 })).await.unwrap();
@@ -61,7 +71,7 @@ async fn what_was_written_is_read_back() {
         journal.write(8, report(step, f64::NAN)).await.unwrap();
     }
     journal.write(9, report(3, 1.5)).await.unwrap();
-    journal.write(10, Line::Entry(Entry::Checkpoint { peer: name(), step: 5 })).await.unwrap();
+    journal.write(10, Line::Entry(Entry::Checkpoint { peer: name(), step: 4 })).await.unwrap();
     journal.write(10, Line::Entry(Entry::Phase(Phase::Running))).await.unwrap();
     journal.write(11, Line::Event { warn: true, sentence: "it happened".into() }).await.unwrap();
     journal.flush().await.unwrap();
@@ -76,12 +86,42 @@ async fn what_was_written_is_read_back() {
     assert_eq!(one("SELECT count(*) || ' ' || max(epoch) FROM steps"), "2 9223372036854775807");
     assert_eq!(one("SELECT CAST(value AS TEXT) FROM terms WHERE step = 3"), "2.0");
     assert_eq!(one("SELECT count(*) || count(ms) FROM timings"), "21", "NaN is NULL");
-    assert_eq!(one("SELECT peer || step FROM checkpoints"), "a5");
+    assert_eq!(one("SELECT peer || step FROM checkpoints"), "a4");
     assert_eq!(one("SELECT at || warn || sentence FROM events"), "111it happened");
     drop(journal);
     let (_journal, history) = reopen(folder.path());
-    let later = History { run: RunId(u64::MAX), starts: 1, last_view: ViewId(1), data: Some(data()) };
+    let said =
+        Said { digest: Digest::of("x"), tensors: vec![TensorDigest { name: "logits".into(), digest: 7 }] };
+    let member = Member { index: 0, name: name(), address: "h:1".into(), schema: Default::default() };
+    let later = History {
+        starts: 1,
+        views: vec![View { id: ViewId(1), begins_at: 3, members: vec![member] }],
+        data: Some(data()),
+        lease_until: 5,
+        // A step below the newest common checkpoint is not taken again.
+        records: vec![PeerRecord { completed: 5, checkpoints: vec![4], said: vec![(4, said)] }],
+        ..fresh
+    };
     assert_eq!(history, later);
+}
+
+#[tokio::test]
+async fn a_view_that_begins_earlier_makes_later_steps_void() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap();
+    journal.write(0, view(1)).await.unwrap();
+    journal.write(0, Line::Entry(Entry::Lease { until: 9 })).await.unwrap();
+    for step in 3..7 {
+        journal.write(1, report(step, 1.0)).await.unwrap();
+    }
+    let Line::Entry(Entry::View { view: fallen, data }) = view(2) else { panic!() };
+    let fallen = View { begins_at: 5, ..fallen };
+    journal.write(2, Line::Entry(Entry::View { view: fallen, data })).await.unwrap();
+    drop(journal);
+    let (_journal, history) = reopen(folder.path());
+    let views: Vec<(u64, u64)> = history.views.iter().map(|view| (view.id.0, view.begins_at)).collect();
+    assert_eq!((views, history.lease_until), (vec![(1, 3), (2, 5)], 0));
+    assert_eq!(history.records[0].completed, 5);
 }
 
 /// Peers' names may look like anything that a term's name has in it.

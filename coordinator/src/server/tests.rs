@@ -25,6 +25,7 @@ batch = 8
 name = "dml"
 [policy]
 failure_timeout_ms = 1000
+wait_timeout_ms = 3000
 [[peer]]
 name = "a"
 arch = "resnet8"
@@ -77,6 +78,7 @@ impl Peer {
             dataset_fingerprint: Digest::of("data"),
             total_steps: 3,
             checkpoints: None,
+            standing: None,
         }
         .into()
     }
@@ -136,6 +138,7 @@ impl Peer {
             timings: vec![],
             images: 8,
             log_bytes: 0,
+            said: vec![],
         })
     }
 }
@@ -151,6 +154,7 @@ async fn a_whole_run() {
     for peer in [&mut a, &mut b] {
         let ToPeer::View(view) = peer.next().await else { panic!("first the view") };
         assert_eq!((view.id, view.begins_at, view.members.len()), (ViewId(1), 0, 2));
+        assert_eq!(peer.next().await, ToPeer::Start(0));
         assert_eq!(peer.next().await, ToPeer::Lease(2));
     }
     for step in 0..3 {
@@ -159,6 +163,9 @@ async fn a_whole_run() {
         if step == 0 {
             assert_eq!(a.next().await, ToPeer::Lease(3));
         }
+    }
+    for peer in [&a, &b] {
+        peer.say(FromPeer::CheckpointSaved { step: 3, held: vec![3] }).await;
     }
     let stop = a.until_stop().await;
     assert_eq!(stop, Stop { kind: StopKind::Finished, sentence: "all 3 steps are complete".into() });
@@ -188,7 +195,7 @@ async fn what_a_peer_must_not_say() {
     // A message of another version is refused for that, whatever else is strange about it.
     let newer = wire::JoinRequest { protocol_version: 9, spec_hash: vec![1], ..a.request() };
     assert_eq!(a.present(newer).await.unwrap_err().reason, RefusalReason::ProtocolVersion);
-    let first = a.open(FromPeer::Heartbeat.into()).await.unwrap_err();
+    let first = a.open(FromPeer::Heartbeat(Default::default()).into()).await.unwrap_err();
     assert!(first.code() == Code::InvalidArgument && first.message().contains("hello"), "{first}");
     let stranger = FromPeer::Hello { run: cohort_proto::id::RunId(1), name: a.name.clone(), session: 1 };
     a.open(stranger.into()).await.unwrap();
@@ -212,7 +219,7 @@ async fn what_a_peer_must_not_say() {
 }
 
 #[tokio::test]
-async fn a_peer_that_hangs_up_ends_the_run_for_the_others() {
+async fn a_peer_that_hangs_up_and_stays_away_ends_the_run_for_the_others() {
     let served = served().await;
     let (mut a, mut b) = (Peer::new(&served, "a").await, Peer::new(&served, "b").await);
     a.attend().await;
@@ -221,12 +228,12 @@ async fn a_peer_that_hangs_up_ends_the_run_for_the_others() {
     drop(b);
     let beating = a.up.clone().unwrap();
     let heart = tokio::spawn(async move {
-        while beating.send(FromPeer::Heartbeat.into()).await.is_ok() {
+        while beating.send(FromPeer::Heartbeat(Default::default()).into()).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     });
-    let stop = tokio::time::timeout(Duration::from_secs(5), a.until_stop()).await.unwrap();
-    assert!(stop.kind == StopKind::AtOnce && stop.sentence.contains("peer b died"), "{stop:?}");
+    let stop = tokio::time::timeout(Duration::from_secs(20), a.until_stop()).await.unwrap();
+    assert!(stop.kind == StopKind::AtOnce && stop.sentence.contains("waiting for b"), "{stop:?}");
     a.say(FromPeer::Leaving { steps_done: 0, finished: false, reason: String::new() }).await;
     assert_eq!(served.ended.await.unwrap().unwrap(), Ended::Stopped);
     heart.abort();

@@ -133,7 +133,10 @@ impl Store {
     }
 
     /// The steps of all folders that are named like checkpoints, ascending, unverified.
-    fn steps(&self) -> Result<Vec<Step>, CheckpointError> {
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn steps(&self) -> Result<Vec<Step>, CheckpointError> {
         let failed = file_error("list", &self.folder);
         let mut steps = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(&failed)? {

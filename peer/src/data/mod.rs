@@ -36,7 +36,7 @@ pub fn loader_inputs(spec: &RunSpec, samples: Samples) -> Result<LoaderInputs, P
     let plan = spec.batch_plan(&samples.labels)?;
     let augment = augmentation(&spec.data);
     let normalisation = normalisation(&spec.data, samples.images.channels)?;
-    Ok(LoaderInputs { samples, plan, augment, normalisation })
+    Ok(LoaderInputs { samples: samples.into(), plan, augment, normalisation })
 }
 
 /// What is done to training images.

@@ -1,32 +1,36 @@
 //! The network side of a peer: one loop in which everything that can happen arrives as an [`Event`]. It carries words
 //! between the coordinator, the sources, the signals and the training thread, and decides nothing about training.
 
+mod absence;
+mod address;
+mod follows;
 mod signals;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cohort_proto::contribution::Position;
-use cohort_proto::control::{FromPeer, JoinRequest, Stop, StopKind, ToPeer};
+use cohort_proto::control::{
+    Accepted, Checkpoints, FromPeer, JoinRequest, Refusal, RefusalReason, Stop, StopKind, ToPeer,
+};
 use cohort_proto::id::{PeerName, RunId};
 use cohort_proto::limits::PROTOCOL_VERSION;
 use cohort_proto::meta::Agenda;
-use cohort_proto::spec::{DeviceSpec, RunSpec};
+use cohort_proto::spec::DeviceSpec;
 use cohort_proto::view::View;
-use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::error::PeerError;
 use crate::log::ContributionLog;
 use crate::net::control::{Attendance, Control};
-use crate::net::follow::{Following, follow};
 use crate::net::serve::{Served, bind, serve};
+use crate::standing::Place;
 use crate::trainer::{self, Ending, Facts, Inputs, News, Trainer, Word};
+use crate::waits::Waits;
+use absence::Absence;
+use follows::Follows;
 use signals::Signals;
 
 /// How long the last words of a peer may take to leave it.
@@ -57,6 +61,8 @@ pub struct Config {
 enum Event {
     /// The coordinator said something, or its stream ended (with the reason, if it broke).
     Coordinator(Result<Option<ToPeer>, String>),
+    /// An attempt to come back to the coordinator ended.
+    CameBack(Box<Result<(Accepted, Attendance), PeerError>>),
     /// The training thread said something, or is gone.
     Trainer(Option<News>),
     /// A source can no longer be followed.
@@ -65,6 +71,8 @@ enum Event {
     Signal,
     /// It is time to say that this peer is alive.
     Heartbeat,
+    /// It is time to try to come back to the coordinator.
+    Attempt,
     /// The coordinator did not answer a wish to stop.
     StopOverdue,
 }
@@ -88,18 +96,18 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
     let state = config.state.clone().unwrap_or_else(|| {
         PathBuf::from("runs").join(&spec.run.name).join("peers").join(config.name.as_str())
     });
-    let log = Arc::new(ContributionLog::new(0));
+    let (log, waits) = (Arc::new(ContributionLog::new(0)), Arc::new(Waits::default()));
     let inputs = Inputs { spec: spec.clone(), spec_hash, index, data: config.data.clone(), device, state };
-    let mut trainer = trainer::start(inputs, log.clone())?;
+    let mut trainer = trainer::start(inputs, log.clone(), waits.clone())?;
     let facts = match trainer.news.recv().await {
         Some(News::Prepared(facts)) => *facts,
         Some(News::Ended(Ending { cause: Err(error), .. })) => return Err(error),
         _ => return Err(PeerError::Internal(trainer.cause_of_death())),
     };
 
-    let (listener, bound) = bind(&listen_address(&config).await?).await?;
-    let address = advertised(&config, bound).await;
-    warn_if_open(&config, bound);
+    let (listener, bound) = bind(&address::listen_address(&config).await?).await?;
+    let address = address::advertised(&config, bound).await;
+    address::warn_if_open(&config, bound);
     let served = Arc::new(Served {
         me: config.name.clone(),
         followers: spec.peers.iter().map(|peer| peer.name.clone()).collect::<BTreeSet<_>>(),
@@ -110,7 +118,8 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
     let server = tokio::spawn(serve(listener, served.clone(), stopped));
 
     let listens = !facts.schema.tensors().is_empty();
-    let accepted = control.join(join_request(&config, address, facts)).await?;
+    let request = join_request(&config, address, facts);
+    let accepted = control.join(request.clone()).await?;
     // Set once: this process joins one run.
     let _ = served.run.set(accepted.run);
     tracing::info!("joined run {} ({}) as {}", accepted.run, spec.run.name, config.name);
@@ -118,15 +127,21 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
     let _ = trainer.words.send(Word::Joined(accepted.run)).await;
     let hello = FromPeer::Hello { run: accepted.run, name: config.name.clone(), session: accepted.session };
     let attendance = control.attend(hello).await?;
+    let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied()).collect();
     let driver = Driver {
+        follows: Follows::new(config.name.clone(), accepted.run, Agenda::of(&spec)),
+        absence: Absence::new(config.coordinator, config.name.as_str(), &spec),
+        place: Place::new(&accepted, held),
         me: config.name,
         run: accepted.run,
         listens,
-        spec,
+        failure_timeout: Duration::from_millis(spec.policy.failure_timeout_ms),
+        request,
         log,
+        waits,
         attendance: Some(attendance),
-        follows: JoinSet::new(),
-        in_view: false,
+        view: None,
+        stopping: false,
         stop_deadline: None,
         wishes: 0,
     };
@@ -148,50 +163,7 @@ fn join_request(config: &Config, address: String, facts: Facts) -> JoinRequest {
         dataset_fingerprint: facts.dataset_fingerprint,
         total_steps: facts.total_steps,
         checkpoints: facts.checkpoints,
-    }
-}
-
-/// The address of this machine on the way to the coordinator. Connecting a datagram socket sends nothing.
-async fn local_ip(coordinator: &str) -> Option<IpAddr> {
-    let address = coordinator.rsplit("//").next().unwrap_or(coordinator).trim_end_matches('/');
-    let target = tokio::net::lookup_host(address).await.ok()?.next()?;
-    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = UdpSocket::bind(any).await.ok()?;
-    socket.connect(target).await.ok()?;
-    Some(socket.local_addr().ok()?.ip())
-}
-
-/// Where to listen if the command line does not say: on the interface that leads to the coordinator.
-async fn listen_address(config: &Config) -> Result<String, PeerError> {
-    if let Some(listen) = &config.listen {
-        return Ok(listen.clone());
-    }
-    let ip = local_ip(&config.coordinator).await;
-    let ip = ip.ok_or_else(|| {
-        PeerError::Usage("no way to the coordinator is known; give --listen and --advertise".into())
-    })?;
-    Ok(SocketAddr::new(ip, 0).to_string())
-}
-
-async fn advertised(config: &Config, bound: SocketAddr) -> String {
-    if let Some(advertise) = &config.advertise {
-        let has_port = advertise.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        return if has_port { advertise.clone() } else { format!("{advertise}:{}", bound.port()) };
-    }
-    if bound.ip().is_unspecified()
-        && let Some(ip) = local_ip(&config.coordinator).await
-    {
-        return SocketAddr::new(ip, bound.port()).to_string();
-    }
-    bound.to_string()
-}
-
-fn warn_if_open(config: &Config, bound: SocketAddr) {
-    if !config.insecure && !bound.ip().is_loopback() {
-        tracing::warn!(
-            "listening on {bound} in plain text: whoever reaches this port can read what this peer says; use a private \
-             network, and --insecure to say that you know"
-        );
+        standing: None,
     }
 }
 
@@ -199,12 +171,20 @@ struct Driver {
     me: PeerName,
     run: RunId,
     listens: bool,
-    spec: RunSpec,
+    failure_timeout: Duration,
+    /// With what this peer presents itself, but for where it stands.
+    request: JoinRequest,
     log: Arc<ContributionLog>,
-    /// `None` once the coordinator is gone.
+    waits: Arc<Waits>,
+    place: Place,
+    /// `None` while the coordinator is gone.
     attendance: Option<Attendance>,
-    follows: JoinSet<Result<(), PeerError>>,
-    in_view: bool,
+    absence: Absence,
+    follows: Follows,
+    /// The last view that was said.
+    view: Option<View>,
+    /// Whether the coordinator told this peer to stop.
+    stopping: bool,
     /// When to stop waiting for the coordinator's answer to a wish to stop.
     stop_deadline: Option<Instant>,
     /// How often somebody asked this process to stop.
@@ -215,17 +195,19 @@ impl Driver {
     async fn attend(mut self, mut trainer: Trainer, heartbeat: Duration) -> Result<Ending, PeerError> {
         let mut signals =
             Signals::listen().map_err(|error| PeerError::Internal(format!("signals: {error}")))?;
-        let began = Instant::now();
         let mut heartbeats = tokio::time::interval(heartbeat);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let overdue = self.stop_deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let far = Instant::now() + Duration::from_secs(3600);
+            let (overdue, attempt) = (self.stop_deadline.unwrap_or(far), self.absence.attempt_at());
             let event = tokio::select! {
                 word = next_word(&mut self.attendance) => Event::Coordinator(word),
+                back = self.absence.back() => Event::CameBack(Box::new(back)),
                 news = trainer.news.recv() => Event::Trainer(news),
-                Some(ended) = self.follows.join_next() => Event::FollowEnded(flatten(ended)),
+                Some(ended) = self.follows.ended() => Event::FollowEnded(ended),
                 () = signals.next() => Event::Signal,
                 _ = heartbeats.tick() => Event::Heartbeat,
+                () = tokio::time::sleep_until(attempt.unwrap_or(far)), if attempt.is_some() => Event::Attempt,
                 () = tokio::time::sleep_until(overdue), if self.stop_deadline.is_some() => Event::StopOverdue,
             };
             match event {
@@ -237,15 +219,22 @@ impl Driver {
                 Event::Trainer(None) => return Err(PeerError::Internal(trainer.cause_of_death())),
                 Event::Trainer(Some(news)) => self.pass_on(news, &trainer).await,
                 Event::Coordinator(word) => self.heard(word, &trainer).await,
+                Event::CameBack(back) => self.came_back(*back, &trainer).await,
                 Event::FollowEnded(Ok(())) => {}
+                Event::FollowEnded(Err(PeerError::LogReleased(sentence))) => {
+                    tracing::warn!("{sentence}");
+                    self.up(FromPeer::CannotFollow(sentence));
+                }
                 Event::FollowEnded(Err(error)) => tell(&trainer, Word::Lost(error)).await,
                 Event::Signal => self.asked_to_stop(&trainer).await,
-                Event::Heartbeat => {
-                    self.up(FromPeer::Heartbeat);
-                    // One that computes will see a later tick; ticks must not take the room of other words.
-                    if trainer.words.capacity() > trainer.words.max_capacity() / 2 {
-                        let _ = trainer.words.try_send(Word::Tick(began.elapsed()));
-                    }
+                Event::Heartbeat => self.up(FromPeer::Heartbeat(self.waits.look())),
+                Event::Attempt => {
+                    let held = self.place.held().to_vec();
+                    let checkpoints =
+                        (!held.is_empty()).then_some(Checkpoints { run: self.run, steps: held });
+                    let standing = self.place.standing(self.log.begins_at());
+                    let request = JoinRequest { checkpoints, standing, ..self.request.clone() };
+                    self.absence.attempt(request, self.run);
                 }
                 Event::StopOverdue => {
                     self.stop_deadline = None;
@@ -256,19 +245,27 @@ impl Driver {
         }
     }
 
-    /// To the coordinator, as long as it is there. A queue that is full means that it no longer reads.
+    /// To the coordinator, as long as it is there. A queue that is full means that it no longer reads: the stream is
+    /// given up, and what was not sent is said again on the next one.
     fn up(&mut self, message: FromPeer) {
         if let Some(attendance) = &self.attendance
             && let Err(error) = attendance.up.try_send(message.into())
         {
             tracing::debug!("a message to the coordinator was not sent: {error}");
+            self.lost_coordinator("it does not read");
         }
     }
 
     async fn pass_on(&mut self, news: News, trainer: &Trainer) {
         match news {
-            News::Step(report) => self.up(FromPeer::Report(report)),
-            News::Saved(step) => self.up(FromPeer::CheckpointSaved(step)),
+            News::Step(report) => {
+                self.place.completed(report.clone());
+                self.up(FromPeer::Report(report));
+            }
+            News::Saved { step, held } => {
+                self.place.holds(held.clone());
+                self.up(FromPeer::CheckpointSaved { step, held });
+            }
             News::Prepared(_) | News::Ended(_) => {
                 let error = PeerError::Internal("the training thread repeats itself".into());
                 tell(trainer, Word::Lost(error)).await;
@@ -279,57 +276,92 @@ impl Driver {
     async fn heard(&mut self, word: Result<Option<ToPeer>, String>, trainer: &Trainer) {
         let reason = match word {
             Ok(Some(ToPeer::View(view))) => {
-                // The view first: what a source says is refused by one who does not know the view yet.
                 tell(trainer, Word::View(view.clone())).await;
-                return self.follow_sources(&view, trainer);
+                return self.follow(view, trainer);
             }
-            Ok(Some(ToPeer::Lease(until))) => return tell(trainer, Word::Lease(until)).await,
+            Ok(Some(ToPeer::Start(step))) => {
+                self.place.starts(step);
+                let epoch = self.follows.restart(step);
+                // Before anything is heard in the new epoch.
+                tell(trainer, Word::Start { step, epoch }).await;
+                if let Some(view) = self.view.take() {
+                    self.follow(view, trainer);
+                }
+                return;
+            }
+            Ok(Some(ToPeer::Lease(until))) => {
+                self.place.granted(until);
+                return tell(trainer, Word::Lease(until)).await;
+            }
             Ok(Some(ToPeer::RetainFrom(step))) => {
                 self.log.retain_from(step);
                 return tell(trainer, Word::Common(step)).await;
             }
             Ok(Some(ToPeer::Stop(stop))) => {
-                self.stop_deadline = None;
+                (self.stopping, self.stop_deadline) = (true, None);
                 tracing::info!("the coordinator says stop ({}): {}", stop.kind, stop.sentence);
                 return tell(trainer, Word::Stop(stop)).await;
             }
             Ok(None) => "it ended the stream".to_owned(),
             Err(reason) => reason,
         };
-        self.attendance = None;
-        // Every peer runs to the end of the lease it has, so all of them stop at the same step.
-        let sentence = format!("the coordinator is gone ({reason})");
-        tracing::warn!("{sentence}; running to the end of the lease");
-        tell(trainer, Word::Stop(Stop { kind: StopKind::Graceful, sentence })).await;
+        self.lost_coordinator(&reason);
     }
 
-    fn follow_sources(&mut self, view: &View, trainer: &Trainer) {
-        self.follows.abort_all();
-        self.in_view = true;
-        let sources = view.members.iter().filter(|member| self.listens && member.name != self.me);
-        for source in sources {
-            let following = Following {
-                source: source.clone(),
-                me: self.me.clone(),
-                run: self.run,
-                agenda: Agenda::of(&self.spec),
-                from: Position::of(view.begins_at),
-                patience: 2 * Duration::from_millis(self.spec.policy.failure_timeout_ms),
-            };
-            self.follows.spawn(follow(following, trainer.words.clone()));
+    /// Training goes on to the end of the lease meanwhile.
+    fn lost_coordinator(&mut self, reason: &str) {
+        self.attendance = None;
+        if self.stopping {
+            return;
         }
+        tracing::warn!(
+            "the coordinator is gone ({reason}); running to the end of the lease and waiting for it"
+        );
+        self.absence.begin();
+    }
+
+    async fn came_back(&mut self, back: Result<(Accepted, Attendance), PeerError>, trainer: &Trainer) {
+        match back {
+            Ok((accepted, attendance)) => {
+                tracing::info!("back at the coordinator (session {})", accepted.session);
+                self.absence.end();
+                self.attendance = Some(attendance);
+                for report in self.place.accepted_again(&accepted) {
+                    self.up(FromPeer::Report(report));
+                }
+            }
+            Err(PeerError::Unreachable(cause)) => {
+                if let Some(sentence) = self.absence.failed(&cause) {
+                    tell(trainer, Word::Stop(Stop { kind: StopKind::AtOnce, sentence })).await;
+                }
+            }
+            Err(PeerError::Refused(Refusal { reason: RefusalReason::Closed, sentence })) => {
+                self.absence.end();
+                tell(trainer, Word::Stop(Stop { kind: StopKind::AtOnce, sentence })).await;
+            }
+            Err(error) => {
+                self.absence.end();
+                tell(trainer, Word::Lost(error)).await;
+            }
+        }
+    }
+
+    fn follow(&mut self, view: View, trainer: &Trainer) {
+        if self.listens {
+            self.follows.follow(&view.members, &trainer.words);
+        }
+        self.view = Some(view);
     }
 
     async fn asked_to_stop(&mut self, trainer: &Trainer) {
         self.wishes += 1;
         let reason = format!("peer {} was asked to stop", self.me);
-        if self.wishes == 1 && self.in_view && self.attendance.is_some() {
+        if self.wishes == 1 && self.view.is_some() && self.attendance.is_some() {
             tracing::info!(
                 "asked to stop: the cohort runs to the end of its lease; ask again to stop at once"
             );
             self.up(FromPeer::StopWish(reason));
-            self.stop_deadline =
-                Some(Instant::now() + Duration::from_millis(self.spec.policy.failure_timeout_ms));
+            self.stop_deadline = Some(Instant::now() + self.failure_timeout);
         } else {
             tell(trainer, Word::Stop(Stop { kind: StopKind::AtOnce, sentence: reason })).await;
         }
@@ -345,7 +377,8 @@ impl Driver {
         };
         let finished = matches!(&ending.cause, Ok(stop) if stop.kind == StopKind::Finished);
         if ending.saved && !finished {
-            self.up(FromPeer::CheckpointSaved(ending.steps_done));
+            let held = self.place.held().iter().copied().chain([ending.steps_done]).collect();
+            self.up(FromPeer::CheckpointSaved { step: ending.steps_done, held });
         }
         let leaving = FromPeer::Leaving { steps_done: ending.steps_done, finished, reason };
         let sent = up.send_timeout(leaving.into(), FAREWELL).await;
@@ -371,13 +404,5 @@ async fn next_word(attendance: &mut Option<Attendance>) -> Result<Option<ToPeer>
     match attendance {
         Some(attendance) => attendance.next().await,
         None => std::future::pending().await,
-    }
-}
-
-fn flatten(ended: Result<Result<(), PeerError>, tokio::task::JoinError>) -> Result<(), PeerError> {
-    match ended {
-        Ok(result) => result,
-        Err(error) if error.is_cancelled() => Ok(()),
-        Err(error) => Err(PeerError::Internal(format!("following a peer: {error}"))),
     }
 }

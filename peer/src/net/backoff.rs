@@ -19,6 +19,12 @@ impl Backoff {
         Self { attempts_left: CONNECT_ATTEMPTS, pause: RETRY_PAUSE_MIN, rng: SplitMix64::new(key) }
     }
 
+    /// How long to wait before the next attempt, and so on without end.
+    pub fn next_pause_always(&mut self) -> Duration {
+        self.attempts_left = CONNECT_ATTEMPTS;
+        self.next_pause().unwrap_or(RETRY_PAUSE_MAX)
+    }
+
     /// How long to wait before the next attempt: between half of the nominal pause and the whole; `None` when the
     /// attempts are used up.
     pub fn next_pause(&mut self) -> Option<Duration> {
@@ -46,5 +52,8 @@ mod tests {
             let nominal = (RETRY_PAUSE_MIN * 2u32.pow(i as u32)).min(RETRY_PAUSE_MAX);
             assert!((nominal / 2..=nominal).contains(pause), "{pause:?} of {nominal:?}");
         }
+        let mut without_end = Backoff::new(1);
+        let last = (0..100).map(|_| without_end.next_pause_always()).last();
+        assert!(last.is_some_and(|last| (RETRY_PAUSE_MAX / 2..=RETRY_PAUSE_MAX).contains(&last)), "{last:?}");
     }
 }

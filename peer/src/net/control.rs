@@ -1,7 +1,7 @@
 //! The coordinator as seen from a peer.
 
 use cohort_proto::control::{Accepted, FromPeer, JoinRequest, Refusal, ToPeer};
-use cohort_proto::id::Digest;
+use cohort_proto::id::{Digest, RunId};
 use cohort_proto::limits::{CONTROL_MESSAGE_BYTES_MAX, PROTOCOL_VERSION, QUEUE_DEPTH};
 use cohort_proto::rng::key_of;
 use cohort_proto::spec::RunSpec;
@@ -33,13 +33,48 @@ pub struct Attendance {
 
 impl Control {
     /// Connects, with bounded retries. `key` makes the jitter this peer's own.
+    ///
+    /// # Errors
+    /// If nobody answers, or the URL is none.
     pub async fn connect(url: &str, key: &str) -> Result<Self, PeerError> {
-        let jitter = key_of(key) ^ u64::from(std::process::id());
-        let channel = channel::connect(url, "the coordinator", Backoff::new(jitter)).await?;
+        let backoff = Backoff::new(Self::jitter(key));
+        Ok(Self::on(url, channel::connect(url, "the coordinator", backoff).await?))
+    }
+
+    /// What makes a peer's pauses its own.
+    pub fn jitter(key: &str) -> u64 {
+        key_of(key) ^ u64::from(std::process::id())
+    }
+
+    /// One attempt to come back: connects, joins and attends.
+    ///
+    /// # Errors
+    /// [`PeerError::Unreachable`] if it is worth another attempt.
+    pub async fn come_back(
+        url: String,
+        request: JoinRequest,
+        run: RunId,
+    ) -> Result<(Accepted, Attendance), PeerError> {
+        let channel = channel::connect_once(&url).await?.map_err(PeerError::Unreachable)?;
+        let mut control = Self::on(&url, channel);
+        let name = request.name.clone();
+        let accepted = control.join(request).await?;
+        if accepted.run != run {
+            let other = accepted.run;
+            return Err(PeerError::Mismatch(format!(
+                "the coordinator at {url} now serves run {other}, not run {run} of which this peer is part; give it the \
+                 --state folder that it had"
+            )));
+        }
+        let attendance = control.attend(FromPeer::Hello { run, name, session: accepted.session }).await?;
+        Ok((accepted, attendance))
+    }
+
+    fn on(url: &str, channel: Channel) -> Self {
         let client = CoordinatorClient::new(channel)
             .max_decoding_message_size(CONTROL_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(CONTROL_MESSAGE_BYTES_MAX);
-        Ok(Self { url: url.to_owned(), client })
+        Self { url: url.to_owned(), client }
     }
 
     fn failed(&self, asked: &str, status: &tonic::Status) -> PeerError {

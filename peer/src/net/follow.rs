@@ -1,13 +1,12 @@
 //! Following another peer's contribution log, live or from an older entry on: the same call.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cohort_proto::contribution::{Contribution, Position};
 use cohort_proto::control::Follow;
 use cohort_proto::convert::open_contribution;
 use cohort_proto::id::{PeerName, RunId};
-use cohort_proto::limits::{EXCHANGE_MESSAGE_BYTES_MAX, INBOX_PER_SOURCE, PROTOCOL_VERSION, RETRY_PAUSE_MAX};
+use cohort_proto::limits::{EXCHANGE_MESSAGE_BYTES_MAX, INBOX_PER_SOURCE, PROTOCOL_VERSION};
 use cohort_proto::meta::Agenda;
 use cohort_proto::rng::key_of;
 use cohort_proto::view::Member;
@@ -27,14 +26,16 @@ const MESSAGE_OVERHEAD: usize = 64 << 10;
 pub struct Delivery {
     /// What was said.
     pub contribution: Arc<Contribution>,
+    /// Which time that this peer follows its sources: after it started elsewhere, what is still under way is void.
+    pub epoch: u64,
     place: OwnedSemaphorePermit,
 }
 
 impl Delivery {
     /// One that did not come over the network.
     #[cfg(test)]
-    pub(crate) fn new(contribution: Arc<Contribution>, place: OwnedSemaphorePermit) -> Self {
-        Self { contribution, place }
+    pub(crate) fn new(contribution: Arc<Contribution>, epoch: u64, place: OwnedSemaphorePermit) -> Self {
+        Self { contribution, epoch, place }
     }
 
     /// Frees the place: the source may send one more.
@@ -49,6 +50,27 @@ pub struct Place {
     _permit: OwnedSemaphorePermit,
 }
 
+/// The first entry of a source that was not delivered yet, shared between the task that follows and whoever starts the
+/// next such task.
+#[derive(Debug, Clone, Default)]
+pub struct Reached(Arc<Mutex<Position>>);
+
+impl Reached {
+    /// Everything before this is there.
+    pub fn at(position: Position) -> Self {
+        Self(Arc::new(Mutex::new(position)))
+    }
+
+    /// The first entry wanted.
+    pub fn get(&self) -> Position {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, position: Position) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = position;
+    }
+}
+
 /// Whose log is followed, by whom, and from where.
 #[derive(Debug, Clone)]
 pub struct Following {
@@ -60,42 +82,47 @@ pub struct Following {
     pub run: RunId,
     /// What is said in the rounds of its steps.
     pub agenda: Agenda,
-    /// The first entry wanted.
+    /// The first entry wanted at the beginning of this epoch.
     pub from: Position,
-    /// How long to try to get back to a source that is gone. It is the coordinator that says who is dead, after the
-    /// failure timeout, so this must be longer.
-    pub patience: Duration,
+    /// The first entry wanted now.
+    pub reached: Reached,
+    /// Which time that this peer follows its sources.
+    pub epoch: u64,
 }
 
 /// Follows until the receiver hangs up. A connection that breaks is made again from the entry after the last one
-/// received, for as long as patience lasts; an entry that cannot be used ends the following.
+/// delivered, with pauses that grow, for as long as the run goes on: it is the coordinator that
+/// says who is waited for and how long. An entry that cannot be used ends the following.
 pub async fn follow<W: From<Delivery>>(
-    mut following: Following,
+    following: Following,
     deliver: mpsc::Sender<W>,
 ) -> Result<(), PeerError> {
     let places = Arc::new(Semaphore::new(INBOX_PER_SOURCE));
     let jitter = key_of(following.me.as_str()) ^ key_of(following.source.name.as_str());
     let mut backoff = Backoff::new(jitter);
-    let mut last_heard = Instant::now();
+    let mut told = false;
     loop {
-        let before = following.from;
-        let broke = match follow_once(&mut following, &deliver, &places).await? {
+        let before = following.reached.get();
+        let broke = match follow_once(&following, &deliver, &places).await? {
             Ended::NobodyListens => return Ok(()),
             Ended::Broke(cause) => cause,
+            Ended::Anew => {
+                following.reached.set(following.from);
+                "it began its log anew".to_owned()
+            }
         };
-        if following.from > before {
-            (backoff, last_heard) = (Backoff::new(jitter ^ following.from.step), Instant::now());
+        let reached = following.reached.get();
+        if reached > before {
+            (backoff, told) = (Backoff::new(jitter ^ reached.step), false);
         }
-        let pause = backoff.next_pause().unwrap_or(RETRY_PAUSE_MAX);
-        if last_heard.elapsed() + pause > following.patience {
-            let Member { name, address, .. } = &following.source;
-            return Err(PeerError::PeerLost(format!("peer {name} at {address} is gone: {broke}")));
+        let pause = backoff.next_pause_always();
+        let name = &following.source.name;
+        if told {
+            tracing::debug!("following peer {name}: {broke}; again in {} ms", pause.as_millis());
+        } else {
+            tracing::warn!("following peer {name}: {broke}; trying again until it is back");
         }
-        tracing::warn!(
-            "following peer {}: {broke}; again in {} ms",
-            following.source.name,
-            pause.as_millis()
-        );
+        told = true;
         tokio::time::sleep(pause).await;
     }
 }
@@ -103,14 +130,16 @@ pub async fn follow<W: From<Delivery>>(
 enum Ended {
     NobodyListens,
     Broke(String),
+    /// The source began its log anew: what it said before in this epoch may be void.
+    Anew,
 }
 
 async fn follow_once<W: From<Delivery>>(
-    following: &mut Following,
+    following: &Following,
     deliver: &mpsc::Sender<W>,
     places: &Arc<Semaphore>,
 ) -> Result<Ended, PeerError> {
-    let Following { source, me, run, agenda, .. } = following.clone();
+    let Following { source, me, run, agenda, epoch, .. } = following.clone();
     let who = format!("peer {}", source.name);
     let channel = match channel::connect_once(&source.address).await? {
         Ok(channel) => channel,
@@ -125,7 +154,7 @@ async fn follow_once<W: From<Delivery>>(
         run,
         follower: me,
         source: source.name.clone(),
-        from: following.from,
+        from: following.reached.get(),
     };
     let mut stream = match client.follow(wire::FollowRequest::from(&request)).await {
         Ok(stream) => stream.into_inner(),
@@ -155,11 +184,13 @@ async fn follow_once<W: From<Delivery>>(
         if contribution.header().source != source.name {
             return Err(refused(format!("it is signed {}", contribution.header().source)));
         }
-        following.from = contribution.header().position.following();
-        let delivery = Delivery { contribution: Arc::new(contribution), place };
+        let next = contribution.header().position.following();
+        let delivery = Delivery { contribution: Arc::new(contribution), epoch, place };
         if deliver.send(delivery.into()).await.is_err() {
             return Ok(Ended::NobodyListens);
         }
+        // Not before it is delivered: this task may be ended while it waits for room.
+        following.reached.set(next);
     }
 }
 
@@ -168,12 +199,11 @@ fn ended(who: &str, status: &tonic::Status) -> Result<Ended, PeerError> {
     use tonic::Code;
     let words = format!("{who}: {}", status.message());
     match status.code() {
-        Code::Unavailable
-        | Code::Unknown
-        | Code::Cancelled
-        | Code::Internal
-        | Code::Aborted
-        | Code::ResourceExhausted => Ok(Ended::Broke(status.message().to_owned())),
+        Code::Aborted => Ok(Ended::Anew),
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::ResourceExhausted => {
+            Ok(Ended::Broke(status.message().to_owned()))
+        }
+        Code::DataLoss => Err(PeerError::LogReleased(words)),
         Code::OutOfRange => Err(PeerError::Contribution(format!(
             "{words} (a message larger than the agreed schema is refused)"
         ))),

@@ -19,7 +19,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use crate::error::PeerError;
-use crate::log::ContributionLog;
+use crate::log::{ContributionLog, Gone};
 
 /// Bytes of a request of the data plane: names and numbers only.
 const REQUEST_BYTES_MAX: usize = 64 << 10;
@@ -143,9 +143,10 @@ async fn send_entries(
     mut from: Position,
     tx: &mpsc::Sender<Result<wire::Contribution, Status>>,
 ) {
+    let generation = log.generation();
     loop {
         let entry = tokio::select! {
-            entry = log.next(from) => entry,
+            entry = log.next(from, generation) => entry,
             // The follower hung up while there was nothing to send.
             () = tx.closed() => return,
         };
@@ -154,7 +155,8 @@ async fn send_entries(
                 from = entry.header().position.following();
                 Ok(wire::Contribution::from(&*entry))
             }
-            Err(gone) => Err(Status::data_loss(gone.to_string())),
+            Err(gone @ Gone::Released { .. }) => Err(Status::data_loss(gone.to_string())),
+            Err(gone @ Gone::Anew) => Err(Status::aborted(gone.to_string())),
         };
         let last = message.is_err();
         if tx.send(message).await.is_err() || last {

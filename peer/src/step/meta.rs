@@ -2,7 +2,7 @@
 //! leaves the network as the update made it.
 
 use candle_core::DType;
-use cohort_proto::control::Term;
+use cohort_proto::control::{TensorDigest, Term};
 use cohort_proto::id::{Digest, PeerName};
 use cohort_proto::meta::RoundPlan;
 
@@ -18,6 +18,8 @@ use crate::meta::{OfLearner, Outcome, Schedule, update};
 pub struct Exchanged {
     /// The digest of what it said.
     pub own: Option<Digest>,
+    /// Those of the tensors that it said in round 0.
+    pub tensors: Vec<TensorDigest>,
     /// The digest of what each source said.
     pub consumed: Vec<(PeerName, Digest)>,
 }
@@ -77,15 +79,15 @@ mod tests {
         let digest = |text: &str| Digest::of(text);
         let source = PeerName::new("a").unwrap();
         let rounds = ["round 0", "round 1", "round 2"].map(digest);
-        let mut speaker = Exchanged { own: Some(rounds[0]), consumed: Vec::new() };
+        let mut speaker = Exchanged { own: Some(rounds[0]), ..Exchanged::default() };
         speaker.add(rounds[1..].to_vec(), vec![]);
-        let mut hearer = Exchanged { own: None, consumed: vec![(source.clone(), rounds[0])] };
+        let mut hearer = Exchanged { consumed: vec![(source.clone(), rounds[0])], ..Exchanged::default() };
         hearer.add(vec![], rounds[1..].iter().map(|round| vec![(source.clone(), *round)]).collect());
         assert_eq!(speaker.own, Some(hearer.consumed[0].1));
-        let mut other = Exchanged { own: Some(rounds[0]), consumed: Vec::new() };
+        let mut other = Exchanged { own: Some(rounds[0]), ..Exchanged::default() };
         other.add(vec![rounds[2], rounds[1]], vec![]);
         assert_ne!(other.own, speaker.own, "order counts");
-        let mut alone = Exchanged { own: Some(rounds[0]), consumed: Vec::new() };
+        let mut alone = Exchanged { own: Some(rounds[0]), ..Exchanged::default() };
         alone.add(vec![], vec![]);
         assert_eq!(alone.own, Some(rounds[0]), "a step of one round keeps its digest");
     }

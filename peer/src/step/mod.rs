@@ -49,7 +49,7 @@ pub trait Company {
     /// Waits for what all sources say in a round, by ascending index.
     ///
     /// # Errors
-    /// [`Interruption::Stopped`] if somebody will never say it.
+    /// [`Interruption::Stopped`] or [`Interruption::Restarted`] if it is not waited for any more.
     fn listen(
         &mut self,
         at: Position,
@@ -65,6 +65,8 @@ pub trait Company {
 pub enum Interruption {
     /// The run ends before it can be.
     Stopped(Stop),
+    /// Training starts elsewhere.
+    Restarted,
     /// It went wrong.
     Failed(Box<PeerError>),
 }
@@ -91,7 +93,7 @@ pub fn run(
     acts.done("load");
     let forward = compute(|| forward::forward(learner, &input))?;
     acts.done("forward");
-    let own_digest = say::say(learner, company, at, batch.hash, &forward)?;
+    let said = say::say(learner, company, at, batch.hash, &forward)?;
     acts.done("say");
     let listen::Listened { consumed, heard } = listen::listen(company, at, batch.hash, &learner.device)?;
     acts.done("listen");
@@ -106,7 +108,7 @@ pub fn run(
     let before = schedule.as_ref().map(|_| learner.before()).transpose()?;
     compute(|| update::update(learner, forward.pass, gradients, batch.lr))?;
     acts.done("update");
-    let mut exchanged = Exchanged { own: own_digest, consumed };
+    let mut exchanged = Exchanged { own: said.digest, tensors: said.tensors, consumed };
     if let (Some(schedule), Some(before)) = (schedule, before) {
         match meta::meta(learner, company, &schedule, (batch, &input), &mut exchanged) {
             Ok(term) => terms.extend(term),

@@ -91,5 +91,6 @@ pub fn report(
         timings: acts.into_timings(),
         images: batch.indices.len() as u64,
         log_bytes: company.log_bytes(),
+        said: exchanged.tensors,
     }
 }

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Result};
 use cohort_proto::contribution::{Position, Tensor};
+use cohort_proto::control::TensorDigest;
 use cohort_proto::id::Digest;
 use cohort_proto::schema::{self, TensorSpec};
 
@@ -10,7 +11,16 @@ use super::{Company, Interruption};
 use crate::learner::{Learner, Outputs};
 use crate::methods::{AGGREGATED, LOGITS, embedding_name, matching_name};
 
-/// Publishes what the method says. Returns the digest of what was said.
+/// What was said.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// The digest of the contribution, if there is one.
+    pub digest: Option<Digest>,
+    /// Those of its tensors.
+    pub tensors: Vec<TensorDigest>,
+}
+
+/// Publishes what the method says.
 ///
 /// # Errors
 /// If a value is not finite, the log is full, or the device fails.
@@ -20,8 +30,10 @@ pub fn say(
     at: Position,
     batch_hash: u64,
     forward: &Forward,
-) -> std::result::Result<Option<Digest>, Interruption> {
-    company.say(at, batch_hash, words(learner, &forward.outputs)?)
+) -> std::result::Result<Said, Interruption> {
+    let words = words(learner, &forward.outputs)?;
+    let tensors = words.iter().map(|word| TensorDigest::of(&word.spec.name, &word.data)).collect();
+    Ok(Said { digest: company.say(at, batch_hash, words)?, tensors })
 }
 
 /// What the method says, in the order of the schema: logits, aggregated logits, the embeddings and then the matching

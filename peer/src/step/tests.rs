@@ -44,7 +44,7 @@ impl Mirror {
         let sentence = format!("{failure:?}");
         Err(match failure {
             Failure::Stopped => Interruption::Stopped(Stop { kind: StopKind::AtOnce, sentence }),
-            Failure::Mute | Failure::Lost => Interruption::from(PeerError::PeerLost(sentence)),
+            Failure::Mute | Failure::Lost => Interruption::from(PeerError::LogReleased(sentence)),
         })
     }
 }

@@ -4,22 +4,20 @@
 mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use cohort_proto::contribution::{Contribution, ContributionError, Header, Position, Tensor};
-use cohort_proto::control::{Stop, StopKind};
 use cohort_proto::id::{Digest, PeerName, RunId, Step, ViewId};
 use cohort_proto::meta::Agenda;
 use cohort_proto::schema::Schema;
-use cohort_proto::view::View;
 use tokio::sync::mpsc;
 
 use super::Word;
 use crate::error::PeerError;
 use crate::log::ContributionLog;
 use crate::net::follow::Place;
-use crate::round::{Arrival, Permission, Rounds, WaitsFor};
+use crate::round::{Arrival, Permission, Rounds};
 use crate::step::{Company, Interruption};
+use crate::waits::Waits;
 
 /// Who this peer is in the run.
 #[derive(Debug, Clone)]
@@ -29,8 +27,6 @@ pub(super) struct Identity {
     pub(super) schema: Schema,
     pub(super) agenda: Agenda,
     pub(super) total_steps: Step,
-    /// How long to wait for what a living source says.
-    pub(super) stall: Duration,
 }
 
 /// A cohort of processes.
@@ -44,27 +40,22 @@ pub(super) struct Live {
     places: Vec<(Position, Place)>,
     /// The newest step of which every peer has a checkpoint.
     common: Step,
-    /// The last time that was told.
-    now: Duration,
+    /// Which time that this peer starts: what is heard of an earlier one is void.
+    epoch: u64,
+    waits: Arc<Waits>,
 }
 
 impl Live {
-    pub(super) fn new(identity: Identity, inbox: mpsc::Receiver<Word>, log: Arc<ContributionLog>) -> Self {
+    pub(super) fn new(
+        identity: Identity,
+        inbox: mpsc::Receiver<Word>,
+        log: Arc<ContributionLog>,
+        waits: Arc<Waits>,
+    ) -> Self {
         // An empty schema means that nobody listens to anybody.
         let listens = !identity.schema.tensors().is_empty();
         let rounds = Rounds::new(identity.me.clone(), identity.run, identity.total_steps, listens);
-        Self { identity, rounds, inbox, log, places: Vec::new(), common: 0, now: Duration::ZERO }
-    }
-
-    /// The first view, or the stop that came before it.
-    pub(super) fn wait_for_view(&mut self) -> Result<Result<View, Stop>, PeerError> {
-        loop {
-            match (self.rounds.view(), self.rounds.permission()) {
-                (_, Permission::Leave(stop)) => return Ok(Err(stop)),
-                (Some(view), _) => return Ok(Ok(view.clone())),
-                (None, _) => self.wait()?,
-            }
-        }
+        Self { identity, rounds, inbox, log, places: Vec::new(), common: 0, epoch: 0, waits }
     }
 
     pub(super) fn permission(&self) -> Permission {
@@ -81,8 +72,10 @@ impl Live {
         self.places.retain(|(position, _)| position.step >= next);
     }
 
-    pub(super) fn restart_log_at(&self, step: Step) {
+    /// Training is at the checkpoint of a step, where it was told to start.
+    pub(super) fn started(&mut self, step: Step) {
         self.log.restart_at(step);
+        self.rounds.started();
     }
 
     /// Takes note of everything that has arrived.
@@ -106,27 +99,52 @@ impl Live {
             Word::View(view) => Arrival::View(view),
             Word::Lease(until) => Arrival::Lease(until),
             Word::Stop(stop) => Arrival::Stop(stop),
+            Word::Start { step, epoch } => {
+                self.epoch = epoch;
+                self.places.clear();
+                Arrival::Start(step)
+            }
+            Word::Heard(delivery) if delivery.epoch < self.epoch => return Ok(()),
             Word::Heard(delivery) => {
                 let (contribution, place) = delivery.into_contribution();
-                self.places.push((contribution.header().position, place));
-                Arrival::Heard(contribution)
+                let position = contribution.header().position;
+                if self.arrived(Arrival::Heard(contribution))? {
+                    self.places.push((position, place));
+                }
+                return Ok(());
             }
             Word::Common(step) => {
                 self.common = self.common.max(step);
                 return Ok(());
             }
-            Word::Tick(now) => {
-                self.now = now;
-                return Ok(());
-            }
-            // One who stops anyway ends as it was told to, whoever left first.
-            Word::Lost(PeerError::PeerLost(why)) if self.rounds.stopping().is_some() => {
-                Arrival::Stop(Stop { kind: StopKind::AtOnce, sentence: why })
-            }
             Word::Lost(error) => return Err(error),
             Word::Joined(run) => return Err(PeerError::Internal(format!("joined run {run} twice"))),
         };
+        self.arrived(arrival).map(|_| ())
+    }
+
+    fn arrived(&mut self, arrival: Arrival) -> Result<bool, PeerError> {
         self.rounds.arrived(arrival).map_err(|stray| PeerError::Contribution(stray.to_string()))
+    }
+}
+
+impl Live {
+    /// Waits for what all sources say in a round.
+    fn hear_all(&mut self, at: Position) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
+        loop {
+            self.drain()?;
+            if let Some(stop) = self.rounds.abandon() {
+                return Err(Interruption::Stopped(stop.clone()));
+            }
+            if self.rounds.restarts() {
+                return Err(Interruption::Restarted);
+            }
+            if let Some(said) = self.rounds.take(at) {
+                return Ok(said);
+            }
+            self.waits.for_sources(self.rounds.missing(at));
+            self.wait()?;
+        }
     }
 }
 
@@ -167,23 +185,9 @@ impl Company for Live {
         batch_hash: u64,
     ) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
         self.drain()?;
-        let since = self.now;
-        let said = loop {
-            self.drain()?;
-            let waited = self.now.saturating_sub(since);
-            if waited > self.identity.stall {
-                let silent = WaitsFor::Sources(self.rounds.missing(at));
-                let sentence = format!("waited {} s for {silent} on step {}", waited.as_secs(), at.step);
-                return Err(Interruption::from(PeerError::PeerLost(sentence)));
-            }
-            if let Some(stop) = self.rounds.abandon() {
-                return Err(Interruption::Stopped(stop.clone()));
-            }
-            match self.rounds.take(at) {
-                Some(said) => break said,
-                None => self.wait()?,
-            }
-        };
+        let said = self.hear_all(at);
+        self.waits.over();
+        let said = said?;
         let elsewhere = said.iter().find(|(_, contribution)| contribution.header().batch_hash != batch_hash);
         if let Some((_, contribution)) = elsewhere {
             let source = &contribution.header().source;

@@ -6,12 +6,13 @@ mod company;
 
 pub use prepare::{Facts, Inputs, Prepared};
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use cohort_proto::control::{StepReport, Stop};
 use cohort_proto::id::{RunId, Step};
-use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH, STALL_TIMEOUTS};
+use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH};
 use cohort_proto::meta::Agenda;
 use cohort_proto::view::View;
 use tokio::sync::mpsc;
@@ -24,7 +25,9 @@ use crate::log::ContributionLog;
 use crate::net::follow::Delivery;
 use crate::round::Permission;
 use crate::step::{self, Interruption};
+use crate::waits::Waits;
 use company::Live;
+use prepare::Fresh;
 
 /// To the training thread.
 #[derive(Debug)]
@@ -33,6 +36,13 @@ pub enum Word {
     Joined(RunId),
     /// The members from a step on.
     View(View),
+    /// Training starts at the checkpoint of so many steps; what is heard in an earlier epoch is void.
+    Start {
+        /// The checkpoint's steps; 0 means fresh weights.
+        step: Step,
+        /// Which time that this peer starts.
+        epoch: u64,
+    },
     /// Steps below this may be taken.
     Lease(Step),
     /// Every peer has a checkpoint of this step.
@@ -41,10 +51,8 @@ pub enum Word {
     Heard(Delivery),
     /// The run ends.
     Stop(Stop),
-    /// A source can no longer be followed.
+    /// What a source says cannot be used.
     Lost(PeerError),
-    /// Time passes: how much of it since this peer began to attend.
-    Tick(Duration),
 }
 
 impl From<Delivery> for Word {
@@ -61,7 +69,12 @@ pub enum News {
     /// A step is complete.
     Step(StepReport),
     /// A checkpoint is safely on disk.
-    Saved(Step),
+    Saved {
+        /// Its completed steps.
+        step: Step,
+        /// All that are on disk now, ascending.
+        held: Vec<Step>,
+    },
     /// Training has ended; nothing follows.
     Ended(Ending),
 }
@@ -91,13 +104,13 @@ pub struct Trainer {
 ///
 /// # Errors
 /// If the system gives no thread.
-pub fn start(inputs: Inputs, log: std::sync::Arc<ContributionLog>) -> Result<Trainer, PeerError> {
+pub fn start(inputs: Inputs, log: Arc<ContributionLog>, waits: Arc<Waits>) -> Result<Trainer, PeerError> {
     // Room for every contribution that may be under way, and for the coordinator's words besides.
     let (words, inbox) = mpsc::channel(QUEUE_DEPTH + inputs.spec.peers.len() * INBOX_PER_SOURCE);
     let (outbox, news) = mpsc::channel(QUEUE_DEPTH);
     let thread = std::thread::Builder::new().name("trainer".into()).spawn(move || {
         let ending = match prepare::prepare(inputs) {
-            Ok(prepared) => train(prepared, inbox, &outbox, log),
+            Ok(prepared) => train(prepared, inbox, &outbox, (log, waits)),
             Err(error) => Ending { steps_done: 0, saved: false, cause: Err(error) },
         };
         // If nobody listens any more, there is nobody to tell.
@@ -124,6 +137,8 @@ impl Trainer {
 /// What the thread works with once the peer has joined.
 struct Training<'a> {
     learner: Learner,
+    /// Builds the learner with the weights of step 0.
+    fresh: Fresh,
     company: Live,
     outbox: &'a mpsc::Sender<News>,
     store: Store,
@@ -131,15 +146,17 @@ struct Training<'a> {
     checkpoint_every: Step,
     /// Steps of the newest checkpoint that this thread wrote or loaded.
     saved: Step,
+    /// Those of all checkpoints on disk that were found good or written by this process.
+    held: BTreeSet<Step>,
 }
 
 fn train(
     prepared: Prepared,
     mut inbox: mpsc::Receiver<Word>,
     outbox: &mpsc::Sender<News>,
-    log: std::sync::Arc<ContributionLog>,
+    (log, waits): (Arc<ContributionLog>, Arc<Waits>),
 ) -> Ending {
-    let Prepared { learner, loader, store, facts, spec, peer } = prepared;
+    let Prepared { learner, fresh, loader, store, facts, spec, peer } = prepared;
     let total = facts.total_steps;
     let progress = Progress {
         steps_done: 0,
@@ -149,6 +166,7 @@ fn train(
         arch: peer.arch.clone(),
     };
     let schema = facts.schema.clone();
+    let held = facts.checkpoints.iter().flat_map(|held| held.steps.iter().copied()).collect();
     let not_joined = |cause| Ending { steps_done: 0, saved: false, cause };
     if outbox.blocking_send(News::Prepared(Box::new(facts))).is_err() {
         return not_joined(Err(PeerError::Internal("nobody listens to the training thread".into())));
@@ -158,39 +176,40 @@ fn train(
         Some(Word::Stop(stop)) => return not_joined(Ok(stop)),
         other => return not_joined(Err(PeerError::Internal(format!("not joined, but {other:?}")))),
     };
-    let stall = STALL_TIMEOUTS * Duration::from_millis(spec.policy.failure_timeout_ms);
     let agenda = Agenda::of(&spec);
-    let identity = company::Identity { me: peer.name, run, schema, agenda, total_steps: total, stall };
-    let company = Live::new(identity, inbox, log);
+    let identity = company::Identity { me: peer.name, run, schema, agenda, total_steps: total };
+    let company = Live::new(identity, inbox, log, waits);
     let checkpoint_every = spec.run.checkpoint_every;
     let progress = Progress { run, ..progress };
-    let mut training = Training { learner, company, outbox, store, progress, checkpoint_every, saved: 0 };
+    let mut training =
+        Training { learner, fresh, company, outbox, store, progress, checkpoint_every, saved: 0, held };
     let cause = training.run(loader);
     training.end(cause)
 }
 
 impl Training<'_> {
     /// Trains until the coordinator says stop, or something goes wrong.
-    fn run(&mut self, loader: LoaderInputs) -> Result<Stop, PeerError> {
-        let view = match self.company.wait_for_view()? {
-            Ok(view) => view,
-            Err(stop) => return Ok(stop),
-        };
-        self.start_at(view.begins_at)?;
-        let total = loader.plan.total_steps();
-        let mut loader = Loader::start(loader, view.begins_at)?;
+    fn run(&mut self, inputs: LoaderInputs) -> Result<Stop, PeerError> {
+        let total = inputs.plan.total_steps();
+        let mut loader = None;
         loop {
             self.company.drain()?;
             match self.company.permission() {
                 Permission::Leave(stop) => return Ok(stop),
+                Permission::Start(step) => {
+                    self.start_at(step)?;
+                    loader = Some(Loader::start(inputs.clone(), step)?);
+                }
                 Permission::Wait(_) => self.company.wait()?,
                 Permission::Go(_) => {
-                    let Some(batch) = loader.next_batch()? else {
+                    let batch = loader.as_mut().map(Loader::next_batch).transpose()?.flatten();
+                    let Some(batch) = batch else {
                         return Err(PeerError::Internal("the plan ended before the run did".into()));
                     };
                     match step::run(&mut self.learner, &mut self.company, &batch) {
                         Ok(report) => self.completed(report, total)?,
                         Err(Interruption::Stopped(stop)) => return Ok(stop),
+                        Err(Interruption::Restarted) => {}
                         Err(Interruption::Failed(error)) => return Err(*error),
                     }
                 }
@@ -198,11 +217,12 @@ impl Training<'_> {
         }
     }
 
-    /// Goes to where the view begins: fresh weights, or a checkpoint that was offered when joining.
+    /// Goes to the checkpoint of a step, or to fresh weights. There is no other recovery: from here on, training is the
+    /// replay of what was trained before.
     fn start_at(&mut self, step: Step) -> Result<(), PeerError> {
-        self.progress.steps_done = step;
-        self.saved = step;
-        self.company.restart_log_at(step);
+        if step == 0 && self.progress.steps_done > 0 {
+            self.learner = (self.fresh)()?;
+        }
         if step > 0 {
             let checkpoint = self.store.load(step)?;
             self.learner.restore(&checkpoint).map_err(|error| {
@@ -210,6 +230,8 @@ impl Training<'_> {
             })?;
             tracing::info!("going on from {}", self.store.path(step).display());
         }
+        (self.progress.steps_done, self.saved) = (step, step);
+        self.company.started(step);
         Ok(())
     }
 
@@ -220,7 +242,8 @@ impl Training<'_> {
         let done = self.progress.steps_done;
         if done == total || done.is_multiple_of(self.checkpoint_every) {
             self.save()?;
-            self.tell(News::Saved(done))?;
+            let held = self.held.iter().copied().collect();
+            self.tell(News::Saved { step: done, held })?;
         }
         Ok(())
     }
@@ -229,6 +252,9 @@ impl Training<'_> {
         let (model, optimizer) = self.learner.state()?;
         self.store.save(&self.progress, &model, &optimizer, self.company.common())?;
         self.saved = self.progress.steps_done;
+        let there = self.store.steps()?;
+        self.held.insert(self.saved);
+        self.held.retain(|step| there.contains(step));
         Ok(())
     }
 

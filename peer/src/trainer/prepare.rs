@@ -54,9 +54,13 @@ pub struct Facts {
     pub checkpoints: Option<Checkpoints>,
 }
 
+/// Builds the learner as it is before the first step.
+pub(super) type Fresh = Box<dyn Fn() -> Result<Learner, PeerError>>;
+
 /// A peer that is ready to join.
 pub struct Prepared {
     pub(super) learner: Learner,
+    pub(super) fresh: Fresh,
     pub(super) loader: LoaderInputs,
     pub(super) store: Store,
     pub(super) facts: Facts,
@@ -74,7 +78,12 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
     let dataset_fingerprint = Digest(dataset::fingerprint(&samples));
     let image = ImageShape::from(&samples.images);
     let loader = data::loader_inputs(&spec, samples)?;
-    let learner = Learner::build(&spec, index, &peer, image, device::open(device)?)?;
+    let device = device::open(device)?;
+    let fresh: Fresh = {
+        let (spec, peer) = (spec.clone(), peer.clone());
+        Box::new(move || Learner::build(&spec, index, &peer, image, device.clone()))
+    };
+    let learner = fresh()?;
     let store = Store::open(&state, spec.run.keep)?;
     let facts = Facts {
         spec_hash,
@@ -85,7 +94,7 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
         total_steps: loader.plan.total_steps(),
         checkpoints: held(&store, spec_hash, &peer)?,
     };
-    Ok(Prepared { learner, loader, store, facts, spec, peer })
+    Ok(Prepared { learner, fresh, loader, store, facts, spec, peer })
 }
 
 /// The checkpoints to offer: those of the newest one's run.

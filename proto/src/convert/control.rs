@@ -3,13 +3,13 @@
 use super::tensor::{schema, schema_to_wire};
 use super::{WireError, at_most, digest, peer_name, required, sentence};
 use crate::control::{
-    Accepted, Checkpoints, FromPeer, JoinRequest, Refusal, RefusalReason, StepReport, Stop, StopKind, Term,
-    Timing, ToPeer,
+    Accepted, Checkpoints, FromPeer, JoinRequest, Refusal, RefusalReason, Standing, StepReport, Stop,
+    StopKind, TensorDigest, Term, Timing, ToPeer, Waiting,
 };
 use crate::id::{RunId, ViewId};
 use crate::limits::{
     ADDRESS_CHARS_MAX, CHECKPOINTS_MAX, NAME_CHARS_MAX, PEERS_MAX, REPORT_ENTRIES_MAX, STEPS_MAX,
-    TERM_CHARS_MAX,
+    TENSORS_MAX, TERM_CHARS_MAX,
 };
 use crate::view::{Member, View};
 use crate::wire;
@@ -47,6 +47,7 @@ impl TryFrom<wire::JoinRequest> for JoinRequest {
             dataset_fingerprint: digest("dataset_fingerprint", &wire.dataset_fingerprint)?,
             total_steps: wire.total_steps,
             checkpoints,
+            standing: wire.standing.map(Into::into),
         })
     }
 }
@@ -66,12 +67,27 @@ impl From<JoinRequest> for wire::JoinRequest {
             total_steps: join.total_steps,
             checkpoints: join.checkpoints.map_or_else(Vec::new, |held| held.steps),
             checkpoint_run,
+            standing: join.standing.map(Into::into),
         }
     }
 }
 
+impl From<wire::Standing> for Standing {
+    fn from(wire: wire::Standing) -> Self {
+        let wire::Standing { session, steps_done, log_from, lease_until } = wire;
+        Self { session, steps_done, log_from, lease_until }
+    }
+}
+
+impl From<Standing> for wire::Standing {
+    fn from(standing: Standing) -> Self {
+        let Standing { session, steps_done, log_from, lease_until } = standing;
+        Self { session, steps_done, log_from, lease_until }
+    }
+}
+
 /// Pairs of a reason in the domain and on the wire.
-const REASONS: [(RefusalReason, wire::RefusalReason); 12] = [
+const REASONS: [(RefusalReason, wire::RefusalReason); 13] = [
     (RefusalReason::ProtocolVersion, wire::RefusalReason::ProtocolVersion),
     (RefusalReason::UnknownName, wire::RefusalReason::UnknownName),
     (RefusalReason::TakenName, wire::RefusalReason::TakenName),
@@ -84,6 +100,7 @@ const REASONS: [(RefusalReason, wire::RefusalReason); 12] = [
     (RefusalReason::Checkpoints, wire::RefusalReason::Checkpoints),
     (RefusalReason::Closed, wire::RefusalReason::Closed),
     (RefusalReason::Malformed, wire::RefusalReason::Malformed),
+    (RefusalReason::Finished, wire::RefusalReason::Finished),
 ];
 
 impl TryFrom<wire::JoinReply> for Result<Accepted, Refusal> {
@@ -91,8 +108,9 @@ impl TryFrom<wire::JoinReply> for Result<Accepted, Refusal> {
 
     fn try_from(wire: wire::JoinReply) -> Result<Self, WireError> {
         Ok(match required("outcome", wire.outcome)? {
-            wire::join_reply::Outcome::Accepted(wire::Accepted { run, session, heartbeat_ms }) => {
-                Ok(Accepted { run: RunId(run), session, heartbeat_ms })
+            wire::join_reply::Outcome::Accepted(accepted) => {
+                let wire::Accepted { run, session, heartbeat_ms, reported } = accepted;
+                Ok(Accepted { run: RunId(run), session, heartbeat_ms, reported })
             }
             wire::join_reply::Outcome::Refused(refused) => {
                 // A reason of a newer coordinator is unknown here, but its sentence still tells people.
@@ -107,8 +125,9 @@ impl TryFrom<wire::JoinReply> for Result<Accepted, Refusal> {
 impl From<Result<Accepted, Refusal>> for wire::JoinReply {
     fn from(outcome: Result<Accepted, Refusal>) -> Self {
         let outcome = match outcome {
-            Ok(Accepted { run, session, heartbeat_ms }) => {
-                wire::join_reply::Outcome::Accepted(wire::Accepted { run: run.0, session, heartbeat_ms })
+            Ok(Accepted { run, session, heartbeat_ms, reported }) => {
+                let accepted = wire::Accepted { run: run.0, session, heartbeat_ms, reported };
+                wire::join_reply::Outcome::Accepted(accepted)
             }
             Err(refusal) => {
                 let known = REASONS.iter().find(|(reason, _)| *reason == refusal.reason);
@@ -130,6 +149,7 @@ impl TryFrom<wire::StepReport> for StepReport {
         at_most("consumed", wire.consumed.len(), PEERS_MAX)?;
         at_most("terms", wire.terms.len(), REPORT_ENTRIES_MAX)?;
         at_most("timings", wire.timings.len(), REPORT_ENTRIES_MAX)?;
+        at_most("said", wire.said.len(), TENSORS_MAX)?;
         let consumed: Result<Vec<_>, WireError> = wire
             .consumed
             .into_iter()
@@ -147,6 +167,11 @@ impl TryFrom<wire::StepReport> for StepReport {
             timings: wire.timings.into_iter().map(|t| Timing { act: short(t.act), ms: t.ms }).collect(),
             images: wire.images,
             log_bytes: wire.log_bytes,
+            said: wire
+                .said
+                .into_iter()
+                .map(|said| TensorDigest { name: short(said.name), digest: said.digest })
+                .collect(),
         })
     }
 }
@@ -167,6 +192,11 @@ impl From<StepReport> for wire::StepReport {
             timings: report.timings.into_iter().map(|t| wire::Timing { act: t.act, ms: t.ms }).collect(),
             images: report.images,
             log_bytes: report.log_bytes,
+            said: report
+                .said
+                .into_iter()
+                .map(|said| wire::TensorDigest { name: said.name, digest: said.digest })
+                .collect(),
         }
     }
 }
@@ -182,10 +212,19 @@ impl TryFrom<wire::FromPeer> for FromPeer {
                 name: peer_name("name", hello.name)?,
                 session: hello.session,
             },
-            Message::Heartbeat(_) => Self::Heartbeat,
+            Message::Heartbeat(wire::Heartbeat { waits_for, waits_ms }) => {
+                at_most("waits_for", waits_for.len(), PEERS_MAX)?;
+                let sources: Result<_, WireError> =
+                    waits_for.into_iter().map(|name| peer_name("waits_for", name)).collect();
+                Self::Heartbeat(Waiting { sources: sources?, ms: waits_ms })
+            }
             Message::Report(report) => Self::Report(report.try_into()?),
-            Message::Checkpoint(saved) => Self::CheckpointSaved(saved.step),
+            Message::Checkpoint(wire::CheckpointSaved { step, held }) => {
+                at_most("held", held.len(), CHECKPOINTS_MAX)?;
+                Self::CheckpointSaved { step, held }
+            }
             Message::StopWish(wish) => Self::StopWish(sentence(wish.reason)),
+            Message::CannotFollow(cannot) => Self::CannotFollow(sentence(cannot.sentence)),
             Message::Leaving(leaving) => Self::Leaving {
                 steps_done: leaving.steps_done,
                 finished: leaving.finished,
@@ -202,10 +241,16 @@ impl From<FromPeer> for wire::FromPeer {
             FromPeer::Hello { run, name, session } => {
                 Message::Hello(wire::Hello { run: run.0, name: name.into(), session })
             }
-            FromPeer::Heartbeat => Message::Heartbeat(wire::Heartbeat {}),
+            FromPeer::Heartbeat(Waiting { sources, ms }) => Message::Heartbeat(wire::Heartbeat {
+                waits_for: sources.into_iter().map(Into::into).collect(),
+                waits_ms: ms,
+            }),
             FromPeer::Report(report) => Message::Report(report.into()),
-            FromPeer::CheckpointSaved(step) => Message::Checkpoint(wire::CheckpointSaved { step }),
+            FromPeer::CheckpointSaved { step, held } => {
+                Message::Checkpoint(wire::CheckpointSaved { step, held })
+            }
             FromPeer::StopWish(reason) => Message::StopWish(wire::StopWish { reason }),
+            FromPeer::CannotFollow(sentence) => Message::CannotFollow(wire::CannotFollow { sentence }),
             FromPeer::Leaving { steps_done, finished, reason } => {
                 Message::Leaving(wire::Leaving { steps_done, finished, reason })
             }
@@ -271,6 +316,7 @@ impl TryFrom<wire::ToPeer> for ToPeer {
                 };
                 Self::Stop(Stop { kind, sentence: sentence(stop.sentence) })
             }
+            Message::Start(start) => Self::Start(start.step),
         })
     }
 }
@@ -290,6 +336,7 @@ impl From<ToPeer> for wire::ToPeer {
                 };
                 Message::Stop(wire::Stop { kind: kind.into(), sentence })
             }
+            ToPeer::Start(step) => Message::Start(wire::Start { step }),
         };
         Self { message: Some(message) }
     }
@@ -313,6 +360,7 @@ mod tests {
             total_steps: 10,
             checkpoints: vec![0, 5],
             checkpoint_run: 3,
+            standing: Some(wire::Standing { session: 1, steps_done: 2, log_from: 3, lease_until: 4 }),
         }
     }
 
@@ -353,12 +401,15 @@ mod tests {
             timings: vec![Timing { act: "forward".into(), ms: 2.0 }],
             images: 64,
             log_bytes: 12,
+            said: vec![TensorDigest::of("logits", b"bytes")],
         };
+        let waiting = Waiting { sources: vec![PeerName::new("b").unwrap()], ms: 7 };
         for message in [
-            FromPeer::Heartbeat,
+            FromPeer::Heartbeat(waiting),
             FromPeer::Report(report),
-            FromPeer::CheckpointSaved(3),
+            FromPeer::CheckpointSaved { step: 3, held: vec![0, 3] },
             FromPeer::StopWish("asked".into()),
+            FromPeer::CannotFollow("gone".into()),
             FromPeer::Leaving { steps_done: 3, finished: false, reason: "asked".into() },
         ] {
             assert_eq!(FromPeer::try_from(wire::FromPeer::from(message.clone())), Ok(message));
@@ -371,7 +422,9 @@ mod tests {
         };
         let view = View { id: ViewId(1), begins_at: 0, members: vec![member] };
         let stop = Stop { kind: StopKind::Graceful, sentence: "asked".into() };
-        for message in [ToPeer::View(view), ToPeer::Lease(9), ToPeer::RetainFrom(2), ToPeer::Stop(stop)] {
+        let stop = ToPeer::Stop(stop);
+        let messages = [ToPeer::View(view), ToPeer::Lease(9), ToPeer::RetainFrom(2), stop, ToPeer::Start(4)];
+        for message in messages {
             assert_eq!(ToPeer::try_from(wire::ToPeer::from(message.clone())), Ok(message));
         }
     }

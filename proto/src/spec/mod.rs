@@ -15,7 +15,7 @@ pub use layerwise::{LMclSpec, MATCH_DIM, MatchingSpec, MetaBatchNorm, MetaPrecis
 pub use method::{DmlReduce, DmlSpec, DmlTarget, LogitKd, MclSpec, MethodSpec};
 pub use optim::{OptimSpec, ScheduleSpec};
 pub use peer::{ARCHITECTURES, DeviceSpec, PeerSpec, Role, stages_of};
-pub use run::{FailurePolicy, Length, PolicySpec, RunSection};
+pub use run::{DivergencePolicy, FailurePolicy, Length, PolicySpec, RunSection};
 
 use std::fs::File;
 use std::io::Read;

@@ -7,6 +7,9 @@ use super::section::Section;
 use crate::id::{Step, is_name};
 use crate::limits::{CHECKPOINTS_MAX, NAME_CHARS_MAX, PEERS_MAX, STEPS_MAX};
 
+/// Milliseconds that a run may wait: 30 days.
+const WAIT_MS_MAX: u64 = 30 * 24 * 3_600_000;
+
 /// `[run]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunSection {
@@ -66,15 +69,30 @@ pub struct PolicySpec {
     pub on_failure: FailurePolicy,
     /// A peer that is silent for longer is dead.
     pub failure_timeout_ms: u64,
+    /// How long the run waits for a peer that is gone, or a peer for its coordinator, before it stops with its state
+    /// saved.
+    pub wait_timeout_ms: u64,
+    /// What happens when a peer that replays recomputes something else than before.
+    pub on_divergence: DivergencePolicy,
     /// Fewer peers than this do not train.
     pub min_peers: usize,
+}
+
+/// What happens when a peer that replays recomputes something else than before (another CPU type, a changed binary).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DivergencePolicy {
+    /// The coordinator says so, and the run goes on.
+    Warn,
+    /// The run stops, with its state saved.
+    Stop,
 }
 
 /// What the others do when a peer dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FailurePolicy {
-    /// Nobody goes on without it: they save and stop, and a restart goes on from there.
+    /// Nobody goes on without it: the others wait until it has been started again and has caught up.
     Wait,
 }
 
@@ -83,8 +101,8 @@ impl PolicySpec {
         let on_failure = match section.text("on_failure")?.as_deref() {
             None | Some("wait") => FailurePolicy::Wait,
             Some("continue") => {
-                let problem = "\"continue\" is not supported by this version: a cohort that loses a peer saves its \
-                               state and stops, and goes on when it is started again; write \"wait\"";
+                let problem = "\"continue\" is not supported by this version: a cohort that loses a peer waits for it, \
+                               and goes on when it has been started again; write \"wait\"";
                 return Err(section.error("on_failure", problem));
             }
             Some(other) => {
@@ -92,11 +110,20 @@ impl PolicySpec {
             }
         };
         let failure_timeout_ms = section.whole("failure_timeout_ms", 200..=3_600_000)?.unwrap_or(10_000);
+        let wait_timeout_ms = section.whole("wait_timeout_ms", 200..=WAIT_MS_MAX)?.unwrap_or(600_000);
+        let on_divergence = match section.text("on_divergence")?.as_deref() {
+            None | Some("warn") => DivergencePolicy::Warn,
+            Some("stop") => DivergencePolicy::Stop,
+            Some(other) => {
+                let problem = format!("{other:?} is not known; write \"warn\" or \"stop\"");
+                return Err(section.error("on_divergence", problem));
+            }
+        };
         let min_peers = section.whole("min_peers", 1..=PEERS_MAX as u64)?.map_or(peers, |n| n as usize);
         if min_peers > peers {
             return Err(section.error("min_peers", format!("is {min_peers}, but the run has {peers} peers")));
         }
         section.finish()?;
-        Ok(Self { on_failure, failure_timeout_ms, min_peers })
+        Ok(Self { on_failure, failure_timeout_ms, wait_timeout_ms, on_divergence, min_peers })
     }
 }

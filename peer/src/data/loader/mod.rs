@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
@@ -87,7 +88,7 @@ pub enum LoaderError {
 #[derive(Debug, Clone)]
 pub struct LoaderInputs {
     /// The training set.
-    pub samples: Samples,
+    pub samples: Arc<Samples>,
     /// The plan over it.
     pub plan: BatchPlan,
     /// What is done to images.

@@ -37,7 +37,7 @@ fn normalisation() -> Normalisation {
 
 fn inputs(augment: Augment) -> LoaderInputs {
     let samples = samples();
-    LoaderInputs { plan: plan(8, &samples), samples, augment, normalisation: normalisation() }
+    LoaderInputs { plan: plan(8, &samples), samples: samples.into(), augment, normalisation: normalisation() }
 }
 
 fn all(mut loader: Loader) -> Vec<Batch> {

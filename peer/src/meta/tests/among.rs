@@ -75,7 +75,7 @@ fn values(tensor: &Tensor) -> Vec<f64> {
 fn words_of(interruption: Interruption) -> String {
     match interruption {
         Interruption::Failed(error) => error.to_string(),
-        Interruption::Stopped(stop) => panic!("{stop:?}"),
+        other => panic!("{other:?}"),
     }
 }
 

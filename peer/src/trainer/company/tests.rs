@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cohort_proto::limits::INBOX_PER_SOURCE;
-use cohort_proto::view::Member;
+use cohort_proto::view::{Member, View};
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -28,15 +28,16 @@ fn inbox() -> Inbox {
     let spec = cohort_proto::spec::RunSpec::parse(RUN).unwrap();
     let schema = spec.contribution_schema(0).unwrap();
     let agenda = Agenda::of(&spec);
-    let stall = Duration::from_secs(1);
-    let identity = Identity { me: name("a"), run: RunId(1), schema, agenda, total_steps: 9, stall };
+    let identity = Identity { me: name("a"), run: RunId(1), schema, agenda, total_steps: 9 };
     let (words, inbox) = mpsc::channel(64);
-    let mut live = Live::new(identity, inbox, Arc::new(ContributionLog::new(2)));
+    let mut live = Live::new(identity, inbox, Arc::new(ContributionLog::new(2)), Arc::default());
     let member =
         |index, text| Member { index, name: name(text), address: "h:1".into(), schema: Schema::default() };
     let view = View { id: ViewId(1), begins_at: 2, members: vec![member(0, "a"), member(1, "b")] };
     words.try_send(Word::View(view)).unwrap();
+    words.try_send(Word::Start { step: 2, epoch: 1 }).unwrap();
     live.drain().unwrap();
+    live.started(2);
     Inbox { live, words, places: Arc::new(Semaphore::new(INBOX_PER_SOURCE)) }
 }
 
@@ -47,7 +48,7 @@ impl Inbox {
         let position = Position { step, round };
         let header = Header { run: RunId(1), view: ViewId(1), position, source: name("b"), batch_hash: 7 };
         let contribution = Arc::new(Contribution::seal(header, vec![], &Schema::default()).unwrap());
-        self.words.try_send(Word::Heard(Delivery::new(contribution, place))).unwrap();
+        self.words.try_send(Word::Heard(Delivery::new(contribution, 1, place))).unwrap();
         true
     }
 

@@ -1,0 +1,124 @@
+//! What a peer knows of its own place in the run, so that it can present itself again to a coordinator that was gone:
+//! where it stands, what it holds, and the reports that may not be on record. Sans-IO.
+
+use std::collections::VecDeque;
+
+use cohort_proto::control::{Accepted, Standing, StepReport};
+use cohort_proto::id::Step;
+use cohort_proto::limits::REPORTS_KEPT;
+
+/// The place of one peer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Place {
+    session: u64,
+    /// Steps it has completed; none before it was told where to start.
+    steps_done: Option<Step>,
+    lease_until: Step,
+    held: Vec<Step>,
+    /// The newest, in order, without gaps.
+    reports: VecDeque<StepReport>,
+}
+
+impl Place {
+    /// A peer that was accepted, with these checkpoints on its disk.
+    pub fn new(accepted: &Accepted, held: Vec<Step>) -> Self {
+        let session = accepted.session;
+        Self { session, steps_done: None, lease_until: 0, held, reports: VecDeque::new() }
+    }
+
+    /// It was told to start at the checkpoint of so many steps.
+    pub fn starts(&mut self, step: Step) {
+        self.steps_done = Some(step);
+        self.reports.clear();
+    }
+
+    /// Steps below this may be taken.
+    pub fn granted(&mut self, until: Step) {
+        self.lease_until = self.lease_until.max(until);
+    }
+
+    /// It completed a step. One of before it was told to start elsewhere is not kept.
+    pub fn completed(&mut self, report: StepReport) {
+        if self.steps_done != Some(report.step) {
+            return;
+        }
+        self.steps_done = Some(report.step + 1);
+        self.reports.push_back(report);
+        if self.reports.len() > REPORTS_KEPT {
+            self.reports.pop_front();
+        }
+    }
+
+    /// These checkpoints are on its disk.
+    pub fn holds(&mut self, held: Vec<Step>) {
+        self.held = held;
+    }
+
+    /// The checkpoints on its disk.
+    pub fn held(&self) -> &[Step] {
+        &self.held
+    }
+
+    /// What it says of itself when it joins again; `None` if it has no memory of the run yet.
+    pub fn standing(&self, log_from: Step) -> Option<Standing> {
+        let Self { session, lease_until, .. } = *self;
+        self.steps_done.map(|steps_done| Standing { session, steps_done, log_from, lease_until })
+    }
+
+    /// It was accepted again; returns what it has to report again.
+    pub fn accepted_again(&mut self, accepted: &Accepted) -> Vec<StepReport> {
+        self.session = accepted.session;
+        self.reports.iter().filter(|report| report.step >= accepted.reported).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cohort_proto::id::{Digest, RunId, ViewId};
+
+    fn report(step: Step) -> StepReport {
+        StepReport {
+            step,
+            view: ViewId(1),
+            epoch: 0,
+            lr: 0.1,
+            own_digest: Digest::of("x"),
+            consumed: vec![],
+            terms: vec![],
+            timings: vec![],
+            images: 8,
+            log_bytes: 0,
+            said: vec![],
+        }
+    }
+
+    fn accepted(session: u64, reported: Step) -> Accepted {
+        Accepted { run: RunId(1), session, heartbeat_ms: 1000, reported }
+    }
+
+    #[test]
+    fn what_is_not_on_record_is_reported_again() {
+        let mut place = Place::new(&accepted(1, 0), vec![4]);
+        assert_eq!(place.standing(0), None, "it was not told where to start");
+        place.starts(4);
+        place.granted(9);
+        (4..8).for_each(|step| place.completed(report(step)));
+        place.completed(report(2));
+        let standing = Standing { session: 1, steps_done: 8, log_from: 4, lease_until: 9 };
+        assert_eq!(place.standing(4), Some(standing));
+        let again = place.accepted_again(&accepted(2, 6));
+        assert_eq!(again.iter().map(|report| report.step).collect::<Vec<_>>(), [6, 7]);
+        assert_eq!(place.standing(4).map(|standing| standing.session), Some(2));
+        place.starts(4);
+        assert_eq!(place.accepted_again(&accepted(3, 0)), [], "those of before the start are void");
+    }
+
+    #[test]
+    fn reports_are_bounded() {
+        let mut place = Place::new(&accepted(1, 0), vec![]);
+        place.starts(0);
+        (0..2 * REPORTS_KEPT as Step).for_each(|step| place.completed(report(step)));
+        assert_eq!(place.accepted_again(&accepted(2, 0)).len(), REPORTS_KEPT);
+    }
+}
