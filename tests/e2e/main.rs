@@ -9,6 +9,7 @@ mod setting;
 mod hostile;
 
 mod finish;
+mod going_on;
 mod bad_input;
 mod refusals;
 mod attacks;

@@ -158,7 +158,7 @@ fn errors_name_the_key_and_the_remedy() {
         (format!("{GOOD}\n[optim]\nlr = nan"), vec!["lr is NaN"]),
         (format!("{GOOD}\n[optim]\nlr = -0.1"), vec!["lr is -0.1", "greater than 0"]),
         (format!("{GOOD}\n[optim]\nschedule = \"multistep\""), vec!["milestones is missing"]),
-        (format!("{GOOD}\n[policy]\non_failure = \"continue\""), vec!["on_failure", "not supported"]),
+        (format!("{GOOD}\n[policy]\non_failure = \"go on\""), vec!["on_failure", "go on", "continue"]),
         (format!("{GOOD}\n[policy]\nmin_peers = 3"), vec!["min_peers is 3", "2 peers"]),
         (GOOD.replace("fashion-mnist", "fashion_mnist"), vec!["[data]", "fashion-mnist"]),
         (GOOD.replace("\"a\"", "\"a/../b\""), vec!["not a usable name"]),
