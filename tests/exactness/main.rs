@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use cohort_peer::checkpoint::Store;
 use cohort_proto::spec::RunSpec;
 use cohort_tests::cluster;
 use cohort_tests::joint::{Joint, max_difference};
@@ -66,6 +68,48 @@ fn l_mcl_with_two_and_three_peers_and_meta_updates() {
     let l_mcl = |extra: &str| format!("name = \"l-mcl\"\nfeat_dim = 16\nmeta_freq = 3\n{extra}");
     assert!(difference(&spec(&l_mcl(""), 2), 10) < TOLERANCE);
     assert!(difference(&spec(&l_mcl("meta_precision = \"f64\""), 3), 10) < TOLERANCE);
+}
+
+const BANKS: [&str; 2] = [
+    "name = \"mcl\"\nfeat_dim = 16\nbank = true\nbank_negatives = 30",
+    "name = \"l-mcl\"\nfeat_dim = 16\nmatching = \"uniform\"\nbank = true\nbank_positives = 2\nbank_negatives = 30",
+];
+
+#[test]
+fn mcl_and_l_mcl_at_memory_banks() {
+    for method in BANKS {
+        assert!(difference(&spec(method, 2), 5) < TOLERANCE);
+    }
+}
+
+/// Every peer holds the banks of all: they are the same bits, and a run that goes on from checkpoints in files ends where
+/// the undisturbed one ends.
+#[test]
+fn banks_are_replicas_and_a_resumed_run_is_bitwise_the_undisturbed_one() {
+    for method in BANKS {
+        let spec = spec(method, 2);
+        let whole = cluster::train_from(&spec, &data(), &[], 5).unwrap();
+        let names: Vec<_> = whole[0].optimizer.keys().filter(|name| name.starts_with("bank.")).collect();
+        assert_eq!(names, ["bank.0", "bank.1"]);
+        let bits = |tensor: &candle_core::Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for name in names {
+            assert_eq!(bits(&whole[0].optimizer[name]), bits(&whole[1].optimizer[name]), "{name}");
+            assert!(whole.iter().all(|peer| !peer.model.contains_key(name)));
+        }
+        let half = cluster::train_from(&spec, &data(), &[], 2).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let through_files = half.iter().enumerate().map(|(index, held)| {
+            let store = Store::open(&folder.path().join(index.to_string()), 1).unwrap();
+            store.save(&held.progress, &held.model, &held.optimizer, 0).unwrap();
+            Arc::new(store.load(2).unwrap())
+        });
+        let resumed = cluster::train_from(&spec, &data(), &through_files.collect::<Vec<_>>(), 3).unwrap();
+        for (a, b) in whole.iter().zip(&resumed) {
+            assert_eq!(max_difference(&a.model, &b.model).unwrap().0, 0.0);
+            assert_eq!(max_difference(&a.optimizer, &b.optimizer).unwrap().0, 0.0);
+        }
+        assert!(max_difference(&half[0].optimizer, &whole[0].optimizer).unwrap().0 > 0.0);
+    }
 }
 
 #[test]

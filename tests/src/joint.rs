@@ -7,16 +7,17 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use cohort_peer::data::{self, loader::Batch, loader::Loader};
-use cohort_peer::learner::Learner;
+use cohort_peer::learner::{Learner, Outputs};
 use cohort_peer::meta::in_process::update_all;
 use cohort_peer::meta::{OfLearner, Outcome};
-use cohort_peer::methods::Own;
+use cohort_peer::methods::{Heard, Own};
 use cohort_peer::models::{ImageShape, StateDict};
 use cohort_peer::step::{forward, load, update};
 use cohort_proto::dataset::{self, Split};
 use cohort_proto::spec::RunSpec;
 
 use crate::joint_loss::joint_loss;
+use crate::joint_memory::joint_loss_of_memory;
 
 /// All networks of a run.
 pub struct Joint {
@@ -32,7 +33,9 @@ impl Joint {
     pub fn new(spec: &RunSpec, folder: &Path) -> Result<Self> {
         let samples = dataset::load(folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
         let image = ImageShape::from(&samples.images);
-        let build = |(index, peer)| Learner::build(spec, index, peer, image, Device::Cpu);
+        let build = |(index, peer)| {
+            Learner::build(spec, index, peer, image, Device::Cpu)?.with_memory(spec, &samples.labels)
+        };
         let learners: Result<Vec<Learner>, _> = spec.peers.iter().enumerate().map(build).collect();
         let loader = Loader::start(data::loader_inputs(spec, samples)?, 0)?;
         Ok(Self { learners: learners?, loader })
@@ -50,12 +53,19 @@ impl Joint {
         let own = outputs.iter().map(|output| output.outputs.own());
         let cohort: Vec<Own<'_>> = own.collect();
         let method = &self.learners.first().context("a run has peers")?.method;
-        let loss = joint_loss(method, &cohort, &input.labels)?;
+        let loss = match &self.learners[0].memory {
+            None => joint_loss(method, &cohort, &input.labels)?,
+            Some(memory) => joint_loss_of_memory(method, &cohort, memory, &input)?,
+        };
         let value = loss.to_scalar::<f64>()?;
         let gradients = loss.backward()?;
+        let said: Vec<Heard> =
+            outputs.iter().enumerate().map(|(j, output)| said(j, &output.outputs)).collect();
         for (learner, output) in self.learners.iter_mut().zip(outputs) {
-            let own = learner.model.params.gradients(&gradients);
-            update::update(learner, output.pass, own, batch.lr)?;
+            let change = (output.pass, learner.model.params.gradients(&gradients), batch.lr);
+            let heard: Vec<Heard> =
+                said.iter().filter(|other| other.index != learner.index).cloned().collect();
+            update::update_and_remember(learner, change, &output.outputs, &heard, &input)?;
         }
         self.meta_update(&batch, &input)?;
         Ok(value)
@@ -82,6 +92,12 @@ impl Joint {
         let weights = self.learners.iter().map(|learner| learner.model.params.state_dict());
         Ok(weights.collect::<candle_core::Result<Vec<_>>>()?)
     }
+}
+
+/// What memory banks take of what a network said.
+fn said(index: usize, outputs: &Outputs) -> Heard {
+    let embeddings = outputs.embeddings.iter().map(candle_core::Tensor::detach).collect();
+    Heard { embeddings, ..Heard::nothing(index) }
 }
 
 /// The greatest absolute difference between two sets of tensors, and the tensor that has it.

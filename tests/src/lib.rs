@@ -3,4 +3,5 @@
 pub mod cluster;
 pub mod joint;
 pub mod joint_loss;
+pub mod joint_memory;
 pub mod process;

@@ -75,6 +75,7 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
     let image = ImageShape::from(&samples.images);
     let loader = data::loader_inputs(&spec, samples)?;
     let learner = Learner::build(&spec, index, &peer, image, device::open(device)?)?;
+    let learner = learner.with_memory(&spec, &loader.samples.labels)?;
     let store = Store::open(&state, spec.run.keep)?;
     let facts = Facts {
         spec_hash,
