@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use cohort_proto::control::Term;
 use cohort_proto::id::Digest;
 use cohort_proto::limits::PROTOCOL_VERSION;
 use cohort_proto::wire;
@@ -216,7 +217,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl StatusView {
-    /// A few lines for people.
+    /// A few lines for people, without the weights of pairs of stages.
     pub fn text(&self) -> String {
         let mut text = format!("run {} ({}): {}", self.run_name, self.run, self.phase);
         if !self.message.is_empty() {
@@ -236,12 +237,31 @@ impl StatusView {
             }
             if let Some(report) = &member.report {
                 _ = write!(text, "  epoch {} lr {:.4}", report.epoch, report.lr);
-                report.terms.iter().for_each(|(name, value)| _ = write!(text, " {name} {value:.4}"));
+                let terms = report.terms.iter().filter(|(name, _)| !Term::is_matching(name));
+                terms.for_each(|(name, value)| _ = write!(text, " {name} {value:.4}"));
             }
             if !member.address.is_empty() {
                 _ = write!(text, "  {} (silent {} ms)", member.address, member.silent_ms);
             }
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_of_pairs_are_for_programs_only() {
+        let term = |name: &str, value| wire::Term { name: name.into(), value };
+        let terms = vec![term("loss", 2.5), term("lambda.0.b.1", 0.6), term("icl", 1.5)];
+        let report = wire::StepReport { terms, ..Default::default() };
+        let member = wire::MemberStatus { name: "a".into(), report: Some(report), ..Default::default() };
+        let view = StatusView::from(wire::StatusReply { members: vec![member], ..Default::default() });
+        let text = view.text();
+        assert!(text.contains("loss 2.5000 icl 1.5000") && !text.contains("lambda"), "{text}");
+        let names = view.members[0].report.as_ref().unwrap().terms.iter().map(|(name, _)| name.as_str());
+        assert_eq!(names.collect::<Vec<_>>(), ["loss", "lambda.0.b.1", "icl"]);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
+use cohort_proto::control::Term;
 use cohort_proto::limits::CONTROL_MESSAGE_BYTES_MAX;
 use cohort_proto::wire;
 use cohort_proto::wire::coordinator_client::CoordinatorClient;
@@ -168,8 +169,8 @@ impl Rate {
 
 /// Epoch, loss terms, images per second, waiting, time left.
 fn words(report: &wire::StepReport, rate: &Rate, total: u64, done: u64) -> String {
-    let terms: Vec<String> =
-        report.terms.iter().map(|term| format!("{} {:.3}", term.name, term.value)).collect();
+    let terms = report.terms.iter().filter(|term| !Term::is_matching(&term.name));
+    let terms: Vec<String> = terms.map(|term| format!("{} {:.3}", term.name, term.value)).collect();
     let steps_per_s = rate.images_per_s / (report.images.max(1) as f64);
     let eta = if steps_per_s > 0.0 { total.saturating_sub(done) as f64 / steps_per_s } else { 0.0 };
     let waits = if rate.total_ms > 0.0 { 100.0 * rate.waited_ms / rate.total_ms } else { 0.0 };

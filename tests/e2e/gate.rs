@@ -11,6 +11,8 @@ use anyhow::Result;
 #[derive(Debug, Default)]
 struct Allowance {
     bytes: usize,
+    /// Whether somebody wants to pass and may not.
+    held: bool,
     open: bool,
     closed: bool,
 }
@@ -30,7 +32,10 @@ impl Shared {
     /// Waits until so many bytes may pass.
     fn take(&self, bytes: usize) {
         let allowance = self.allowance.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = |allowance: &mut Allowance| !allowance.open && allowance.bytes < bytes;
+        let held = |allowance: &mut Allowance| {
+            allowance.held = !allowance.open && allowance.bytes < bytes;
+            allowance.held
+        };
         let allowance = self.changed.wait_while(allowance, held);
         let mut allowance = allowance.unwrap_or_else(PoisonError::into_inner);
         allowance.bytes = allowance.bytes.saturating_sub(bytes);
@@ -74,6 +79,11 @@ impl Gate {
     /// Where the others find it.
     pub(crate) fn advertise(&self) -> String {
         self.front.to_string()
+    }
+
+    /// Whether it holds something back just now.
+    pub(crate) fn holds(&self) -> bool {
+        self.shared.allowance.lock().unwrap_or_else(PoisonError::into_inner).held
     }
 
     /// Lets everything through from now on.

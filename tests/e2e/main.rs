@@ -13,4 +13,6 @@ mod bad_input;
 mod refusals;
 mod attacks;
 mod failures;
+mod l_mcl;
+mod bank;
 mod commands;

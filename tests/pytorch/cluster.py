@@ -66,7 +66,7 @@ def make_run(folder, case):
     folder.mkdir(parents=True, exist_ok=True)
     method, peers = case["method"], []
     for i, arch in enumerate(case["peers"]):
-        network = networks.build(arch, 1, 10, losses.wants_embedding(method))
+        network = networks.build(arch, 1, 10, losses.wants_embedding(method), losses.wants_matching(method))
         init = (folder / f"init-{i}.safetensors").resolve()
         save_file(networks.draw(network, 1000 + i).state_dict(), init)
         peers.append({"name": "abcdefgh"[i], "arch": arch, "init": init})

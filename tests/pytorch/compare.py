@@ -14,8 +14,11 @@ Two questions, for each case:
   what PyTorch in f32 differs from itself in f64 for the kinks' sake alone. Only beside it can `run` be judged.
 
 `moved` is the greatest movement of a weight, `logits` the greatest difference of `eval --logits` to PyTorch on the final
-weights, `plan` whether the coordinator's batch plan is that of plan.py. A case fails if `sided` or its statistics are
-beyond 2e-6, the logits beyond 1e-4, or if the plan differs. Exit 1 if one fails. `--only REGEX` picks cases; `--repeat` adds bitwise repetitions.
+weights, `meta` and `cosine` the greatest relative error and 1 - cosine of the change that a meta-update of L-MCL makes,
+against double backward in f64 through the unrolled steps from the same weights (the columns of a step leave the matching
+out), `plan` whether the coordinator's batch plan is that of plan.py. A case fails if `sided` or its statistics are beyond
+2e-6, the logits beyond 1e-4, the cosine's beyond 1e-3, or if the plan differs. Exit 1 if one fails. `--only REGEX` picks
+cases; `--repeat` adds bitwise repetitions.
 """
 
 import argparse
@@ -28,10 +31,14 @@ import torch
 
 import joint
 import kinks
+import meta
 import networks
 from cluster import STEPS, Failed, Programs, make_run, short_data, write_run
 
 STEP_MAX, LOGITS_MAX = 2e-6, 1e-4
+
+# Of 1 - cosine between what a meta-update changed and what double backward says.
+COSINE_GAP_MAX = 1e-3
 
 # A step that is off by less needs no explanation.
 EXACT = 1e-6
@@ -67,6 +74,19 @@ def cases():
     yield case("mcl-2-icl-only", TWO, mcl | {"alpha": 0, "gamma": 0, "lam": 0, "logit_kd": "off"}, PAIRS)
     yield case("mcl-3-orphans", THREE, mcl, {"batch": 12, "sampler": "shuffle"})
     yield case("mcl-1", ["resnet8"], mcl, PAIRS)
+    l_mcl = {"name": "l-mcl", "meta_freq": 0}
+    for count, peers in cohorts:
+        for sampler, data in samplers:
+            yield case(f"l-mcl-{count}-{sampler}", peers, l_mcl, data)
+        for precision in ("f32", "f64"):
+            learned = l_mcl | {"meta_freq": 3, "meta_precision": precision}
+            yield case(f"l-mcl-{count}-meta-{precision}", peers, learned, FEW_PAIRS)
+    # So slow that no activation changes its side: the whole run can be compared.
+    yield case("l-mcl-2-slow", TWO, l_mcl, PAIRS, optim={"lr": 1e-3})
+    yield case("l-mcl-2-orphans", TWO, l_mcl, {"batch": 12, "sampler": "shuffle"})
+    yield case("l-mcl-3-unequal", ["resnet6", "wrn_10_1", "resnet8"], l_mcl | {"feat_dim": 16}, PAIRS)
+    yield case("l-mcl-3-one-to-one", THREE, l_mcl | {"matching": "one-to-one", "kd": False}, PAIRS)
+    yield case("l-mcl-2-uniform", TWO, l_mcl | {"matching": "uniform", "double": False}, PAIRS)
     yield case("dml-3-sum", THREE, dml | {"reduce": "sum"}, SHUFFLED)
     yield case("dml-3-ensemble", THREE, dml | {"target": "ensemble"}, SHUFFLED)
     yield case("dml-2-t4", TWO, dml | {"t": 4.0}, SHUFFLED)
@@ -132,8 +152,8 @@ def step_gap(run, data, lines, states, steps):
         after = [joint.load_file(path / "model.safetensors") for path in states[step + 1]]
 
         def gap():
-            cohort = joint.train(run, data, [lines[step]], "f64", states.get(step))
-            pairs = [(a, network.state_dict()) for a, network in zip(after, cohort)]
+            cohort = joint.train(run, data, [lines[step]], "f64", states.get(step), learn_matching=False)
+            pairs = [(but_matching(a), but_matching(network.state_dict())) for a, network in zip(after, cohort)]
             return distance(pairs), *worst_of(pairs)
 
         begun, best, changed = kinks.reconcile(gap, EXACT)
@@ -141,6 +161,45 @@ def step_gap(run, data, lines, states, steps):
         sided.append(best[1:])
         flips += changed
     return max(raw), *(max(column) for column in zip(*sided)), flips
+
+
+def but_matching(state):
+    """What a meta-update changes is compared by itself, from the weights that Cohort made it with."""
+    return {key: value for key, value in state.items() if not key.startswith("match.")}
+
+
+def meta_gap(run, data, lines, states):
+    """(relative error, 1 - cosine) of what meta-updates change of the matching, against double backward in f64; the
+    greatest of all. 0 if there are none."""
+    images, labels = joint.read_split(data, "train", run["data"].get("train_limit"))
+    worst = [0.0, 0.0]
+    for step, line in enumerate(lines):
+        if not meta.follows(run, line["step"], len(labels)):
+            continue
+        after = [joint.load_file(path / "model.safetensors") for path in states[step + 1]]
+        begun = states.get(step) or [None] * len(after)
+        before = [joint.load_file(path / "model.safetensors" if path else peer["init"])
+                  for path, peer in zip(begun, run["peer"])]
+        cohort = joint.load_cohort(run, torch.float64, [
+            {key: old[key] if key.startswith("match.") else value for key, value in new.items()}
+            for old, new in zip(before, after)
+        ])
+        sgd = joint.optimizers(run["optim"], cohort)
+        for network, path in zip(cohort, states.get(step, [])):
+            joint.resume_momenta(sgd, network, path, torch.float64)
+        x, y = joint.batch_of(images, labels, line["indices"], run["data"], torch.float64)
+        meta.update(cohort, x, y, line["lr"], sgd[1])
+
+        def changes(new):
+            return torch.cat([(a[key].double() - b[key].double()).flatten()
+                              for a, b in zip(new, before) for key in b if key.startswith("match.")])
+
+        ours, exact = changes(after), changes([network.state_dict() for network in cohort])
+        error = ((ours - exact).norm() / exact.norm()).item()
+        cosine = (1 - (ours @ exact) / (ours.norm() * exact.norm())).item()
+        print(f"  meta-update after step {step}: {error:.2e} of a change of {exact.norm():.2e}, 1 - cosine {cosine:.1e}")
+        worst = [max(worst[0], error), max(worst[1], cosine)]
+    return worst
 
 
 def moved(before, after):
@@ -168,14 +227,16 @@ def compare(programs, spec, root, data, steps):
         *whole,
         max(moved(joint.load_file(peer["init"]), last) for peer, last in zip(run["peer"], ours)),
         logit_gap(programs, run, folder, data, finals),
+        *meta_gap(run, data, lines, states),
     ]
-    passed = max(step[1:]) < STEP_MAX and numbers[-1] < LOGITS_MAX and plan_words != "DIFFERS"
+    passed = max(step[1:]) < STEP_MAX and numbers[-3] < LOGITS_MAX and plan_words != "DIFFERS"
+    passed &= numbers[-1] < COSINE_GAP_MAX
     cells = [spec["name"], *(f"{number:.1e}" for number in numbers), flips, plan_words, "ok" if passed else "FAILS"]
     print(row(cells), flush=True)
     return passed
 
 
-HEAD = "case step sided stats run stats run/64 stats rounding stats moved logits flips plan verdict".split()
+HEAD = "case step sided stats run stats run/64 stats rounding stats moved logits meta cosine flips plan verdict".split()
 
 
 def row(cells):

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import losses
+import meta
 import networks
 
 PRECISIONS = {"f32": torch.float32, "f64": torch.float64}
@@ -50,54 +51,71 @@ def pixels(images, data, dtype):
     return (x - mean[0]) / std[0]
 
 
+def batch_of(images, labels, indices, data, dtype):
+    """(normalised images, labels) of a step."""
+    return pixels(images[indices], data, dtype), torch.from_numpy(labels[indices].astype(numpy.int64))
+
+
 def load_cohort(run, dtype, weights=None):
-    """The networks of a run with these weights, files in the order of the peers, or the initial ones; in training mode."""
+    """The networks of a run with these weights (files or tensors by name) in the order of the peers, or the initial
+    ones; in training mode."""
     classes = DATASETS[run["data"]["dataset"]][0]
+    wanted = losses.wants_embedding(run["method"]), losses.wants_matching(run["method"])
     cohort = []
     for i, peer in enumerate(run["peer"]):
-        network = networks.build(peer["arch"], 1, classes, losses.wants_embedding(run["method"]))
-        network.load_state_dict(load_file(weights[i] if weights else peer["init"]))
+        network = networks.build(peer["arch"], 1, classes, *wanted)
+        state = weights[i] if weights else peer["init"]
+        network.load_state_dict(state if isinstance(state, dict) else load_file(state))
         cohort.append(network.to(dtype).train())
     return cohort
 
 
-def train(run, folder, plan, precision, resume=None):
-    """Trains along `plan` (dictionaries with lr and indices) and gives the networks back. `resume`: for every network a
-    checkpoint's folder to go on from, instead of the initial weights."""
+def train(run, folder, plan, precision, resume=None, learn_matching=True):
+    """Trains along `plan` (dictionaries with step, lr and indices) and gives the networks back. `resume`: for every network
+    a checkpoint's folder to go on from, instead of the initial weights. Without `learn_matching` a meta-update leaves the
+    matching alone and changes the statistics only."""
     dtype = PRECISIONS[precision]
     assert run["data"].get("augment") == "none", "augmentation is not part of the reference"
     images, labels = read_split(folder, "train", run["data"].get("train_limit"))
     cohort = load_cohort(run, dtype, resume and [path / "model.safetensors" for path in resume])
-    sgd = optimizer(run["optim"], cohort)
+    sgd, matching = optimizers(run["optim"], cohort)
     for network, path in zip(cohort, resume or []):
-        momenta = load_file(path / "optimizer.safetensors")
-        for name, parameter in network.named_parameters():
-            sgd.state[parameter]["momentum_buffer"] = momenta[f"{name}.momentum_buffer"].to(dtype)
+        resume_momenta((sgd, matching), network, path, dtype)
     for line in plan:
         sgd.param_groups[0]["lr"] = line["lr"]
-        x = pixels(images[line["indices"]], run["data"], dtype)
-        y = torch.from_numpy(labels[line["indices"]].astype(numpy.int64))
+        x, y = batch_of(images, labels, line["indices"], run["data"], dtype)
         for parameter in sgd.param_groups[0]["params"]:
             # Not None: decay and momentum act on a parameter that a step does not reach.
             parameter.grad = torch.zeros_like(parameter)
-        losses.joint(run["method"], [networks.say(network, x) for network in cohort], y).backward()
+        say = networks.say_stages if run["method"]["name"] == "l-mcl" else networks.say
+        losses.joint(run["method"], [say(network, x) for network in cohort], y).backward()
         if run["optim"].get("clip_norm", 0.0) > 0:
             for network in cohort:
                 torch.nn.utils.clip_grad_norm_(network.parameters(), run["optim"]["clip_norm"])
         sgd.step()
+        if meta.follows(run, line["step"], len(labels)):
+            meta.update(cohort, x, y, line["lr"], matching if learn_matching else None)
     return cohort
 
 
-def optimizer(optim, cohort):
-    """One SGD over all networks."""
+def resume_momenta(optimizers, network, path, dtype):
+    momenta = load_file(path / "optimizer.safetensors")
+    for name, parameter in network.named_parameters():
+        sgd = optimizers[name.startswith("match.")]
+        sgd.state[parameter]["momentum_buffer"] = momenta[f"{name}.momentum_buffer"].to(dtype)
+
+
+def optimizers(optim, cohort):
+    """One SGD over all networks, and one over what matches stages, which takes no part in an ordinary step."""
     momentum = optim.get("momentum", 0.9)
-    return torch.optim.SGD(
-        [parameter for network in cohort for parameter in network.parameters()],
-        lr=1.0,
-        momentum=momentum,
-        nesterov=optim.get("nesterov", momentum > 0),
-        weight_decay=optim.get("weight_decay", 5e-4),
-    )
+    parameters = [pair for network in cohort for pair in network.named_parameters()]
+
+    def sgd(matching, nesterov):
+        chosen = [parameter for name, parameter in parameters if name.startswith("match.") == matching]
+        rest = {"momentum": momentum, "nesterov": nesterov, "weight_decay": optim.get("weight_decay", 5e-4)}
+        return torch.optim.SGD(chosen, lr=1.0, **rest) if chosen else None
+
+    return sgd(False, optim.get("nesterov", momentum > 0)), sgd(True, momentum > 0)
 
 
 def main():

@@ -85,12 +85,24 @@ impl Company for Seat {
     }
 }
 
+/// A peer after a step: its parameters and buffers, and the state of its optimisers.
+pub type State = (StateDict, StateDict);
+
 /// Trains all peers of a run spec for some steps. Returns the weights of each, by index.
 ///
 /// # Errors
 /// If data or networks cannot be had, or a step fails.
 pub fn train(spec: &RunSpec, folder: &Path, steps: usize) -> Result<Vec<StateDict>> {
-    Ok(train_from(spec, folder, &[], steps)?.into_iter().map(|checkpoint| checkpoint.model).collect())
+    let peers = trace(spec, folder, steps)?.into_iter();
+    peers.map(|states| Ok(last(states)?.0)).collect()
+}
+
+/// Trains all peers of a run spec for some steps. Returns what each was after every step, by index.
+///
+/// # Errors
+/// If data or networks cannot be had, or a step fails.
+pub fn trace(spec: &RunSpec, folder: &Path, steps: usize) -> Result<Vec<Vec<State>>> {
+    trace_from(spec, folder, &[], steps)
 }
 
 /// Trains all peers of a run spec for some steps more, from checkpoints of all of them or, without any, from the start.
@@ -104,6 +116,33 @@ pub fn train_from(
     checkpoints: &[Arc<Checkpoint>],
     steps: usize,
 ) -> Result<Vec<Checkpoint>> {
+    let first = checkpoints.first().map_or(0, |checkpoint| checkpoint.progress.steps_done);
+    let peers = trace_from(spec, folder, checkpoints, steps)?;
+    let mut ends = Vec::with_capacity(peers.len());
+    for (states, peer) in peers.into_iter().zip(&spec.peers) {
+        let (model, optimizer) = last(states)?;
+        let progress = Progress {
+            steps_done: first + steps as u64,
+            run: RunId(1),
+            spec_hash: spec.hash(),
+            peer: peer.name.to_string(),
+            arch: peer.arch.clone(),
+        };
+        ends.push(Checkpoint { progress, model, optimizer });
+    }
+    Ok(ends)
+}
+
+fn last(mut states: Vec<State>) -> Result<State> {
+    states.pop().context("no step was taken")
+}
+
+fn trace_from(
+    spec: &RunSpec,
+    folder: &Path,
+    checkpoints: &[Arc<Checkpoint>],
+    steps: usize,
+) -> Result<Vec<Vec<State>>> {
     let board = Arc::new(Board::default());
     let threads: Vec<_> = (0..spec.peers.len())
         .map(|index| {
@@ -121,7 +160,7 @@ fn peer(
     index: usize,
     board: Arc<Board>,
     (checkpoint, steps): (Option<Arc<Checkpoint>>, usize),
-) -> Result<Checkpoint> {
+) -> Result<Vec<State>> {
     let peer = spec.peers.get(index).context("a peer")?;
     let samples = dataset::load(folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
     let image = ImageShape::from(&samples.images);
@@ -141,21 +180,14 @@ fn peer(
         schema,
         agenda: Agenda::of(spec),
     };
+    let mut states = Vec::with_capacity(steps);
     for _ in 0..steps {
         let batch = loader.next_batch()?.context("the plan has ended")?;
         match step::run(&mut learner, &mut seat, &batch) {
-            Ok(_) => {}
+            Ok(_) => states.push(learner.state()?),
             Err(Interruption::Failed(error)) => return Err((*error).into()),
             Err(Interruption::Stopped(stop)) => return Err(anyhow!(stop.sentence)),
         }
     }
-    let progress = Progress {
-        steps_done: first + steps as u64,
-        run: RunId(1),
-        spec_hash: spec.hash(),
-        peer: peer.name.to_string(),
-        arch: peer.arch.clone(),
-    };
-    let (model, optimizer) = learner.state()?;
-    Ok(Checkpoint { progress, model, optimizer })
+    Ok(states)
 }

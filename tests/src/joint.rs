@@ -7,21 +7,22 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use cohort_peer::data::{self, loader::Batch, loader::Loader};
-use cohort_peer::learner::{Learner, Outputs};
-use cohort_peer::meta::in_process::update_all;
-use cohort_peer::meta::{OfLearner, Outcome};
-use cohort_peer::methods::{Heard, Own};
+use cohort_peer::learner::{BANK_PREFIX, Learner, MATCHING_PREFIX};
+use cohort_peer::methods::Own;
 use cohort_peer::models::{ImageShape, StateDict};
 use cohort_peer::step::{forward, load, update};
 use cohort_proto::dataset::{self, Split};
 use cohort_proto::spec::RunSpec;
 
+use crate::cluster::State;
 use crate::joint_loss::joint_loss;
-use crate::joint_memory::joint_loss_of_memory;
+use crate::joint_memory::{JointMemory, bank_name};
+use crate::joint_meta::meta_update;
 
 /// All networks of a run.
 pub struct Joint {
     learners: Vec<Learner>,
+    memory: Option<JointMemory>,
     loader: Loader,
 }
 
@@ -33,12 +34,11 @@ impl Joint {
     pub fn new(spec: &RunSpec, folder: &Path) -> Result<Self> {
         let samples = dataset::load(folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
         let image = ImageShape::from(&samples.images);
-        let build = |(index, peer)| {
-            Learner::build(spec, index, peer, image, Device::Cpu)?.with_memory(spec, &samples.labels)
-        };
+        let build = |(index, peer)| Learner::build(spec, index, peer, image, Device::Cpu);
         let learners: Result<Vec<Learner>, _> = spec.peers.iter().enumerate().map(build).collect();
+        let memory = JointMemory::new(spec, &samples.labels)?;
         let loader = Loader::start(data::loader_inputs(spec, samples)?, 0)?;
-        Ok(Self { learners: learners?, loader })
+        Ok(Self { learners: learners?, memory, loader })
     }
 
     /// Takes the next step of all networks together. Returns the joint loss.
@@ -53,19 +53,18 @@ impl Joint {
         let own = outputs.iter().map(|output| output.outputs.own());
         let cohort: Vec<Own<'_>> = own.collect();
         let method = &self.learners.first().context("a run has peers")?.method;
-        let loss = match &self.learners[0].memory {
+        let loss = match &self.memory {
             None => joint_loss(method, &cohort, &input.labels)?,
-            Some(memory) => joint_loss_of_memory(method, &cohort, memory, &input)?,
+            Some(memory) => memory.joint_loss(method, &cohort, &input)?,
         };
         let value = loss.to_scalar::<f64>()?;
         let gradients = loss.backward()?;
-        let said: Vec<Heard> =
-            outputs.iter().enumerate().map(|(j, output)| said(j, &output.outputs)).collect();
+        if let Some(memory) = &mut self.memory {
+            memory.remember(&cohort, &input.indices)?;
+        }
         for (learner, output) in self.learners.iter_mut().zip(outputs) {
-            let change = (output.pass, learner.model.params.gradients(&gradients), batch.lr);
-            let heard: Vec<Heard> =
-                said.iter().filter(|other| other.index != learner.index).cloned().collect();
-            update::update_and_remember(learner, change, &output.outputs, &heard, &input)?;
+            let own = learner.model.params.gradients(&gradients);
+            update::update(learner, output.pass, own, batch.lr)?;
         }
         self.meta_update(&batch, &input)?;
         Ok(value)
@@ -77,11 +76,33 @@ impl Joint {
         let Some(schedule) = schedule.filter(|meta| meta.follows(batch.position_in_epoch)) else {
             return Ok(());
         };
-        let of = |learner| OfLearner::new(learner, &input.images, &input.labels, schedule.precision());
-        let mut peers = self.learners.iter_mut().map(of).collect::<Result<Vec<_>, _>>()?;
-        let outcome = update_all(&mut peers, &schedule.settings(batch.lr))?;
-        anyhow::ensure!(matches!(outcome, Outcome::Learnt { .. }), "the meta-update was abandoned");
+        meta_update(&mut self.learners, input, &schedule, batch.lr)
+    }
+
+    /// Goes on from where others are: parameters, buffers, optimisers and the bank of each network, by index.
+    ///
+    /// # Errors
+    /// If these are not the states of such networks.
+    pub fn put(&mut self, states: &[State]) -> Result<()> {
+        if let Some(memory) = &mut self.memory {
+            memory.put(states)?;
+        }
+        for (learner, (model, optimizer)) in self.learners.iter_mut().zip(states) {
+            let all = optimizer.iter().filter(|(name, _)| !name.starts_with(BANK_PREFIX));
+            let all = all.map(|(name, tensor)| (name.clone(), tensor.clone()));
+            let (matching, rest): (StateDict, StateDict) =
+                all.partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
+            learner.model.params.restore(model)?;
+            learner.optimizer.load(&rest)?;
+            learner.matching_optimizer.load(&matching)?;
+        }
         Ok(())
+    }
+
+    /// The memory banks of all networks as a checkpoint names them; none without.
+    pub fn banks(&self) -> StateDict {
+        let banks = self.memory.iter().flat_map(|memory| memory.banks().iter().enumerate());
+        banks.map(|(index, bank)| (bank_name(index), bank.clone())).collect()
     }
 
     /// Parameters and buffers of each network, by index.
@@ -92,12 +113,6 @@ impl Joint {
         let weights = self.learners.iter().map(|learner| learner.model.params.state_dict());
         Ok(weights.collect::<candle_core::Result<Vec<_>>>()?)
     }
-}
-
-/// What memory banks take of what a network said.
-fn said(index: usize, outputs: &Outputs) -> Heard {
-    let embeddings = outputs.embeddings.iter().map(candle_core::Tensor::detach).collect();
-    Heard { embeddings, ..Heard::nothing(index) }
 }
 
 /// The greatest absolute difference between two sets of tensors, and the tensor that has it.

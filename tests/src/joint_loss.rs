@@ -3,7 +3,9 @@
 use candle_core::{Result, Tensor};
 use cohort_peer::methods::cross_entropy::cross_entropy;
 use cohort_peer::methods::mcl::Scores;
-use cohort_peer::methods::{Method, Own, Terms, dml, lmcl, logit_kd};
+use cohort_peer::methods::{Method, Own, dml, logit_kd};
+
+use crate::joint_lmcl;
 
 /// The sum of every term of `method` over all networks, given in ascending index; scalar.
 ///
@@ -26,7 +28,7 @@ pub fn joint_loss(method: &Method, cohort: &[Own<'_>], labels: &Tensor) -> Resul
             }
             total + logit_kd::joint(&logits, params.logit_kd, params.kd_t)?
         }
-        Method::LMcl(params) => Ok(Terms::sum(lmcl::joint(cohort, labels, params)?)?.total),
+        Method::LMcl(params) => joint_lmcl::step(cohort, labels, params),
     }
 }
 

@@ -84,6 +84,46 @@ async fn what_was_written_is_read_back() {
     assert_eq!(history, later);
 }
 
+/// Peers' names may look like anything that a term's name has in it.
+#[tokio::test]
+async fn matching_is_a_view_of_means_by_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap();
+    journal.write(0, view(1)).await.unwrap();
+    let weights: [&[(&str, f64)]; 3] = [
+        &[("lambda.0.b.1", 0.25), ("lambda.0.b.0", 0.5), ("lambda.1.7.x-2.3.10", 0.75), ("lambda", 9.0)],
+        &[("lambda.0.b.1", 0.5), ("lambda.0.b.0", 0.5), ("lambda.x", 9.0), ("lambda.x.y.z", 9.0)],
+        &[("lambda.0.b.1", 1.0), ("lambda.0.b.0", f64::NAN), ("ce", 9.0)],
+    ];
+    for (step, terms) in (0..).zip(weights) {
+        let Line::Entry(Entry::Report { peer, mut report }) = report(step, 0.0) else { panic!() };
+        report.epoch = step / 2;
+        report.terms =
+            terms.iter().map(|(name, value)| Term { name: (*name).into(), value: *value }).collect();
+        journal.write(1, Line::Entry(Entry::Report { peer, report })).await.unwrap();
+    }
+    journal.flush().await.unwrap();
+    let reader = Connection::open(folder.path().join(FILE)).unwrap();
+    let sql = "SELECT concat_ws(' ', peer, epoch, stage, source, source_stage, coalesce(mean, '-'), steps) \
+               FROM matching ORDER BY peer, epoch, stage, source, source_stage";
+    let mut statement = reader.prepare(sql).unwrap();
+    let rows: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    let expected = [
+        "a 0 0 b 0 0.5 2",
+        "a 0 0 b 1 0.375 2",
+        "a 0 1 7.x-2.3 10 0.75 1",
+        "a 1 0 b 0 - 0",
+        "a 1 0 b 1 1.0 1",
+    ];
+    assert_eq!(rows, expected);
+    let typed: String = reader
+        .query_row("SELECT typeof(stage) || typeof(source_stage) || typeof(mean) FROM matching", [], |row| {
+            row.get(0)
+        })
+        .unwrap();
+    assert_eq!(typed, "integerintegerreal");
+}
+
 #[tokio::test]
 async fn a_view_is_on_the_disk_when_its_write_returns() {
     let folder = tempfile::tempdir().unwrap();

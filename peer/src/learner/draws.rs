@@ -120,6 +120,15 @@ mod tests {
         assert_eq!(classes().draw(&[0], (0, 0), 8, 4).unwrap().positives(), 8);
     }
 
+    /// A sample that is alone in its class is its own positive, and negatives may be more than there are samples.
+    #[test]
+    fn a_class_of_one_sample_and_more_negatives_than_samples_can_be_drawn() {
+        let draws = Classes::new(&[0, 0, 0, 4]).draw(&[3, 1], (0, 0), 1, 30).unwrap();
+        assert_eq!(draws.keys(0)[..2], [3, 3]);
+        assert!(draws.keys(0)[2..].iter().all(|x| *x < 3) && draws.keys(0).len() == 32);
+        assert_eq!(draws.keys(1)[2..], [3; 30]);
+    }
+
     #[test]
     fn numbers_without_replacement_are_uniform() {
         let mut counts = [0; 6];

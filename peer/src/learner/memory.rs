@@ -4,17 +4,21 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Result, Tensor};
+use cohort_proto::limits::BANKS_BYTES_MAX;
 use cohort_proto::rng::{SplitMix64, key_of};
 use cohort_proto::spec::RunSpec;
 
 use super::draws::Classes;
 use crate::error::PeerError;
 use crate::methods::Heard;
-use crate::methods::memory::{Bank, BankParams, Blended, Recall};
+use crate::methods::memory::{BANK_BYTES_MAX, Bank, BankParams, Blended, Recall};
 use crate::models::{StateDict, StateError};
 
 /// Where the names of banks begin in a checkpoint: `bank.I` of the network of index I.
 pub const BANK_PREFIX: &str = "bank.";
+
+// What a run spec allows to all banks together is refused there, in words about its keys, and never by one bank.
+const _: () = assert!(BANKS_BYTES_MAX <= BANK_BYTES_MAX);
 
 /// The banks of all networks of a run.
 #[derive(Debug, Clone)]

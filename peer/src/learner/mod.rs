@@ -140,7 +140,8 @@ impl Learner {
     }
 }
 
-/// Everything that a step changes, as it was before.
+/// Everything that a step with a meta-update changes, as it was before. Such steps have no memory banks: these know no
+/// learned matching.
 #[derive(Debug)]
 pub struct Before {
     model: StateDict,

@@ -31,6 +31,12 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// One that did not come over the network.
+    #[cfg(test)]
+    pub(crate) fn new(contribution: Arc<Contribution>, place: OwnedSemaphorePermit) -> Self {
+        Self { contribution, place }
+    }
+
     /// Frees the place: the source may send one more.
     pub fn into_contribution(self) -> (Arc<Contribution>, Place) {
         (self.contribution, Place { _permit: self.place })

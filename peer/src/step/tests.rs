@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use cohort_proto::contribution::{Contribution, Header, Position, Tensor};
-use cohort_proto::id::{Digest, RunId, ViewId};
+use cohort_proto::control::{StopKind, Term};
+use cohort_proto::id::{Digest, PeerName, RunId, ViewId};
+use cohort_proto::meta::RoundPlan;
 use cohort_proto::schema::Schema;
+use cohort_proto::spec::RunSpec;
 
 use super::*;
 use crate::learner::{Additions, MATCHING_PREFIX, Model};
+use crate::meta::Schedule;
 use crate::methods::{LMclParams, Method};
 use crate::models::{ImageShape, Params, StateDict, state};
 use crate::optim::SgdConfig;
@@ -17,7 +21,32 @@ use crate::optim::SgdConfig;
 #[derive(Default)]
 struct Mirror {
     renamed: Option<(&'static str, &'static str)>,
+    /// The round in which something goes wrong, and what.
+    fails: Option<(u32, Failure)>,
     said: Vec<Tensor>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Failure {
+    /// Nothing can be said.
+    Mute,
+    /// The source is lost.
+    Lost,
+    /// The run ends.
+    Stopped,
+}
+
+impl Mirror {
+    fn goes_wrong(&self, round: u32, failure: Failure) -> Result<(), Interruption> {
+        if self.fails != Some((round, failure)) {
+            return Ok(());
+        }
+        let sentence = format!("{failure:?}");
+        Err(match failure {
+            Failure::Stopped => Interruption::Stopped(Stop { kind: StopKind::AtOnce, sentence }),
+            Failure::Mute | Failure::Lost => Interruption::from(PeerError::PeerLost(sentence)),
+        })
+    }
 }
 
 impl Company for Mirror {
@@ -25,7 +54,8 @@ impl Company for Mirror {
         ViewId(0)
     }
 
-    fn say(&mut self, _: Position, _: u64, tensors: Vec<Tensor>) -> Result<Option<Digest>, Interruption> {
+    fn say(&mut self, at: Position, _: u64, tensors: Vec<Tensor>) -> Result<Option<Digest>, Interruption> {
+        self.goes_wrong(at.round, Failure::Mute)?;
         self.said = tensors;
         Ok(None)
     }
@@ -35,6 +65,8 @@ impl Company for Mirror {
         at: Position,
         batch_hash: u64,
     ) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
+        self.goes_wrong(at.round, Failure::Lost)?;
+        self.goes_wrong(at.round, Failure::Stopped)?;
         let mut tensors = self.said.clone();
         for tensor in &mut tensors {
             if let Some((_, to)) = self.renamed.filter(|(from, _)| *from == tensor.spec.name) {
@@ -107,4 +139,82 @@ fn what_no_method_says_is_refused_and_leaves_no_trace() {
         assert!(error.to_string().contains(&format!("`{}`", renamed.1)), "{error}");
         assert!(bytes(&learner, |_| true) == before);
     }
+}
+
+#[test]
+fn the_report_tells_how_stages_are_matched() {
+    let report = run(&mut learner(), &mut Mirror::default(), &batch()).unwrap();
+    let weights: Vec<_> = report.terms.iter().filter(|term| Term::is_matching(&term.name)).collect();
+    let names: Vec<_> = weights.iter().map(|term| term.name.as_str()).collect();
+    assert_eq!(names, ["lambda.0.b.0", "lambda.0.b.1", "lambda.1.b.0", "lambda.1.b.1"]);
+    // The other says what this peer says: a stage meets itself with the logistic function of 1, and pairs are symmetric.
+    let itself = 1.0 / (1.0 + (-1.0f64).exp());
+    for (term, expected) in weights.iter().zip([itself, weights[2].value, weights[1].value, itself]) {
+        assert!((term.value - expected).abs() < 1e-6, "{term:?}, not {expected}");
+    }
+    assert!((weights[1].value - itself).abs() > 1e-3);
+}
+
+#[test]
+fn more_weights_than_a_report_holds_are_left_out() {
+    let learner = learner();
+    let input = load::load(&batch(), &learner.device).unwrap();
+    let forward = forward::forward(&learner, &input).unwrap();
+    let others = |count: usize| -> Vec<_> {
+        let heard = |index| crate::methods::Heard {
+            embeddings: forward.outputs.embeddings.clone(),
+            matching: forward.outputs.matching.clone(),
+            ..crate::methods::Heard::nothing(index)
+        };
+        (1..=count).map(heard).collect()
+    };
+    let digests = |count: usize| -> Vec<_> {
+        (1..=count).map(|i| (PeerName::new(format!("p{i}")).unwrap(), Digest::of("x"))).collect()
+    };
+    for (count, expected) in [(60, 240), (61, 0)] {
+        let terms = report::matching(&learner, &forward, &others(count), &digests(count)).unwrap();
+        assert_eq!(terms.len(), expected, "{count} others, two stages each");
+    }
+}
+
+/// A learner that makes a meta-update after every step, with optimisers that have moved already.
+fn meta_learner() -> Learner {
+    let peer = |name: &str| format!("[[peer]]\nname = \"{name}\"\narch = \"resnet6\"\n");
+    let text = format!(
+        "[run]\nsteps = 9\n[data]\ndataset = \"mnist\"\n[method]\nname = \"l-mcl\"\nmeta_freq = 1\n{}{}",
+        peer("a"),
+        peer("b")
+    );
+    let mut learner = Learner { meta: Schedule::of(&RunSpec::parse(&text).unwrap()), ..learner() };
+    run(&mut learner, &mut Mirror::default(), &batch()).unwrap();
+    learner
+}
+
+/// Every bit of the network and of both optimisers.
+fn everything(learner: &Learner) -> [Vec<u8>; 2] {
+    let (model, optimizer) = learner.state().unwrap();
+    [&model, &optimizer].map(|state| state::encode(state).unwrap())
+}
+
+#[test]
+fn a_meta_update_that_fails_at_any_exchange_leaves_no_trace() {
+    let mut undisturbed = meta_learner();
+    let before = everything(&undisturbed);
+    let report = run(&mut undisturbed, &mut Mirror::default(), &batch()).unwrap();
+    assert!(report.terms.iter().any(|term| term.name == "meta_gradient"), "{:?}", report.terms);
+    let mut learner = meta_learner();
+    assert!(everything(&learner) == before);
+    for round in 0..RoundPlan::new(2).rounds() {
+        for failure in [Failure::Mute, Failure::Lost, Failure::Stopped] {
+            let mut company = Mirror { fails: Some((round, failure)), ..Mirror::default() };
+            let Err(interruption) = run(&mut learner, &mut company, &batch()) else {
+                panic!("round {round}, {failure:?}: nothing failed");
+            };
+            let stopped = matches!(interruption, Interruption::Stopped(_));
+            assert_eq!(stopped, failure == Failure::Stopped, "round {round}");
+            assert!(everything(&learner) == before, "round {round}, {failure:?}");
+        }
+    }
+    run(&mut learner, &mut Mirror::default(), &batch()).unwrap();
+    assert!(everything(&learner) == everything(&undisturbed), "the step that is taken at last is the same");
 }

@@ -1,5 +1,8 @@
 //! The rest of the cohort as the training thread meets it: it says things into the log, and listens at the inbox.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -9,6 +9,7 @@ use crate::control::{
 use crate::id::{RunId, ViewId};
 use crate::limits::{
     ADDRESS_CHARS_MAX, CHECKPOINTS_MAX, NAME_CHARS_MAX, PEERS_MAX, REPORT_ENTRIES_MAX, STEPS_MAX,
+    TERM_CHARS_MAX,
 };
 use crate::view::{Member, View};
 use crate::wire;
@@ -134,7 +135,7 @@ impl TryFrom<wire::StepReport> for StepReport {
             .into_iter()
             .map(|c| Ok((peer_name("consumed.source", c.source)?, digest("consumed.digest", &c.digest)?)))
             .collect();
-        let short = |text: String| text.chars().take(NAME_CHARS_MAX).collect();
+        let short = |text: String| text.chars().take(TERM_CHARS_MAX).collect();
         Ok(Self {
             step: wire.step,
             view: ViewId(wire.view),

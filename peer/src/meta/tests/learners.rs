@@ -6,12 +6,12 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use cohort_proto::rng::{SplitMix64, key_of};
 
-use crate::learner::{Additions, Learner, Model};
+use crate::learner::{Additions, Learner, Model, Outputs};
 use crate::meta::adjoint::Descent;
 use crate::meta::in_process::update_all;
 use crate::meta::update::{R_F32, R_F64};
 use crate::meta::{OfLearner, Outcome, Settings};
-use crate::methods::{LMclParams, Method};
+use crate::methods::{Heard, LMclParams, Method};
 use crate::models::{ImageShape, Params, Pass, StateDict, Strictness};
 use crate::optim::SgdConfig;
 
@@ -62,11 +62,74 @@ fn settings(r: f64) -> Settings {
 }
 
 fn meta_update(learners: &mut [Learner], precision: DType) {
-    let (images, labels) = batch();
-    let of = |learner| OfLearner::new(learner, &images, &labels, precision).unwrap();
+    let outcome = meta_update_with(learners, precision, &batch());
+    assert!(matches!(outcome, Outcome::Learnt { .. }));
+}
+
+fn meta_update_with(
+    learners: &mut [Learner],
+    precision: DType,
+    (images, labels): &(Tensor, Tensor),
+) -> Outcome {
+    let of = |learner| OfLearner::new(learner, images, labels, precision).unwrap();
     let mut peers: Vec<OfLearner<'_>> = learners.iter_mut().map(of).collect();
     let r = if precision == DType::F64 { R_F64 } else { R_F32 };
-    assert!(matches!(update_all(&mut peers, &settings(r)).unwrap(), Outcome::Learnt { .. }));
+    update_all(&mut peers, &settings(r)).unwrap()
+}
+
+/// A training step of all networks, as the peers of a cohort take it.
+fn step(learners: &mut [Learner], (images, labels): &(Tensor, Tensor)) {
+    let mut passes: Vec<Pass> = learners.iter().map(|_| Pass::train()).collect();
+    let forward = learners.iter().zip(&mut passes);
+    let outputs: Vec<Outputs> =
+        forward.map(|(learner, pass)| learner.model.forward(images, pass).unwrap()).collect();
+    let constants = |said: &[Tensor]| said.iter().map(Tensor::detach).collect();
+    let said = outputs.iter().enumerate().map(|(index, said)| Heard {
+        embeddings: constants(&said.embeddings),
+        matching: constants(&said.matching),
+        aggregated: said.aggregated.as_ref().map(Tensor::detach),
+        ..Heard::nothing(index)
+    });
+    let said: Vec<Heard> = said.collect();
+    for (me, (learner, pass)) in learners.iter_mut().zip(passes).enumerate() {
+        let heard: Vec<Heard> = said.iter().filter(|other| other.index != me).cloned().collect();
+        let share = learner.method.loss(me, said.len(), outputs[me].own(), &heard, labels).unwrap();
+        let loss = share.total.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+        assert!(loss.is_finite(), "the loss is {loss}");
+        let gradients = learner.model.params.gradients(&share.total.backward().unwrap());
+        learner.optimizer.step(&learner.model.params, gradients, LR).unwrap();
+        pass.commit().unwrap();
+    }
+}
+
+/// Without a positive pair every contrastive term is 0; with one sample every similarity matrix has one entry.
+#[test]
+fn steps_and_meta_updates_with_few_samples_or_classes_stay_finite() {
+    let (images, _) = batch();
+    let batches: [(&str, &[u32]); 4] = [
+        ("no positive pair", &[0, 1, 2, 3, 4]),
+        ("one class", &[2; 6]),
+        ("one pair", &[1, 1, 0]),
+        ("one sample", &[3]),
+    ];
+    for (name, labels) in batches {
+        let labels = Tensor::new(labels, &Device::Cpu).unwrap();
+        let batch = (images.narrow(0, 0, labels.dims()[0]).unwrap(), labels);
+        for precision in [DType::F32, DType::F64] {
+            let mut learners = vec![learner(0, "resnet6"), learner(1, "wrn_10_1"), learner(2, "resnet8")];
+            for _ in 0..2 {
+                step(&mut learners, &batch);
+                let outcome = meta_update_with(&mut learners, precision, &batch);
+                assert!(matches!(outcome, Outcome::Learnt { .. }), "{name} in {precision:?}: {outcome:?}");
+            }
+            for learner in &learners {
+                for (weight, tensor) in learner.model.params.state_dict().unwrap() {
+                    let finite = values(&tensor).iter().all(|x| x.is_finite());
+                    assert!(finite, "{name} in {precision:?}: {weight}");
+                }
+            }
+        }
+    }
 }
 
 /// What a fresh optimiser was given: its velocity after the step, without the weight decay.

@@ -7,3 +7,4 @@ mod scalar;
 mod exact;
 mod traces;
 mod learners;
+mod among;

@@ -59,28 +59,6 @@ pub(super) fn terms(
     Ok(terms)
 }
 
-/// The sums of [`terms`] over all networks.
-pub(super) fn joint(cohort: &[Own<'_>], labels: &Tensor, params: &LMclParams) -> Result<Vec<Weighted>> {
-    let Some(first) = cohort.first() else {
-        candle_core::bail!("a cohort needs at least one network");
-    };
-    let aggregated = cohort.iter().map(|own| aggregated_of(*own).cloned()).collect::<Result<Vec<_>>>()?;
-    let (mut ce, mut ce_aggregated) = (zero(first.logits)?, zero(first.logits)?);
-    let mut kl = zero(first.logits)?;
-    for (own, a) in cohort.iter().zip(&aggregated) {
-        ce = (ce + stage_cross_entropy(*own, labels)?)?;
-        ce_aggregated = (ce_aggregated + cross_entropy(a, labels)?)?;
-        if params.kd {
-            kl = (kl + distil(own.logits, &aggregated, params.kd_t)?)?;
-        }
-    }
-    let mut terms = vec![("ce", 1.0, ce), ("ce_aggregated", 1.0, ce_aggregated)];
-    if params.kd {
-        terms.push(("kl_aggregated", 1.0, kl));
-    }
-    Ok(terms)
-}
-
 fn aggregated_of(own: Own<'_>) -> Result<&Tensor> {
     match own.aggregated {
         Some(aggregated) => Ok(aggregated),

@@ -175,24 +175,11 @@ pub(super) fn share_of_memory(
     Ok(terms)
 }
 
-/// The terms of [`share`] summed over all networks, given in ascending index; every tensor receives its gradient, but
-/// λ and the teachers are constants. Both sides of each pair are in it.
-///
-/// # Errors
-/// As [`share`].
-pub fn joint(cohort: &[Own<'_>], labels: &Tensor, params: &LMclParams) -> Result<Vec<Weighted>> {
-    let mut terms = logits::joint(cohort, labels, params)?;
-    if params.contrasts() && cohort.len() > 1 {
-        let stages: Vec<Stages<'_>> = cohort.iter().map(|own| (own.embeddings, own.matching)).collect();
-        terms.extend(contrast_joint(&stages, labels, params)?);
-    }
-    Ok(terms)
-}
-
 /// What is compared of one network: the embeddings and the matching features of its stages.
 pub type Stages<'a> = (&'a [Tensor], &'a [Tensor]);
 
-/// The four contrastive terms of [`joint`].
+/// The four contrastive terms of [`share`] summed over all networks, given in ascending index; every tensor receives its
+/// gradient, but λ and the teachers are constants. Both sides of each pair are in it.
 ///
 /// # Errors
 /// As [`share`].

@@ -94,7 +94,7 @@ impl Problem<'_> {
 
     /// `⟨m[keys], v⟩ / τ` for each of some embeddings.
     fn scores(&self, bank: &Bank, keys: &[u32], embeddings: &[&[f64]]) -> Result<Vec<Vec<f64>>> {
-        let mut scores = vec![Vec::with_capacity(keys.len()); embeddings.len()];
+        let mut scores: Vec<Vec<f64>> = embeddings.iter().map(|_| Vec::with_capacity(keys.len())).collect();
         for key in keys {
             let row = bank.row(*key)?;
             for (scores, v) in scores.iter_mut().zip(embeddings) {

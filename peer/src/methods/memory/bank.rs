@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::super::primitives::SQUARED_LENGTH_MIN;
 
 /// Most bytes of one bank: 1.3 million samples of width 128 are 656 MB.
-pub const BANK_BYTES_MAX: usize = 2 << 30;
+pub const BANK_BYTES_MAX: u64 = 4 << 30;
 
 /// One embedding a training sample; its size never changes.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,7 +109,8 @@ impl Bank {
     }
 
     fn checked(samples: usize, width: usize) -> Result<usize> {
-        let len = samples.checked_mul(width).filter(|len| *len > 0 && *len <= BANK_BYTES_MAX / 4);
+        let fits = |len: &usize| *len > 0 && *len as u64 <= BANK_BYTES_MAX / 4;
+        let len = samples.checked_mul(width).filter(fits);
         match len {
             Some(len) => Ok(len),
             None => candle_core::bail!(

@@ -219,7 +219,7 @@ fn computed(problem: &Problem<'_>) -> Result<Computed> {
     let (stages, width) = (problem.own.stages.len(), problem.own.bank.width());
     let found = (0..batch).into_par_iter().map(|n| problem.anchor(n)).collect::<Result<Vec<_>>>()?;
     let mut values = [0.0; TERMS];
-    let mut gradients = vec![Vec::with_capacity(stages * batch * width); TERMS];
+    let mut gradients = [(); TERMS].map(|()| Vec::with_capacity(stages * batch * width));
     for (t, (value, gradient)) in values.iter_mut().zip(&mut gradients).enumerate() {
         *value = found.iter().map(|anchor| anchor.values[t]).sum();
         for stage in 0..stages {
