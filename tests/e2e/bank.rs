@@ -19,8 +19,16 @@ fn toml(name: &str, method: &str) -> String {
     text.replace("[optim]", &format!("bank = true\nbank_negatives = 64\n{method}\n[optim]"))
 }
 
-/// Weights of peers a and b at the end, and their banks: those of both peers, which must be the same bits.
-fn end(site: &Site) -> Result<(Vec<Vec<u8>>, Vec<Vec<f32>>)> {
+/// How a run ended.
+struct End {
+    /// Of peers a and b, as bytes.
+    weights: [Vec<u8>; 2],
+    /// Of both networks, as each peer has them.
+    banks: Vec<Vec<f32>>,
+}
+
+/// The end of a run, after checking that both peers have the same banks, bit for bit.
+fn end(site: &Site) -> Result<End> {
     let mut banks = Vec::new();
     for peer in ["a", "b"] {
         let file = site.state(peer).join(format!("checkpoint-{STEPS}/optimizer.safetensors"));
@@ -33,7 +41,7 @@ fn end(site: &Site) -> Result<(Vec<Vec<u8>>, Vec<Vec<f32>>)> {
     }
     ensure!(banks[..2] == banks[2..], "the replicas of a and b are not the same");
     ensure!(banks[0] != banks[1], "networks remember different things");
-    Ok((vec![site.weights("a", STEPS)?, site.weights("b", STEPS)?], banks))
+    Ok(End { weights: [site.weights("a", STEPS)?, site.weights("b", STEPS)?], banks })
 }
 
 /// Kills everybody after nine steps, between two checkpoints, and starts everything again.
@@ -65,10 +73,9 @@ fn killed_and_gone_on(text: &str) -> Result<()> {
     for process in [a, b, coordinator.process] {
         process.wait()?.check(Exit::Finished, &[])?;
     }
-    let (weights, banks) = end(&site)?;
-    let (expected_weights, expected_banks) = end(&undisturbed)?;
-    ensure!(weights == expected_weights, "a peer ends in other weights");
-    ensure!(banks == expected_banks, "a peer ends with other memories");
+    let (found, expected) = (end(&site)?, end(&undisturbed)?);
+    ensure!(found.weights == expected.weights, "a peer ends in other weights");
+    ensure!(found.banks == expected.banks, "a peer ends with other memories");
     Ok(())
 }
 
