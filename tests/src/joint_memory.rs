@@ -222,7 +222,7 @@ mod tests {
         let joint_gradients = joint.backward().unwrap();
         let remembered = |i: usize| Remembered { bank: banks[i], stages: networks[i] };
         let mut sum = 0.0;
-        for me in 0..stages.len() {
+        for (me, own) in vars.iter().enumerate() {
             let others: Vec<_> = (0..stages.len()).filter(|j| *j != me).map(remembered).collect();
             let mut total = Tensor::zeros((), DType::F64, &Device::Cpu).unwrap();
             for (_, weight, value) in share(remembered(me), &others, &draws, params).unwrap() {
@@ -230,7 +230,7 @@ mod tests {
             }
             sum += total.to_scalar::<f64>().unwrap();
             let gradients = total.backward().unwrap();
-            for var in &vars[me] {
+            for var in own {
                 let of = |store: &candle_core::backprop::GradStore| {
                     match store.get(var.as_tensor()) {
                         Some(gradient) => gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap(),
