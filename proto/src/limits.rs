@@ -114,3 +114,7 @@ pub const STREAMS_PER_CONNECTION: u32 = 16;
 
 /// A connection that carries nothing is probed this often, and given up when a probe stays unanswered as long.
 pub const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// Bytes of the memory banks of all networks, which every peer holds: 1.3 million samples of width 128 are 656 MB a
+/// network, so six networks on ImageNet fit.
+pub const BANKS_BYTES_MAX: u64 = 4 << 30;

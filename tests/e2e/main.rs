@@ -15,4 +15,5 @@ mod refusals;
 mod attacks;
 mod failures;
 mod l_mcl;
+mod bank;
 mod commands;

@@ -1,22 +1,27 @@
 //! Everything of a peer that holds tensors: the network, what its method adds, the optimisers. One thread owns it.
 
 mod model;
+mod draws;
+mod memory;
 
 #[cfg(test)]
 mod tests;
 
+pub use draws::Classes;
+pub use memory::{BANK_PREFIX, Memory, Remembrance};
 pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX, Model, Outputs};
 
 use std::path::Path;
 
 use candle_core::{DType, Device};
 use cohort_proto::spec::{
-    DmlReduce, DmlTarget, LMclSpec, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, RunSpec,
+    BankSpec, DmlReduce, DmlTarget, LMclSpec, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, RunSpec,
 };
 
 use crate::checkpoint::Checkpoint;
 use crate::error::PeerError;
 use crate::meta::Schedule;
+use crate::methods::memory::BankParams;
 use crate::methods::{DmlParams, LMclParams, Matching, MclParams, Method, Reduce, Students, Target};
 use crate::models::{ImageShape, Params, StateDict, StateError, Strictness, state};
 use crate::optim::{Sgd, SgdConfig};
@@ -38,6 +43,8 @@ pub struct Learner {
     pub method: Method,
     /// The meta-updates of the run, if it makes any.
     pub meta: Option<Schedule>,
+    /// The memory banks of all networks, if the method contrasts with them.
+    pub memory: Option<Memory>,
     /// Where it computes.
     pub device: Device,
 }
@@ -86,7 +93,17 @@ impl Learner {
         let matching_optimizer =
             Sgd::over(&model.params, matching, |name| name.starts_with(MATCHING_PREFIX))?;
         let device = model.params.device().clone();
-        Ok(Self { index, model, optimizer, matching_optimizer, method, meta: None, device })
+        let (meta, memory) = (None, None);
+        Ok(Self { index, model, optimizer, matching_optimizer, method, meta, memory, device })
+    }
+
+    /// Gives the learner the memory banks of a run over the labels of its training samples, if its method has any.
+    ///
+    /// # Errors
+    /// As [`Memory::new`].
+    pub fn with_memory(self, spec: &RunSpec, labels: &[u8]) -> Result<Self, PeerError> {
+        let memory = Memory::new(spec, labels, self.method.bank())?;
+        Ok(Self { memory, ..self })
     }
 
     /// Goes back to a checkpoint.
@@ -94,28 +111,37 @@ impl Learner {
     /// # Errors
     /// If its tensors are not those of this network and optimiser.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), StateError> {
-        let optimizer = checkpoint.optimizer.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+        let state = checkpoint.optimizer.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+        let (banks, optimizer): (StateDict, StateDict) =
+            state.partition(|(name, _)| self.memory.is_some() && name.starts_with(BANK_PREFIX));
         let (matching, every_step): (StateDict, StateDict) =
-            optimizer.partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
+            optimizer.into_iter().partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
         self.model.params.load(&checkpoint.model, Strictness::Strict)?;
         self.optimizer.load(&every_step)?;
         self.matching_optimizer.load(&matching)?;
+        if let Some(memory) = &mut self.memory {
+            memory.load(&banks)?;
+        }
         Ok(())
     }
 
     /// Copies of all parameters and buffers, and of the state of both optimisers, whose names differ since no parameter
-    /// has two.
+    /// has two. Memory banks are with the optimisers' state: no network has them.
     ///
     /// # Errors
     /// If the device fails.
     pub fn state(&self) -> candle_core::Result<(StateDict, StateDict)> {
         let mut optimizer = self.optimizer.state_dict()?;
         optimizer.extend(self.matching_optimizer.state_dict()?);
+        if let Some(memory) = &self.memory {
+            optimizer.extend(memory.state_dict()?);
+        }
         Ok((self.model.params.state_dict()?, optimizer))
     }
 }
 
-/// Everything that a step changes, as it was before.
+/// Everything that a step with a meta-update changes, as it was before. Such steps have no memory banks: these know no
+/// learned matching.
 #[derive(Debug)]
 pub struct Before {
     model: StateDict,
@@ -170,6 +196,11 @@ fn matching_config(method: &MethodSpec, every_step: SgdConfig) -> SgdConfig {
     }
 }
 
+fn bank_of(spec: BankSpec) -> BankParams {
+    let BankSpec { positives, negatives, momentum, bug } = spec;
+    BankParams { positives, negatives, momentum, bug }
+}
+
 /// The run spec's method as the losses take it.
 fn method_of(spec: &MethodSpec) -> Method {
     match spec {
@@ -198,6 +229,7 @@ fn method_of(spec: &MethodSpec) -> Method {
                 LogitKd::Last => Students::Last,
                 LogitKd::All => Students::All,
             },
+            bank: mcl.bank.map(bank_of),
         }),
         MethodSpec::LMcl(l_mcl) => Method::LMcl(LMclParams {
             alpha: l_mcl.alpha,
@@ -215,6 +247,7 @@ fn method_of(spec: &MethodSpec) -> Method {
                 MatchingSpec::Uniform => Matching::Uniform,
                 MatchingSpec::OneToOne => Matching::OneToOne,
             },
+            bank: l_mcl.bank.map(bank_of),
         }),
     }
 }

@@ -106,7 +106,8 @@ pub fn run(
     terms.extend(matching);
     let schedule = learner.meta.clone().filter(|meta| meta.follows(batch.position_in_epoch));
     let before = schedule.as_ref().map(|_| learner.before()).transpose()?;
-    compute(|| update::update(learner, forward.pass, gradients, batch.lr))?;
+    let change = (forward.pass, gradients, batch.lr);
+    compute(|| update::update_and_remember(learner, change, &forward.outputs, &heard, &input))?;
     acts.done("update");
     let mut exchanged = Exchanged { own: said.digest, tensors: said.tensors, consumed };
     if let (Some(schedule), Some(before)) = (schedule, before) {

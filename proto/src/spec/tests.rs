@@ -64,6 +64,40 @@ fn what_is_said_follows_from_the_method() {
     assert_eq!(said(GOOD.split("[[peer]]\nname = \"b\"").next().unwrap()), "[]");
 }
 
+fn mcl(extra: &str) -> String {
+    GOOD.replace("\"mcl\"", &format!("\"mcl\"\n{extra}"))
+}
+
+#[test]
+fn banks_have_the_defaults_of_their_authors_and_leave_other_specs_as_they_were() {
+    let spec = RunSpec::parse(&mcl("bank = true")).unwrap();
+    let (bank, width) = spec.banks().unwrap();
+    assert_eq!((bank.positives, bank.negatives, bank.momentum, bank.bug, width), (1, 8192, 0.5, false, 128));
+    assert_eq!(RunSpec::from_json(&spec.to_json()).unwrap(), spec);
+    assert_eq!(spec.bank_bytes(1000), 2 * 1000 * 128 * 4);
+    assert!(!spec.method.contrasts_in_batches() && spec.method.contrasts());
+    let layerwise = RunSpec::parse(&l_mcl("matching = \"uniform\"\nbank = true\nbank_bug = true")).unwrap();
+    assert!(layerwise.banks().unwrap().0.bug);
+    let without = RunSpec::parse(&mcl("bank = false")).unwrap();
+    assert_eq!(without.banks(), None);
+    assert!(!without.to_json().contains("bank"), "the hash of a run without banks stays");
+}
+
+#[test]
+fn labels_that_banks_cannot_draw_from_are_refused() {
+    let error = |extra: &str, labels: &[u8]| {
+        let spec = RunSpec::parse(&mcl(&format!("bank = true\n{extra}"))).unwrap();
+        spec.check_banks(labels).map_err(|error| error.to_string())
+    };
+    assert_eq!(error("bank_positives = 2", &[0, 0, 3, 3]), Ok(()));
+    assert!(error("", &[4; 9]).unwrap_err().contains("all training samples have one class"));
+    let few = error("bank_positives = 3", &[0, 0, 0, 3, 3]).unwrap_err();
+    assert!(few.contains("bank_positives is 3") && few.contains("class 3 has only 2"), "{few}");
+    let labels: Vec<u8> = (0..20_000).map(|x| (x % 2) as u8).collect();
+    let large = error("feat_dim = 65536", &labels).unwrap_err();
+    assert!(large.contains("10000 MB at every peer, more than 4096 MB"), "{large}");
+}
+
 fn l_mcl(extra: &str) -> String {
     GOOD.replace("\"mcl\"", &format!("\"l-mcl\"\n{extra}"))
 }
@@ -153,12 +187,28 @@ fn errors_name_the_key_and_the_remedy() {
         (l_mcl("meta_precision = \"f16\""), vec!["meta_precision", "f16", "f32, f64"]),
         (l_mcl("meta_lr = 0"), vec!["meta_lr is 0", "greater than 0"]),
         (l_mcl("matching = \"one_to_one\""), vec!["did you mean \"one-to-one\""]),
+        (l_mcl("bank = true"), vec!["matching", "not offered yet with bank = true", "\"uniform\""]),
+        (mcl("bank_negatives = 5"), vec!["bank_negatives needs bank = true"]),
+        (mcl("bank = true\nbank_momentum = 1"), vec!["bank_momentum is 1", "less than 1"]),
+        (mcl("bank = true\nbank_positives = 0"), vec!["bank_positives is 0", "1 to"]),
+        (mcl("bank = true\nbank_bug = true"), vec!["unknown key \"bank_bug\""]),
+        (
+            mcl("bank = true\nalpha = 0\nbeta = 0\ngamma = 0\nlam = 0"),
+            vec!["nothing to contrast with memory"],
+        ),
         (l_mcl("logit_kd = \"all\""), vec!["unknown key \"logit_kd\""]),
         (format!("{GOOD}\n[optim]\nlr = \"fast\""), vec!["[optim]", "lr must be a number", "fast"]),
         (format!("{GOOD}\n[optim]\nlr = nan"), vec!["lr is NaN"]),
         (format!("{GOOD}\n[optim]\nlr = -0.1"), vec!["lr is -0.1", "greater than 0"]),
         (format!("{GOOD}\n[optim]\nschedule = \"multistep\""), vec!["milestones is missing"]),
         (format!("{GOOD}\n[policy]\non_failure = \"go on\""), vec!["on_failure", "go on", "continue"]),
+        (
+            format!(
+                "{}\n[policy]\non_failure = \"continue\"",
+                GOOD.replace("\"mcl\"", "\"mcl\"\nbank = true")
+            ),
+            vec!["on_failure", "memory banks", "bank = false"],
+        ),
         (format!("{GOOD}\n[policy]\nmin_peers = 3"), vec!["min_peers is 3", "2 peers"]),
         (GOOD.replace("fashion-mnist", "fashion_mnist"), vec!["[data]", "fashion-mnist"]),
         (GOOD.replace("\"a\"", "\"a/../b\""), vec!["not a usable name"]),
