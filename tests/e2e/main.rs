@@ -14,4 +14,5 @@ mod refusals;
 mod attacks;
 mod failures;
 mod l_mcl;
+mod teacher;
 mod commands;

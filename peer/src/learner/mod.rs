@@ -11,7 +11,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 use cohort_proto::spec::{
-    DmlReduce, DmlTarget, LMclSpec, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, RunSpec,
+    DmlReduce, DmlTarget, LMclSpec, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, Role, RunSpec,
 };
 
 use crate::checkpoint::Checkpoint;
@@ -28,6 +28,8 @@ pub const METHOD_PREFIXES: [&str; 4] = ["embed.", AUXILIARY_PREFIX, AGGREGATOR_P
 pub struct Learner {
     /// Position of the peer in the run spec.
     pub index: usize,
+    /// Whether it learns, or is learnt from only: then nothing of it ever changes.
+    pub role: Role,
     /// The network and what the method adds to it.
     pub model: Model,
     /// The optimiser of every step, over all parameters but φ.
@@ -40,6 +42,8 @@ pub struct Learner {
     pub meta: Option<Schedule>,
     /// Where it computes.
     pub device: Device,
+    /// The network in another precision; its values are those of some earlier time.
+    pub(crate) twin: Option<Model>,
 }
 
 impl Learner {
@@ -60,7 +64,7 @@ impl Learner {
         let shape = (image, spec.data.dataset.classes());
         let model = Model::build(&peer.arch, shape, Additions::from(&method), params)?;
         if let Some(path) = &peer.init {
-            load_initial(&model.params, path)?;
+            load_initial(&model.params, path, peer.role)?;
         }
         let config = SgdConfig {
             momentum: spec.optim.momentum,
@@ -69,10 +73,10 @@ impl Learner {
             clip_norm: spec.optim.clip_norm,
         };
         let configs = (config, matching_config(&spec.method, config));
-        Ok(Self { meta: Schedule::of(spec), ..Self::new(index, model, method, configs)? })
+        Ok(Self { role: peer.role, meta: Schedule::of(spec), ..Self::new(index, model, method, configs)? })
     }
 
-    /// Puts optimisers at rest beside a model: the one of every step and the one of the matching.
+    /// A student: puts optimisers at rest beside a model, the one of every step and the one of the matching.
     ///
     /// # Errors
     /// If the configuration is impossible or the device fails.
@@ -86,7 +90,26 @@ impl Learner {
         let matching_optimizer =
             Sgd::over(&model.params, matching, |name| name.starts_with(MATCHING_PREFIX))?;
         let device = model.params.device().clone();
-        Ok(Self { index, model, optimizer, matching_optimizer, method, meta: None, device })
+        let role = Role::Student;
+        Ok(Self { index, role, model, optimizer, matching_optimizer, method, meta: None, device, twin: None })
+    }
+
+    /// Gives the network a twin in another precision with the values that it has now. It is kept, since a meta-update
+    /// needs it every time.
+    ///
+    /// # Errors
+    /// If `dtype` is neither `F32` nor `F64`, or the device fails.
+    pub fn refresh_twin(&mut self, dtype: DType) -> Result<(), PeerError> {
+        match &self.twin {
+            Some(twin) if twin.params.dtype() == dtype => twin.params.copy_from(&self.model.params)?,
+            _ => self.twin = Some(self.model.twin(dtype)?),
+        }
+        Ok(())
+    }
+
+    /// The twin if it computes in `dtype`, else the network itself.
+    pub fn in_precision(&self, dtype: DType) -> &Model {
+        self.twin.as_ref().filter(|twin| twin.params.dtype() == dtype).unwrap_or(&self.model)
     }
 
     /// Goes back to a checkpoint.
@@ -148,11 +171,21 @@ impl Learner {
     }
 }
 
-fn load_initial(params: &Params, path: &Path) -> Result<(), PeerError> {
-    let unusable = |cause| PeerError::Init { path: path.to_owned(), cause: Box::new(cause) };
+fn load_initial(params: &Params, path: &Path, role: Role) -> Result<(), PeerError> {
+    let unusable = |cause| {
+        let (path, cause) = (path.to_owned(), Box::new(cause));
+        match role {
+            Role::Student => PeerError::Init { path, cause },
+            Role::Teacher => PeerError::Teacher { path, cause },
+        }
+    };
+    let prefixes = &METHOD_PREFIXES;
+    let strictness = match role {
+        Role::Student => Strictness::Lenient { prefixes },
+        Role::Teacher => Strictness::Complete { prefixes },
+    };
     let source = state::load_safetensors(path).map_err(unusable)?;
-    let report =
-        params.load(&source, Strictness::Lenient { prefixes: &METHOD_PREFIXES }).map_err(unusable)?;
+    let report = params.load(&source, strictness).map_err(unusable)?;
     tracing::info!("initial weights from {}: {report:?}", path.display());
     Ok(())
 }
