@@ -16,4 +16,5 @@ mod attacks;
 mod failures;
 mod l_mcl;
 mod bank;
+mod teacher;
 mod commands;

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod teacher;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 

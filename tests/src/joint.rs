@@ -9,10 +9,10 @@ use candle_core::Device;
 use cohort_peer::data::{self, loader::Batch, loader::Loader};
 use cohort_peer::learner::{BANK_PREFIX, Learner, MATCHING_PREFIX};
 use cohort_peer::methods::Own;
-use cohort_peer::models::{ImageShape, StateDict};
+use cohort_peer::models::{ImageShape, Pass, StateDict};
 use cohort_peer::step::{forward, load, update};
 use cohort_proto::dataset::{self, Split};
-use cohort_proto::spec::RunSpec;
+use cohort_proto::spec::{Role, RunSpec};
 
 use crate::cluster::State;
 use crate::joint_loss::joint_loss;
@@ -48,7 +48,10 @@ impl Joint {
     pub fn step(&mut self) -> Result<f64> {
         let batch = self.loader.next_batch()?.context("the plan has ended")?;
         let input = load::load(&batch, &Device::Cpu)?;
-        let forward = |learner: &Learner| forward::forward(learner, &input);
+        let forward = |learner: &Learner| match learner.role {
+            Role::Student => forward::forward(learner, &input),
+            Role::Teacher => frozen(learner, &input),
+        };
         let outputs = self.learners.iter().map(forward).collect::<candle_core::Result<Vec<_>>>()?;
         let own = outputs.iter().map(|output| output.outputs.own());
         let cohort: Vec<Own<'_>> = own.collect();
@@ -63,6 +66,9 @@ impl Joint {
             memory.remember(&cohort, &input.indices)?;
         }
         for (learner, output) in self.learners.iter_mut().zip(outputs) {
+            if learner.role == Role::Teacher {
+                continue;
+            }
             let own = learner.model.params.gradients(&gradients);
             update::update(learner, output.pass, own, batch.lr)?;
         }
@@ -113,6 +119,13 @@ impl Joint {
         let weights = self.learners.iter().map(|learner| learner.model.params.state_dict());
         Ok(weights.collect::<candle_core::Result<Vec<_>>>()?)
     }
+}
+
+/// What a network that never changes makes of a batch: running statistics, no graph.
+fn frozen(learner: &Learner, input: &load::Input) -> candle_core::Result<forward::Forward> {
+    let mut pass = Pass::eval();
+    let outputs = learner.model.forward(&input.images, &mut pass)?;
+    Ok(forward::Forward { outputs, pass })
 }
 
 /// The greatest absolute difference between two sets of tensors, and the tensor that has it.

@@ -15,7 +15,8 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 use cohort_proto::spec::{
-    BankSpec, DmlReduce, DmlTarget, LMclSpec, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, RunSpec,
+    BankSpec, DmlReduce, DmlTarget, LMclSpec, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, Role,
+    RunSpec,
 };
 
 use crate::checkpoint::Checkpoint;
@@ -33,6 +34,8 @@ pub const METHOD_PREFIXES: [&str; 4] = ["embed.", AUXILIARY_PREFIX, AGGREGATOR_P
 pub struct Learner {
     /// Position of the peer in the run spec.
     pub index: usize,
+    /// Whether it learns, or is learnt from only: then nothing of it ever changes.
+    pub role: Role,
     /// The network and what the method adds to it.
     pub model: Model,
     /// The optimiser of every step, over all parameters but φ.
@@ -47,6 +50,8 @@ pub struct Learner {
     pub memory: Option<Memory>,
     /// Where it computes.
     pub device: Device,
+    /// The network in another precision; its values are those of some earlier time.
+    pub(crate) twin: Option<Model>,
 }
 
 impl Learner {
@@ -67,7 +72,7 @@ impl Learner {
         let shape = (image, spec.data.dataset.classes());
         let model = Model::build(&peer.arch, shape, Additions::from(&method), params)?;
         if let Some(path) = &peer.init {
-            load_initial(&model.params, path)?;
+            load_initial(&model.params, path, peer.role)?;
         }
         let config = SgdConfig {
             momentum: spec.optim.momentum,
@@ -76,10 +81,10 @@ impl Learner {
             clip_norm: spec.optim.clip_norm,
         };
         let configs = (config, matching_config(&spec.method, config));
-        Ok(Self { meta: Schedule::of(spec), ..Self::new(index, model, method, configs)? })
+        Ok(Self { role: peer.role, meta: Schedule::of(spec), ..Self::new(index, model, method, configs)? })
     }
 
-    /// Puts optimisers at rest beside a model: the one of every step and the one of the matching.
+    /// A student: puts optimisers at rest beside a model, the one of every step and the one of the matching.
     ///
     /// # Errors
     /// If the configuration is impossible or the device fails.
@@ -93,8 +98,9 @@ impl Learner {
         let matching_optimizer =
             Sgd::over(&model.params, matching, |name| name.starts_with(MATCHING_PREFIX))?;
         let device = model.params.device().clone();
-        let (meta, memory) = (None, None);
-        Ok(Self { index, model, optimizer, matching_optimizer, method, meta, memory, device })
+        let (meta, memory, twin) = (None, None, None);
+        let role = Role::Student;
+        Ok(Self { index, role, model, optimizer, matching_optimizer, method, meta, memory, device, twin })
     }
 
     /// Gives the learner the memory banks of a run over the labels of its training samples, if its method has any.
@@ -104,6 +110,24 @@ impl Learner {
     pub fn with_memory(self, spec: &RunSpec, labels: &[u8]) -> Result<Self, PeerError> {
         let memory = Memory::new(spec, labels, self.method.bank())?;
         Ok(Self { memory, ..self })
+    }
+
+    /// Gives the network a twin in another precision with the values that it has now. It is kept, since a meta-update
+    /// needs it every time.
+    ///
+    /// # Errors
+    /// If `dtype` is neither `F32` nor `F64`, or the device fails.
+    pub fn refresh_twin(&mut self, dtype: DType) -> Result<(), PeerError> {
+        match &self.twin {
+            Some(twin) if twin.params.dtype() == dtype => twin.params.copy_from(&self.model.params)?,
+            _ => self.twin = Some(self.model.twin(dtype)?),
+        }
+        Ok(())
+    }
+
+    /// The twin if it computes in `dtype`, else the network itself.
+    pub fn in_precision(&self, dtype: DType) -> &Model {
+        self.twin.as_ref().filter(|twin| twin.params.dtype() == dtype).unwrap_or(&self.model)
     }
 
     /// Goes back to a checkpoint.
@@ -174,11 +198,21 @@ impl Learner {
     }
 }
 
-fn load_initial(params: &Params, path: &Path) -> Result<(), PeerError> {
-    let unusable = |cause| PeerError::Init { path: path.to_owned(), cause: Box::new(cause) };
+fn load_initial(params: &Params, path: &Path, role: Role) -> Result<(), PeerError> {
+    let unusable = |cause| {
+        let (path, cause) = (path.to_owned(), Box::new(cause));
+        match role {
+            Role::Student => PeerError::Init { path, cause },
+            Role::Teacher => PeerError::Teacher { path, cause },
+        }
+    };
+    let prefixes = &METHOD_PREFIXES;
+    let strictness = match role {
+        Role::Student => Strictness::Lenient { prefixes },
+        Role::Teacher => Strictness::Complete { prefixes },
+    };
     let source = state::load_safetensors(path).map_err(unusable)?;
-    let report =
-        params.load(&source, Strictness::Lenient { prefixes: &METHOD_PREFIXES }).map_err(unusable)?;
+    let report = params.load(&source, strictness).map_err(unusable)?;
     tracing::info!("initial weights from {}: {report:?}", path.display());
     Ok(())
 }

@@ -145,6 +145,10 @@ impl RunSpec {
             let problem = format!("is {}, but the run has only {epochs} epochs", self.optim.warmup_epochs);
             return Err(SpecError::value("[optim]", "warmup_epochs", problem));
         }
+        if self.banks().is_some() && self.peers.iter().any(|peer| peer.role == Role::Teacher) {
+            let problem = "is true, but a teacher keeps no memory of what it said; write bank = false";
+            return Err(SpecError::value("[method]", "bank", problem));
+        }
         if self.banks().is_some() && self.policy.on_failure == FailurePolicy::Continue {
             let problem = "is \"continue\", but the peers' memory banks are the same only as long as nobody is left \
                            behind; write \"wait\", or bank = false";

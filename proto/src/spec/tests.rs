@@ -98,6 +98,23 @@ fn labels_that_banks_cannot_draw_from_are_refused() {
     assert!(large.contains("10000 MB at every peer, more than 4096 MB"), "{large}");
 }
 
+const TAUGHT: &str = "role = \"teacher\"\ninit = \"t.safetensors\"";
+
+/// The second peer with more lines.
+fn teacher(extra: &str) -> String {
+    GOOD.replace("\"wrn_16_2\"", &format!("\"wrn_16_2\"\n{extra}"))
+}
+
+#[test]
+fn a_teacher_says_what_a_student_would() {
+    let spec = RunSpec::parse(&teacher(TAUGHT)).unwrap();
+    assert_eq!([spec.peers[0].role, spec.peers[1].role], [Role::Student, Role::Teacher]);
+    let students = RunSpec::parse(GOOD).unwrap();
+    assert_eq!(spec.contribution_schema(1).unwrap(), students.contribution_schema(1).unwrap());
+    assert_ne!(spec.hash(), students.hash());
+    assert_eq!(RunSpec::from_json(&spec.to_json()).unwrap(), spec);
+}
+
 fn l_mcl(extra: &str) -> String {
     GOOD.replace("\"mcl\"", &format!("\"l-mcl\"\n{extra}"))
 }
@@ -179,6 +196,12 @@ fn errors_name_the_key_and_the_remedy() {
         (GOOD.replace("[run]", "[runn]"), vec!["[run]", "missing"]),
         (format!("{GOOD}\n[optm]\nlr = 1"), vec!["unknown key \"optm\"", "\"optim\""]),
         (GOOD.replace("resnet20", "resnet21"), vec!["[[peer]] 1", "resnet21", "resnet20"]),
+        (teacher("role = \"teacher\""), vec!["[[peer]] 2: init is missing", "a teacher never learns"]),
+        (teacher("role = \"techer\""), vec!["[[peer]] 2", "techer", "did you mean \"teacher\""]),
+        (
+            teacher(TAUGHT).replace("\"resnet20\"", &format!("\"resnet20\"\n{TAUGHT}")),
+            vec!["[[peer]] has teachers only", "somebody must learn"],
+        ),
         (GOOD.replace("\"b\"", "\"a\""), vec!["two peers named \"a\""]),
         (GOOD.replace("\"mcl\"", "\"mcll\""), vec!["[method]", "\"mcl\""]),
         (GOOD.replace("\"mcl\"", "\"dml\"\nalpha = 1.0"), vec!["[method]", "unknown key \"alpha\""]),
