@@ -72,6 +72,9 @@ async fn follow(
                 _ => return Err(Failure::new(Exit::Stopped, "killed before everything was saved")),
             },
         }
+        for name in processes.revive() {
+            watch.say(&format!("{name} was killed and is started again"));
+        }
         if let Some(failure) = processes.failed() {
             let limit = LEAVE + 2 * Duration::from_millis(job.spec.policy.failure_timeout_ms);
             return tokio::select! {

@@ -1,5 +1,6 @@
 //! The child processes: one coordinator, one process a peer, each this same binary under another name.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -18,6 +19,9 @@ pub(crate) const COORDINATOR: &str = "coordinator";
 /// The first argument that makes this binary a peer.
 pub(crate) const PEER: &str = "peer";
 
+/// How often a process that was killed is started again.
+const REVIVALS_MAX: u32 = 3;
+
 /// How long the coordinator may take to listen.
 const START: Duration = Duration::from_secs(20);
 
@@ -27,6 +31,9 @@ pub(crate) struct Process {
     pub(crate) name: String,
     pub(crate) child: Child,
     log: PathBuf,
+    /// With what it was started, and is started again.
+    args: Vec<OsString>,
+    revivals: u32,
 }
 
 /// A run of processes. Dropping it kills what is left of them.
@@ -46,26 +53,31 @@ impl Processes {
     pub(crate) async fn start(job: &Job, run_toml: &Path) -> Result<Self, Failure> {
         let logs = job.out.join("logs");
         fs::create_dir_all(&logs).map_err(|error| cannot_write(&logs, &error))?;
-        let mut command = this_binary()?;
-        command.arg(COORDINATOR).arg("serve").arg("--run").arg(run_toml);
-        command.args(["--listen", "127.0.0.1:0", "--state"]).arg(job.out.join("coordinator"));
-        let mut coordinator = Process::spawn(command, "coordinator", &logs, Stdio::piped())?;
-        let url = listening(&mut coordinator).await?;
+        let (state, run) = (job.out.join("coordinator"), run_toml.as_os_str());
+        let words = [COORDINATOR, "serve", "--listen", "127.0.0.1:0", "--state"].map(OsString::from);
+        let args = words.into_iter().chain([state.into(), "--run".into(), run.to_owned()]).collect();
+        let mut coordinator = Process::spawn(args, "coordinator", &logs, Stdio::piped())?;
+        let address = listening(&mut coordinator).await?;
+        // Started again, it must be where the peers know it.
+        if let Some(listen) = coordinator.args.get_mut(3) {
+            *listen = address.clone().into();
+        }
+        let url = format!("http://{address}");
         let mut peers = Vec::new();
         for (index, peer) in job.spec.peers.iter().enumerate() {
             let name = peer.name.as_str();
-            let mut command = this_binary()?;
-            command.args([PEER, "join", "--coordinator", &url, "--name", name]);
-            command.arg("--threads").arg(job.threads.to_string());
+            let mut args: Vec<OsString> =
+                [PEER, "join", "--coordinator", &url, "--name", name].map(OsString::from).into();
+            args.extend(["--threads".into(), job.threads.to_string().into()]);
             if let Some(own) = job.cores.chunks(job.threads).nth(index) {
                 let own: Vec<String> = own.iter().map(usize::to_string).collect();
-                command.arg("--cores").arg(own.join(","));
+                args.extend(["--cores".into(), own.join(",").into()]);
             }
-            command.arg("--state").arg(job.out.join("peers").join(name));
+            args.extend(["--state".into(), job.out.join("peers").join(name).into()]);
             if let Some(data) = &job.data {
-                command.arg("--data").arg(data);
+                args.extend(["--data".into(), data.into()]);
             }
-            peers.push(Process::spawn(command, &format!("peer-{name}"), &logs, Stdio::null())?);
+            peers.push(Process::spawn(args, &format!("peer-{name}"), &logs, Stdio::null())?);
         }
         Ok(Self { coordinator, peers, url })
     }
@@ -78,6 +90,13 @@ impl Processes {
             // A process that has just ended needs no signal.
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), terminate);
         }
+    }
+
+    /// Starts those again that were killed, each a few times at the most: they go on from where the run is. Returns their
+    /// names.
+    pub(crate) fn revive(&mut self) -> Vec<String> {
+        let all = self.peers.iter_mut().chain(std::iter::once(&mut self.coordinator));
+        all.filter_map(|process| process.revive().then(|| process.name.clone())).collect()
     }
 
     /// The first process that has failed, if any.
@@ -97,21 +116,26 @@ impl Processes {
 }
 
 impl Process {
-    fn spawn(mut command: Command, name: &str, logs: &Path, stdout: Stdio) -> Result<Self, Failure> {
+    fn spawn(args: Vec<OsString>, name: &str, logs: &Path, stdout: Stdio) -> Result<Self, Failure> {
         let log = logs.join(format!("{name}.log"));
-        // What an earlier start said is kept: it may tell why that one ended.
-        let file = File::options()
-            .append(true)
-            .create(true)
-            .open(&log)
-            .map_err(|error| cannot_write(&log, &error))?;
-        command.stdin(Stdio::null()).stdout(stdout).stderr(file).kill_on_drop(true);
-        // Its own group: Ctrl-C reaches this process alone, which passes it on once, to the coordinator.
-        #[cfg(unix)]
-        command.process_group(0);
-        let child =
-            command.spawn().map_err(|error| Failure::internal(format!("cannot start {name}: {error}")))?;
-        Ok(Self { name: name.to_owned(), child, log })
+        let child = start(&args, name, &log, stdout)?;
+        Ok(Self { name: name.to_owned(), child, log, args, revivals: 0 })
+    }
+
+    /// Starts it again if a signal killed it and it was not started again too often.
+    fn revive(&mut self) -> bool {
+        let killed = self.status().is_some_and(|status| status.code().is_none());
+        if !killed || self.revivals >= REVIVALS_MAX {
+            return false;
+        }
+        self.revivals += 1;
+        match start(&self.args, &self.name, &self.log, Stdio::null()) {
+            Ok(child) => {
+                self.child = child;
+                true
+            }
+            Err(_) => false,
+        }
     }
 
     fn status(&mut self) -> Option<std::process::ExitStatus> {
@@ -153,6 +177,19 @@ impl Process {
     }
 }
 
+/// Starts this binary with other words; what it says on stderr goes to a log.
+fn start(args: &[OsString], name: &str, log: &Path, stdout: Stdio) -> Result<Child, Failure> {
+    // What an earlier start said is kept: it may tell why that one ended.
+    let file =
+        File::options().append(true).create(true).open(log).map_err(|error| cannot_write(log, &error))?;
+    let mut command = this_binary()?;
+    command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(file).kill_on_drop(true);
+    // Its own group: Ctrl-C reaches this process alone, which passes it on once, to the coordinator.
+    #[cfg(unix)]
+    command.process_group(0);
+    command.spawn().map_err(|error| Failure::internal(format!("cannot start {name}: {error}")))
+}
+
 fn cannot_write(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(Exit::Storage, format!("cannot write {}: {error}", path.display()))
 }
@@ -173,7 +210,7 @@ async fn listening(coordinator: &mut Process) -> Result<String, Failure> {
     let address =
         address.as_ref().and_then(|said| said.get("listening")).and_then(|address| address.as_str());
     if let (Ok(Ok(_)), Some(address)) = (read, address) {
-        return Ok(format!("http://{address}"));
+        return Ok(address.to_owned());
     }
     match timeout(Duration::from_secs(1), coordinator.child.wait()).await {
         Ok(Ok(status)) => Err(coordinator.failure_of(status)),
