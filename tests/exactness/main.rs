@@ -174,9 +174,9 @@ fn l_mcl_with_three_peers_and_meta_updates() {
     l_mcl_in_f64(&["resnet6", "wrn_10_1", "resnet8"]);
 }
 
-/// In f32 a meta-update differs from the reference by the error of its difference quotient and by activations that the
-/// path meets next to 0: one percent of the greatest movement here, where networks are fresh and the batch is small. A
-/// term that is missing makes 17 percent.
+/// In f32 a meta-update differs from the reference by the error of its difference quotient, 1e-3 of the greatest movement
+/// here, and by activations that the path meets next to 0: none here, but one would make percents, where networks are
+/// fresh and the batch is small. A term that is missing makes 17 percent.
 #[test]
 fn l_mcl_with_two_peers_and_meta_updates_in_f32() {
     let spec = l_mcl_spec(&["resnet6", "resnet8"], 3, (8, 16), "meta_freq = 2\nmeta_precision = \"f32\"");

@@ -33,8 +33,11 @@
 //! the gradient goes through them.
 //!
 //! **Precision.** `ε = r ‖θ_t‖ / ‖b‖`, norms over all peers. The error is that of the difference, about `K r²` (K up to
-//! some hundreds with batch norm), and that of rounding, about `5 u / r`: [`update::R_F64`] leaves some 1e-9,
-//! [`update::R_F32`] some 1e-4 to 1e-3. Gradients are subtracted and accumulated in f64 in both.
+//! some hundreds with batch norm, to some 1e4 for fresh networks), and that of rounding, at most about `5 u / r`:
+//! [`update::R_F64`] leaves some 1e-9, [`update::R_F32`] some 1e-4 to 1e-3. Gradients are subtracted and accumulated in f64 in
+//! both. In f32 there is a third, which no `r` changes: rounding may carry the path past the kink of a rectifier that the
+//! exact path does not pass, and the answer is then that of a neighbouring problem: up to a tenth after the first steps
+//! of fresh networks, whose contrastive terms are steep. Only f64 does without.
 //!
 //! **Cost.** One meta-update is `T + 2 + 2 (T + 1)` passes with their gradients (10 for T = 2), `3 T` exchanges of
 //! embeddings and matching features (6), and `T + 1` exchanges of four numbers (3). A peer of S stages says

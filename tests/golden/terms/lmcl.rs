@@ -4,8 +4,8 @@
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
-use cohort_peer::methods::Weighted;
 use cohort_peer::methods::lmcl::{self, LMclParams, Matching};
+use cohort_peer::methods::{Heard, Own, Weighted};
 
 use crate::case::{Tensors, Trial};
 
@@ -69,6 +69,20 @@ fn outputs(trial: &Trial<'_>, terms: Vec<Weighted>, matching: &[Vec<Tensor>]) ->
         outputs.insert(name.clone(), lmcl::weight(&stage(a)?, &stage(b)?)?);
     }
     Ok(outputs)
+}
+
+/// `lmcl_logits`: logits `zK` `[B, C]` of stage K of network 0, its aggregated logits `a0` and those `aJ` of the others J,
+/// labels `y`; the terms of network 0 that have nothing to do with embeddings, and their sum.
+pub(super) fn logits(trial: &Trial<'_>) -> Result<Tensors> {
+    let (stages, aggregated) = (trial.networks("z")?, trial.networks("a")?);
+    let last = stages.last().context("no stage")?;
+    let heard = aggregated.iter().enumerate().skip(1);
+    let heard = heard.map(|(j, a)| Heard { aggregated: Some(a.clone()), ..Heard::nothing(j) });
+    let own = Own { stage_logits: &stages, aggregated: aggregated.first(), ..Own::new(last, &[]) };
+    let (alpha, beta, gamma, lam) = (0.0, 0.0, 0.0, 0.0);
+    let params = LMclParams { alpha, beta, gamma, lam, ..params(trial)? };
+    let terms = lmcl::share(0, own, &heard.collect::<Vec<_>>(), &trial.integers("y")?, &params)?;
+    outputs(trial, terms, &[])
 }
 
 /// `aggregator`: pooled features `fK` `[B, d]` and logits `zK` `[B, C]` of stage K, the two layers `w0`, `b0`, `w2`, `b2` of

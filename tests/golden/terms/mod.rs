@@ -23,6 +23,7 @@ const TERMS: &[(&str, Term)] = &[
     ("mcl_logit_kd", mcl::mcl_logit_kd),
     ("lmcl_step", lmcl::step),
     ("lmcl_inner", lmcl::inner),
+    ("lmcl_logits", lmcl::logits),
     ("aggregator", lmcl::aggregator),
     ("memory_bank", memory_bank::memory_bank),
     ("metrics", metrics::metrics),
