@@ -21,7 +21,7 @@ const HELD_AT: u64 = 3;
 fn toml(peers: &[(&str, &str)], run: &str) -> String {
     let text = run_toml("l-mcl", peers, &format!("steps = {STEPS}\n{run}"));
     let text = text.replace("train_limit = 200", "train_limit = 60");
-    text.replace("[optim]", "feat_dim = 16\nmeta_freq = 2\n[optim]")
+    text.replace("[optim]", "feat_dim = 16\nmeta_freq = 2\nmeta_precision = \"f32\"\n[optim]")
 }
 
 fn finished(peers: &[(&str, &str)], run: &str) -> Result<Site> {

@@ -19,7 +19,7 @@ fn toml(method: &str, peers: &[(&str, &str)]) -> String {
     let text = run_toml(method, peers, &format!("steps = {STEPS}\ncheckpoint_every = 4"));
     let text = text.replace("train_limit = 200", "train_limit = 60");
     match method {
-        "l-mcl" => text.replace("[optim]", "feat_dim = 16\nmeta_freq = 2\n[optim]"),
+        "l-mcl" => text.replace("[optim]", "feat_dim = 16\nmeta_freq = 2\nmeta_precision = \"f32\"\n[optim]"),
         _ => text,
     }
 }

@@ -171,7 +171,7 @@ fn read_meta(section: &mut Section, optim: &OptimSpec, learned: bool) -> Result<
     Ok(MetaSpec {
         freq: freq.unwrap_or(if learned { 50 } else { 0 }),
         times: section.whole("meta_times", 1..=META_TIMES_MAX)?.unwrap_or(2) as u32,
-        precision: section.choice("meta_precision", &precisions)?.unwrap_or(MetaPrecision::F32),
+        precision: section.choice("meta_precision", &precisions)?.unwrap_or(MetaPrecision::F64),
         compat_a1: section.flag("meta_compat_a1")?.unwrap_or(false),
         bn: section.choice("meta_bn", &statistics)?.unwrap_or(MetaBatchNorm::Official),
         lr: lr.unwrap_or(optim.lr),

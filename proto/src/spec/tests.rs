@@ -127,7 +127,7 @@ fn l_mcl_has_the_defaults_of_its_authors_and_those_of_the_optimiser() {
     assert_eq!((l_mcl.tau, l_mcl.kd_t, l_mcl.feat_dim), (0.1, 3.0, 128));
     assert_eq!((l_mcl.kd, l_mcl.double, l_mcl.matching), (true, true, MatchingSpec::Learned));
     let meta = spec.meta().unwrap();
-    assert_eq!((meta.freq, meta.times, meta.precision), (50, 2, MetaPrecision::F32));
+    assert_eq!((meta.freq, meta.times, meta.precision), (50, 2, MetaPrecision::F64));
     assert_eq!((meta.compat_a1, meta.bn), (false, MetaBatchNorm::Official));
     assert_eq!((meta.lr, meta.momentum, meta.weight_decay), (0.05, 0.9, 1e-4));
     assert_eq!(RunSpec::from_json(&spec.to_json()).unwrap(), spec);
@@ -171,7 +171,7 @@ fn meta_updates_count_among_what_is_contributed() {
     assert_eq!(bytes("meta_freq = 0", 10), 10 * step);
     // 78 steps an epoch: one update in each 10 steps, and two epochs begun.
     let update = 6 * (6 * 128 * 128 * 4) + 3 * 32;
-    assert_eq!(bytes("meta_freq = 10", 20), 20 * step + 4 * update);
+    assert_eq!(bytes("meta_freq = 10\nmeta_precision = \"f32\"", 20), 20 * step + 4 * update);
 }
 
 #[test]
