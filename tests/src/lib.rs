@@ -6,3 +6,4 @@ pub mod joint_loss;
 pub mod joint_lmcl;
 pub mod joint_meta;
 pub mod process;
+pub mod net;
