@@ -13,5 +13,7 @@ mod bad_input;
 mod refusals;
 mod attacks;
 mod failures;
+mod disk_full;
+mod chaos;
 mod l_mcl;
 mod commands;
