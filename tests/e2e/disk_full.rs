@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use cohort_proto::exit::Exit;
-use cohort_tests::process::{Coordinator, Ended, Signal, Site, wait_until};
+use cohort_tests::process::{Coordinator, Signal, Site, wait_until};
 
 use crate::setting::site;
 
@@ -42,19 +42,11 @@ fn stop(mut coordinator: Coordinator) -> Result<()> {
     coordinator.process.wait()?.check(Exit::Stopped, &[])
 }
 
-/// The peer has said which file it could not write and why, and every checkpoint that it names is what it should be.
-fn check(site: &Site, folder: &Path, ended: &Ended, why: &str) -> Result<Vec<u64>> {
-    ended.check(Exit::Storage, &["cannot write checkpoint file", why])?;
-    let steps = site.checkpoints("a")?;
-    ensure!(!steps.is_empty(), "no checkpoint was there before");
-    for step in &steps {
-        for name in ["model.safetensors", "optimizer.safetensors"] {
-            let file = format!("checkpoint-{step}/{name}");
-            let expected = fs::read(roomy()?.state("a").join(&file))?;
-            ensure!(fs::read(folder.join(&file))? == expected, "{file} was touched");
-        }
-    }
-    Ok(steps)
+/// The checkpoints of these steps, byte for byte.
+fn contents(folder: &Path, steps: &[u64]) -> Result<Vec<Vec<u8>>> {
+    let names = ["model.safetensors", "optimizer.safetensors", "progress.bin"];
+    let files = steps.iter().flat_map(|step| names.map(|name| format!("checkpoint-{step}/{name}")));
+    files.map(|file| fs::read(folder.join(&file)).with_context(|| file)).collect()
 }
 
 /// Starts everything again, now that there is room.
@@ -115,8 +107,12 @@ fn a_small_disk_fills_up() -> Result<()> {
     };
     let coordinator = site.coordinator()?;
     let ended = site.peer(&coordinator.url(), "a", &[])?.wait()?;
-    let steps = check(&site, &disk.0, &ended, "No space left on device")?;
+    ended.check(Exit::Storage, &["cannot write checkpoint file", "No space left on device"])?;
+    let steps = site.checkpoints("a")?;
     ensure!(steps == [EVERY, 2 * EVERY], "{steps:?}");
+    for step in steps {
+        ensure!(site.weights("a", step)? == roomy()?.weights("a", step)?, "checkpoint {step} was touched");
+    }
     stop(coordinator)?;
     disk.grow(1 << 30)?;
     goes_on(&site, 2 * EVERY)
@@ -134,6 +130,7 @@ fn files_may_not_grow() -> Result<()> {
     stop(coordinator)?;
     peer.wait()?.check(Exit::Stopped, &[])?;
     let before = site.checkpoints("a")?;
+    let bytes = contents(&site.state("a"), &before)?;
     let newest = *before.last().context("a checkpoint")?;
     ensure!(newest < STEPS, "it was over before it was to stop");
 
@@ -141,7 +138,9 @@ fn files_may_not_grow() -> Result<()> {
     // 64 or 128 KiB, by the shell; the signal that would end the process is ignored, and the write fails.
     let limited = ["sh", "-c", "trap '' XFSZ; ulimit -f 128; exec \"$0\" \"$@\""];
     let ended = site.peer_on(&limited, &coordinator.url(), "a", &[])?.wait()?;
-    ensure!(check(&site, &site.state("a"), &ended, "File too large")? == before);
+    ended.check(Exit::Storage, &["cannot write checkpoint file", "File too large"])?;
+    ensure!(site.checkpoints("a")? == before, "a checkpoint came or went");
+    ensure!(contents(&site.state("a"), &before)? == bytes, "a checkpoint was touched");
     stop(coordinator)?;
     goes_on(&site, newest)
 }
