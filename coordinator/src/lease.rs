@@ -24,6 +24,8 @@ pub struct Lease {
 /// How far a member is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
+    /// Whether it is in the view that holds: only then do the others wait for it.
+    pub in_view: bool,
     /// Steps that are on record.
     pub completed: Step,
     /// The step that its next report is about: less than `completed` while it replays.
@@ -36,7 +38,7 @@ impl Progress {
     /// A member of which so many steps are on record, and these checkpoints.
     pub fn new(completed: Step, checkpoints: impl IntoIterator<Item = Step>) -> Self {
         let checkpoints = checkpoints.into_iter().chain([0]).collect();
-        Self { completed, next: completed, checkpoints }
+        Self { in_view: true, completed, next: completed, checkpoints }
     }
 }
 
@@ -81,17 +83,38 @@ pub enum OutOfOrder {
 impl Lease {
     /// Members as far as they are; steps below `until` were granted by an earlier start of the coordinator.
     pub fn new(now: Tick, total: Step, members: Vec<Progress>, until: Step) -> Self {
-        let slowest = members.iter().map(|member| member.completed).min().unwrap_or(0);
-        let common = newest_common(members.iter().map(|member| &member.checkpoints));
-        Self {
-            until: until.max(slowest).min(total),
-            total,
-            members,
-            slowest,
-            slowest_since: now,
-            pace_us: None,
-            retain_from: common.unwrap_or(0),
+        let mut lease =
+            Self { until, total, members, slowest: 0, slowest_since: now, pace_us: None, retain_from: 0 };
+        lease.slowest = lease.in_view().map(|member| member.completed).min().unwrap_or(0);
+        lease.until = until.max(lease.slowest).min(total);
+        lease.retain_from = lease.newest_common().unwrap_or(0);
+        lease
+    }
+
+    fn in_view(&self) -> impl Iterator<Item = &Progress> {
+        self.members.iter().filter(|member| member.in_view)
+    }
+
+    /// The newest checkpoint that all in the view hold.
+    pub fn newest_common(&self) -> Option<Step> {
+        newest_common(self.in_view().map(|member| &member.checkpoints))
+    }
+
+    /// From a step on these members are in the view. One that was not has nothing to take before it; of those who are not
+    /// any more, nothing counts from there on.
+    pub fn change_view(&mut self, now: Tick, begins_at: Step, members: &BTreeSet<usize>) {
+        for (index, member) in self.members.iter_mut().enumerate() {
+            let enters = !member.in_view && members.contains(&index);
+            member.in_view = members.contains(&index);
+            if enters {
+                (member.completed, member.next) = (begins_at, begins_at);
+            } else if !member.in_view {
+                member.completed = member.completed.min(begins_at);
+                member.next = member.next.min(member.completed);
+            }
         }
+        self.slowest = self.in_view().map(|member| member.completed).min().unwrap_or(self.slowest);
+        self.slowest_since = now;
     }
 
     /// A member reports from here on: from a checkpoint, or from where it stands.
@@ -170,7 +193,7 @@ impl Lease {
 
     /// Whether every member has completed the last step and holds the checkpoint of it: nothing can be lost any more.
     pub fn all_saved(&self) -> bool {
-        self.all_done() && (0..self.members.len()).all(|member| self.has_last_checkpoint(member))
+        self.all_done() && self.in_view().all(|member| member.checkpoints.contains(&self.total))
     }
 
     /// Whether a member's last checkpoint is on its disk.
@@ -206,7 +229,7 @@ impl Lease {
 
     /// Follows the slowest member's pace: a moving average that forgets half in about three steps.
     fn measure(&mut self, now: Tick) {
-        let slowest = self.members.iter().map(|progress| progress.completed).min().unwrap_or(0);
+        let slowest = self.in_view().map(|progress| progress.completed).min().unwrap_or(0);
         let steps = slowest.saturating_sub(self.slowest);
         if steps == 0 {
             return;
@@ -252,8 +275,7 @@ impl Lease {
             return Err(OutOfOrder::BeyondLease { got: step.saturating_sub(1), until: self.until });
         }
         self.holds(member, held.iter().copied().chain([step]));
-        let common = newest_common(self.members.iter().map(|progress| &progress.checkpoints));
-        let grown = common.filter(|common| *common > self.retain_from);
+        let grown = self.newest_common().filter(|common| *common > self.retain_from);
         self.retain_from = grown.unwrap_or(self.retain_from);
         Ok(grown)
     }

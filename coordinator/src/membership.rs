@@ -5,18 +5,14 @@ use std::net::IpAddr;
 
 use cohort_proto::control::{Accepted, JoinRequest, Refusal, RefusalReason, StepReport, Waiting};
 use cohort_proto::id::{Digest, PeerName, RunId, Step};
-use cohort_proto::limits::WAITS_FOR_MAX;
+use cohort_proto::limits::{SESSION_BITS, WAITS_FOR_MAX};
 use cohort_proto::schema::Schema;
 use cohort_proto::spec::RunSpec;
-use cohort_proto::view::{Member, View};
+use cohort_proto::view::Member;
 
 use crate::admission;
 use crate::event::{DataFacts, StreamId, Tick};
 use crate::lease::newest_common;
-
-/// Sessions of one start of the coordinator; the number of the start is in the bits above, so that a session of an
-/// earlier start is never mistaken for one of this.
-const SESSION_BITS: u32 = 32;
 
 /// The peers of a run, by index in the spec.
 #[derive(Debug, Clone, PartialEq)]
@@ -194,20 +190,11 @@ impl Membership {
         self.peers.iter().any(|peer| matches!(peer.presence, Presence::Left { .. }))
     }
 
-    /// Gives the members of a view the addresses at which they are now.
-    pub fn readdress(&self, view: &mut View) {
-        for member in &mut view.members {
-            if let Some(joined) = self.peers.get(member.index).and_then(|peer| peer.joined.as_ref()) {
-                member.address.clone_from(&joined.address);
-            }
-        }
-    }
-
     /// Who is waited for and since when; empty if nobody is.
-    pub fn waiting_for(&self, now: Tick) -> String {
+    pub fn waiting_for(&self, now: Tick, concerns: impl Fn(usize) -> bool) -> String {
         let seconds = |since: Tick| now.since(since) as f64 / 1000.0;
         let mut waits: Vec<String> = Vec::new();
-        for peer in &self.peers {
+        for (_, peer) in self.peers.iter().enumerate().filter(|(index, _)| concerns(*index)) {
             let Peer { name, presence, waiting, .. } = peer;
             match presence {
                 Presence::Expected | Presence::Accepted | Presence::Left { .. } => {
@@ -269,6 +256,32 @@ impl Membership {
         }
     }
 
+    /// What a peer remembers of the run is void.
+    pub fn forgets(&mut self, index: usize) {
+        if let Some(joined) = self.peers.get_mut(index).and_then(|peer| peer.joined.as_mut()) {
+            joined.log_from = None;
+        }
+    }
+
+    /// Where a peer's log is served.
+    pub fn address(&self, index: usize) -> Option<&str> {
+        Some(&self.peers.get(index)?.joined.as_ref()?.address)
+    }
+
+    /// Of those concerned, the one for whom most others wait for longer than the failure timeout.
+    pub fn most_missed(&self, concerned: &BTreeSet<usize>) -> Option<usize> {
+        let mut missed: BTreeMap<usize, usize> = BTreeMap::new();
+        for peer in concerned.iter().filter_map(|index| self.peers.get(*index)) {
+            if peer.waiting.ms > self.failure_timeout_ms {
+                let sources = peer.waiting.sources.iter().filter_map(|name| self.index(name));
+                sources
+                    .filter(|index| concerned.contains(index))
+                    .for_each(|index| *missed.entry(index).or_default() += 1);
+            }
+        }
+        missed.into_iter().max_by_key(|(index, times)| (*times, *index)).map(|(index, _)| index)
+    }
+
     /// A peer told what it waits for.
     pub fn waits(&mut self, index: usize, waiting: Waiting) {
         if let Some(peer) = self.peers.get_mut(index) {
@@ -293,6 +306,13 @@ impl Membership {
                 schema: joined.schema.clone(),
             })
             .collect()
+    }
+
+    /// The members of a view of these peers, in the order of the spec.
+    pub fn members_of(&self, indices: &BTreeSet<usize>) -> Vec<Member> {
+        let mut members = self.members();
+        members.retain(|member| indices.contains(&member.index));
+        members
     }
 
     /// The newest step from which every peer can start.

@@ -13,7 +13,7 @@ use cohort_proto::dataset::{self, Split};
 use cohort_proto::exit::Exit;
 use cohort_proto::id::Digest;
 use cohort_proto::spec::Normalize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use crate::Failure;
@@ -28,10 +28,23 @@ pub(crate) struct PeerResult {
     steps: u64,
     #[serde(flatten)]
     metrics: Metrics,
+    #[serde(flatten)]
+    stages: Stages,
     /// SHA-256 of model.safetensors.
     weights_sha256: String,
     /// Share of its step time spent publishing and waiting, over the steps that were seen.
     waiting_share: f64,
+}
+
+/// What the stages of a network are worth, where its method gives each a classifier: part of what `eval` prints.
+#[derive(Debug, Serialize, Deserialize)]
+struct Stages {
+    /// Top-1 of each, first stage first, in percent; the last is the network's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    stage_top1: Vec<f64>,
+    /// Top-1 of their aggregated logits, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    aggregated_top1: Option<f64>,
 }
 
 /// One run.
@@ -74,7 +87,7 @@ pub(crate) async fn evaluate(
     for peer in &job.spec.peers {
         let (steps, weights) = last_checkpoint(&job.out.join("peers").join(peer.name.as_str()))?;
         let logits_file = job.out.join(format!("logits-{}.safetensors", peer.name));
-        eval(job, &peer.arch, &weights, &folder, &logits_file).await?;
+        let stages = eval(job, &peer.arch, &weights, &folder, &logits_file).await?;
         let logits = read_logits(&logits_file)?;
         let metrics = evaluate::evaluate(&logits, classes, &labels).map_err(Failure::internal)?;
         let bytes = fs::read(&weights).map_err(Failure::internal)?;
@@ -83,6 +96,7 @@ pub(crate) async fn evaluate(
             arch: peer.arch.clone(),
             steps,
             metrics,
+            stages,
             weights_sha256: Digest::of(&bytes).to_string(),
             waiting_share: waiting.get(peer.name.as_str()).copied().unwrap_or_default(),
         });
@@ -105,8 +119,8 @@ fn last_checkpoint(peer: &Path) -> Result<(u64, PathBuf), Failure> {
         .ok_or_else(missing)
 }
 
-/// Runs `cohort-peer eval` as a process of its own.
-async fn eval(job: &Job, arch: &str, weights: &Path, data: &Path, logits: &Path) -> Result<(), Failure> {
+/// Runs `cohort-peer eval` as a process of its own, which writes the logits to a file.
+async fn eval(job: &Job, arch: &str, weights: &Path, data: &Path, logits: &Path) -> Result<Stages, Failure> {
     let program = std::env::current_exe().map_err(Failure::internal)?;
     let mut command = Command::new(program);
     command
@@ -119,7 +133,7 @@ async fn eval(job: &Job, arch: &str, weights: &Path, data: &Path, logits: &Path)
     }
     let output = command.stdin(Stdio::null()).output().await.map_err(Failure::internal)?;
     if output.status.success() {
-        return Ok(());
+        return serde_json::from_slice(&output.stdout).map_err(Failure::internal);
     }
     let words = String::from_utf8_lossy(&output.stderr);
     Err(Failure::internal(format!(
@@ -184,6 +198,9 @@ impl Summary {
             gain(&cohort.ensemble, other),
             String::new(),
         ]);
+        for peer in &cohort.peers {
+            table.push_str(&peer.stages.words(&peer.name));
+        }
         let alone_s = alone.as_ref().map_or(String::new(), |alone| format!(" and {:.0} s", alone.wall_s));
         let _ = writeln!(
             table,
@@ -195,10 +212,36 @@ impl Summary {
     }
 }
 
+impl Stages {
+    /// A line of the closing table, if there are stages to speak of.
+    fn words(&self, peer: &str) -> String {
+        let Self { stage_top1, aggregated_top1 } = self;
+        if stage_top1.is_empty() {
+            return String::new();
+        }
+        let stages: Vec<String> = stage_top1.iter().map(|top1| format!("{top1:.2}")).collect();
+        let aggregated = aggregated_top1.map_or(String::new(), |top1| format!(", aggregated {top1:.2}"));
+        format!("{:<20} top-1 {}{aggregated}\n", format!("stages of {peer}"), stages.join(" "))
+    }
+}
+
 fn cells(metrics: Option<&Metrics>) -> String {
     metrics.map_or(String::new(), |m| format!("{:.2} {:.2} {:.4}", m.top1, m.top5, m.nll))
 }
 
 fn gain(together: &Metrics, alone: Option<&Metrics>) -> String {
     alone.map_or(String::new(), |alone| format!("{:+.2}", together.top1 - alone.top1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_are_told_where_there_are_some() {
+        let words = |printed: &str| serde_json::from_str::<Stages>(printed).map(|stages| stages.words("a"));
+        let printed = r#"{"top1": 84.5, "stage_top1": [70.0, 84.5], "aggregated_top1": 85.125}"#;
+        assert_eq!(words(printed).unwrap(), "stages of a          top-1 70.00 84.50, aggregated 85.12\n");
+        assert_eq!(words(r#"{"top1": 84.5}"#).unwrap(), "");
+    }
 }

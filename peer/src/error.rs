@@ -55,6 +55,17 @@ pub enum PeerError {
         /// What is wrong with it.
         cause: Box<StateError>,
     },
+    /// Weights of a teacher that cannot be used.
+    #[error(
+        "weights of a teacher {path}: {cause}; it learns nothing, so its file must hold the network and every head of \
+         the method, as a student of the same method saves them"
+    )]
+    Teacher {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: Box<StateError>,
+    },
     /// Another peer no longer holds what this one needs of it.
     #[error("{0}")]
     LogReleased(String),
@@ -106,6 +117,7 @@ impl PeerError {
             Self::Dataset(_)
             | Self::Weights(_)
             | Self::Init { .. }
+            | Self::Teacher { .. }
             | Self::Contribution(_)
             | Self::Diverged { .. } => Exit::BadData,
             Self::Checkpoint(_) | Self::Output(_) => Exit::Storage,

@@ -19,6 +19,7 @@ pub mod round;
 pub mod standing;
 pub mod waits;
 pub mod log;
+pub mod relay;
 pub mod data;
 pub mod models;
 pub mod methods;

@@ -113,6 +113,18 @@ impl ContributionLog {
         self.appended.send_modify(|count| *count = count.wrapping_add(1));
     }
 
+    /// Lets go of what was said from a step on: it is said again in another view. Those who read are cut off.
+    pub fn cut_from(&self, step: Step) {
+        let mut entries = self.entries();
+        let before = entries.list.len();
+        while let Some(entry) = entries.list.pop_back_if(|entry| entry.header().position.step >= step) {
+            entries.bytes = entries.bytes.saturating_sub(entry.byte_len() as u64);
+        }
+        entries.generation += u64::from(entries.list.len() < before);
+        drop(entries);
+        self.appended.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
     /// The first step that it holds, or will hold.
     pub fn begins_at(&self) -> Step {
         let kept_from = self.entries().kept_from;
@@ -224,6 +236,18 @@ mod tests {
         tokio::task::yield_now().await;
         log.append(entry(0)).unwrap();
         assert_eq!(follower.await.unwrap().unwrap().header().position.step, 0);
+    }
+
+    #[test]
+    fn what_is_said_again_in_another_view_replaces_what_was_said() {
+        let log = ContributionLog::new(0);
+        (0..4).for_each(|step| log.append(entry(step)).unwrap());
+        log.cut_from(4);
+        assert_eq!(log.generation(), 0);
+        log.cut_from(2);
+        assert_eq!((log.generation(), log.byte_len()), (1, 16));
+        log.append(entry(2)).unwrap();
+        assert_eq!(step_at(&log, 2), Ok(Some(2)));
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use cohort_proto::contribution::{Contribution, Position};
-use cohort_proto::control::{Stop, StopKind};
+use cohort_proto::control::{Start, Stop, StopKind};
 use cohort_proto::id::{PeerName, RunId, Step, ViewId};
 use cohort_proto::limits::{INBOX_PER_SOURCE, VIEWS_MAX};
 use cohort_proto::view::View;
@@ -16,8 +16,8 @@ use cohort_proto::view::View;
 pub enum Arrival {
     /// The members from a step on; the same view again if one of them has another address.
     View(View),
-    /// Training starts (again) from the checkpoint of so many steps.
-    Start(Step),
+    /// Training starts (again).
+    Start(Start),
     /// Steps below this may be taken.
     Lease(Step),
     /// A source said something.
@@ -29,8 +29,8 @@ pub enum Arrival {
 /// What may be done at a step's beginning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Permission {
-    /// Go to the checkpoint of so many steps, and ask again.
-    Start(Step),
+    /// Go there, and ask again.
+    Start(Start),
     /// Take the step, in this view.
     Go(ViewId),
     /// Not yet.
@@ -102,7 +102,7 @@ pub struct Rounds {
     /// Ascending in number and first step; each holds until the next one begins.
     views: Vec<View>,
     /// Where training is to start, until it has.
-    start: Option<Step>,
+    start: Option<Start>,
     /// Whether it was told at all.
     has_started: bool,
     lease: Step,
@@ -138,8 +138,8 @@ impl Rounds {
     pub fn arrived(&mut self, arrival: Arrival) -> Result<bool, Stray> {
         match arrival {
             Arrival::View(view) => self.viewed(view),
-            Arrival::Start(step) => {
-                (self.start, self.next, self.has_started) = (Some(step), step, true);
+            Arrival::Start(start) => {
+                (self.start, self.next, self.has_started) = (Some(start), start.step, true);
                 self.inbox.values_mut().for_each(BTreeMap::clear);
             }
             Arrival::Lease(until) => self.lease = self.lease.max(until),
@@ -154,7 +154,7 @@ impl Rounds {
         Ok(true)
     }
 
-    /// A view that begins no later than others takes their place.
+    /// A view that begins no later than others takes their place, and what was said in them from there on is void.
     fn viewed(&mut self, view: View) {
         self.views
             .retain(|known| known.id > view.id || (known.id < view.id && known.begins_at < view.begins_at));
@@ -167,6 +167,12 @@ impl Rounds {
         while self.views.len() > VIEWS_MAX {
             self.views.remove(0);
         }
+        let Self { inbox, views, .. } = self;
+        for said in inbox.values_mut() {
+            said.retain(|position, entry| {
+                view_at(views, position.step).is_some_and(|view| view.id == entry.header().view)
+            });
+        }
     }
 
     fn heard(&mut self, contribution: Arc<Contribution>) -> Result<bool, Stray> {
@@ -176,9 +182,10 @@ impl Rounds {
             return Err(Stray::Run { source_name, run: header.run });
         }
         let holds = self.view_at(header.position.step).map(|view| view.id);
+        let due = self.due(&source_name);
         let Some(inbox) = self.inbox.get_mut(&source_name) else { return Err(Stray::Source(source_name)) };
-        if header.position.step >= self.next.saturating_add(INBOX_PER_SOURCE as u64) {
-            return Err(Stray::Ahead { source_name, step: header.position.step, expected: self.next });
+        if header.position.step >= due.saturating_add(INBOX_PER_SOURCE as u64) {
+            return Err(Stray::Ahead { source_name, step: header.position.step, expected: due });
         }
         // What was consumed before is sent again by a source that replays; it is skipped. So is what was said in a view
         // that is void since all fell back.
@@ -200,6 +207,13 @@ impl Rounds {
         self.view_at(self.next)
     }
 
+    /// The first step to come of which a source is to say something.
+    fn due(&self, source: &PeerName) -> Step {
+        let holds = self.views.iter().rposition(|view| view.begins_at <= self.next).unwrap_or(0);
+        let first = self.views.iter().skip(holds).find(|view| view.member(source).is_some());
+        first.map_or(self.next, |view| view.begins_at.max(self.next))
+    }
+
     fn view_at(&self, step: Step) -> Option<&View> {
         view_at(&self.views, step)
     }
@@ -214,10 +228,11 @@ impl Rounds {
         if let Some(stop) = self.stop.as_ref().filter(|stop| stop.kind != StopKind::Graceful) {
             return Permission::Leave(stop.clone());
         }
-        if let Some(step) = self.start {
-            return Permission::Start(step);
+        if let Some(start) = self.start {
+            return Permission::Start(start);
         }
-        let Some(view) = self.view().filter(|_| self.has_started) else {
+        let member = |view: &&View| self.has_started && view.member(&self.me).is_some();
+        let Some(view) = self.view().filter(member) else {
             return self.stop.clone().map_or(Permission::Wait(WaitsFor::View), Permission::Leave);
         };
         if self.next >= self.total {
@@ -239,9 +254,9 @@ impl Rounds {
         self.stop.as_ref().filter(|stop| stop.kind == StopKind::AtOnce)
     }
 
-    /// Whether a step that has begun must be given up because training starts elsewhere.
-    pub fn restarts(&self) -> bool {
-        self.start.is_some()
+    /// Whether a step that began in a view must be given up: training starts elsewhere, or another view holds.
+    pub fn restarts(&self, began_in: ViewId) -> bool {
+        self.start.is_some() || self.view().is_none_or(|view| view.id != began_in)
     }
 
     /// The sources whose contribution to a round has not arrived.
@@ -321,7 +336,7 @@ mod tests {
     fn peer_b() -> Rounds {
         let mut rounds = Rounds::new(name("b"), RunId(5), 10, true);
         rounds.arrived(Arrival::View(view())).unwrap();
-        rounds.arrived(Arrival::Start(2)).unwrap();
+        rounds.arrived(Arrival::Start(Start::at(2))).unwrap();
         rounds.started();
         rounds.arrived(Arrival::Lease(4)).unwrap();
         rounds
@@ -333,8 +348,8 @@ mod tests {
         assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::View));
         rounds.arrived(Arrival::View(view())).unwrap();
         assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::View), "nobody said where to start");
-        rounds.arrived(Arrival::Start(3)).unwrap();
-        assert_eq!(rounds.permission(), Permission::Start(3));
+        rounds.arrived(Arrival::Start(Start::at(3))).unwrap();
+        assert_eq!(rounds.permission(), Permission::Start(Start::at(3)));
         rounds.started();
         assert_eq!((rounds.next_step(), rounds.permission()), (3, Permission::Wait(WaitsFor::Lease)));
         rounds.arrived(Arrival::Lease(4)).unwrap();
@@ -376,12 +391,31 @@ mod tests {
         assert_eq!(rounds.arrived(Arrival::Heard(said("a", 3))), Ok(false));
         let newer = View { id: ViewId(2), begins_at: 3, ..view() };
         rounds.arrived(Arrival::View(newer)).unwrap();
-        rounds.arrived(Arrival::Start(3)).unwrap();
-        assert!(rounds.restarts());
+        rounds.arrived(Arrival::Start(Start::at(3))).unwrap();
+        assert!(rounds.restarts(ViewId(1)));
         rounds.started();
         assert_eq!(rounds.view().map(|view| view.id), Some(ViewId(2)));
         assert_eq!(rounds.missing(Position::of(3)).len(), 2, "what was heard before is void");
         assert_eq!(rounds.arrived(Arrival::Heard(said("a", 3))), Ok(false));
+    }
+
+    #[test]
+    fn one_that_comes_in_later_speaks_of_later_steps() {
+        let mut rounds = peer_b();
+        let without = View { id: ViewId(2), begins_at: 3, members: vec![view().members[1].clone()] };
+        let again = View { id: ViewId(3), begins_at: 9, ..view() };
+        rounds.arrived(Arrival::View(without)).unwrap();
+        rounds.arrived(Arrival::View(again)).unwrap();
+        let said = |step| {
+            let header = said("a", step).header().clone();
+            Arc::new(
+                Contribution::seal(Header { view: ViewId(3), ..header }, vec![], &Schema::default()).unwrap(),
+            )
+        };
+        rounds.completed();
+        assert_eq!(rounds.arrived(Arrival::Heard(said(9))), Ok(true));
+        assert!(matches!(rounds.arrived(Arrival::Heard(said(13))), Err(Stray::Ahead { expected: 9, .. })));
+        assert!(rounds.missing(Position::of(3)).is_empty(), "in between nobody else is a member");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use cohort_proto::control::{Accepted, Standing, StepReport};
 use cohort_proto::id::Step;
-use cohort_proto::limits::REPORTS_KEPT;
+use cohort_proto::limits::{REPORTS_KEPT, SESSION_BITS};
 
 /// The place of one peer.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +47,16 @@ impl Place {
         if self.reports.len() > REPORTS_KEPT {
             self.reports.pop_front();
         }
+    }
+
+    /// The first step that it may still have to take.
+    pub fn next(&self) -> Step {
+        self.steps_done.unwrap_or(0)
+    }
+
+    /// Whether a coordinator that accepts it was started anew since it accepted it last: sessions are numbered by start.
+    pub fn is_another_start(&self, accepted: &Accepted) -> bool {
+        accepted.session >> SESSION_BITS != self.session >> SESSION_BITS
     }
 
     /// These checkpoints are on its disk.
@@ -110,7 +120,10 @@ mod tests {
         let again = place.accepted_again(&accepted(2, 6));
         assert_eq!(again.iter().map(|report| report.step).collect::<Vec<_>>(), [6, 7]);
         assert_eq!(place.standing(4).map(|standing| standing.session), Some(2));
+        assert!(place.is_another_start(&accepted(1 << SESSION_BITS, 0)));
+        assert!(!place.is_another_start(&accepted(9, 0)));
         place.starts(4);
+        assert_eq!(place.next(), 4);
         assert_eq!(place.accepted_again(&accepted(3, 0)), [], "those of before the start are void");
     }
 

@@ -219,6 +219,13 @@ pub enum FromPeer {
     StopWish(String),
     /// A source no longer holds an entry that this peer needs.
     CannotFollow(String),
+    /// The answer to a flush.
+    Received {
+        /// Which one.
+        flush: u64,
+        /// By the names of those who are gone: everything that they said to steps below this is here.
+        of: Vec<(PeerName, Step)>,
+    },
     /// Last on a stream that ends well.
     Leaving {
         /// Steps it has completed and saved.
@@ -261,8 +268,32 @@ pub enum ToPeer {
     RetainFrom(Step),
     /// The run ends.
     Stop(Stop),
-    /// Go to the checkpoint of so many steps (0: fresh weights) and train from there.
-    Start(Step),
+    /// Take the weights of a checkpoint and train from a step.
+    Start(Start),
+    /// These members are gone: take nothing more of theirs, and say how much has arrived.
+    Flush {
+        /// Names the question; a later one takes its place.
+        id: u64,
+        /// Who is gone.
+        peers: Vec<PeerName>,
+    },
+}
+
+/// Where training starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// The first step to take.
+    pub step: Step,
+    /// Completed steps of the checkpoint whose weights it takes (0: fresh ones): as many, but for a peer that was left
+    /// behind by the others.
+    pub checkpoint: Step,
+}
+
+impl Start {
+    /// From the checkpoint of so many steps, with the next.
+    pub fn at(step: Step) -> Self {
+        Self { step, checkpoint: step }
+    }
 }
 
 /// A peer asks another for its contribution log.

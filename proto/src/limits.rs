@@ -92,8 +92,16 @@ pub const REPORTS_KEPT: usize = 4 * LEASE_STEPS_MAX as usize;
 /// Steps whose digests the coordinator holds against those that a replay recomputes: about 200 bytes a peer and step.
 pub const DIGEST_STEPS_MAX: usize = 16 * 1024;
 
+/// Sessions of one start of a coordinator; the number of the start is in the bits above, so that a session of an earlier
+/// start is never mistaken for one of this.
+pub const SESSION_BITS: u32 = 32;
+
 /// Views that a peer keeps in mind: those since the oldest checkpoint that all hold, which are few.
 pub const VIEWS_MAX: usize = 256;
+
+/// Steps of which a peer keeps what it received, for those who have received less of a source that is gone. Peers that need
+/// each other are at most one step apart, and the inbox holds [`INBOX_PER_SOURCE`] more.
+pub const RELAY_STEPS: u64 = 2 + INBOX_PER_SOURCE as u64;
 
 /// How often a coordinator lets a cohort fall back to a common checkpoint before it gives the run up.
 pub const FALLBACKS_MAX: u32 = 16;
@@ -106,3 +114,7 @@ pub const STREAMS_PER_CONNECTION: u32 = 16;
 
 /// A connection that carries nothing is probed this often, and given up when a probe stays unanswered as long.
 pub const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// Bytes of the memory banks of all networks, which every peer holds: 1.3 million samples of width 128 are 656 MB a
+/// network, so six networks on ImageNet fit.
+pub const BANKS_BYTES_MAX: u64 = 4 << 30;

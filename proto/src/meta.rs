@@ -120,6 +120,11 @@ impl Agenda {
         Self { plan: RoundPlan::new(times), precision }
     }
 
+    /// The last round that any step may have.
+    pub fn last_round(&self) -> Round {
+        self.plan.rounds().saturating_sub(1)
+    }
+
     /// What a peer says in a round, by what it says in a step; `None` if the run has no such round.
     pub fn schema(self, step: &Schema, round: Round) -> Option<Schema> {
         step.for_round(self.plan.kind(round)?, self.precision).ok()

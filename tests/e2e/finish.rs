@@ -1,8 +1,10 @@
 //! Runs that finish.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use cohort_proto::exit::Exit;
-use cohort_tests::process::{HERE, Site};
+use cohort_tests::process::{HERE, Signal, Site};
 use rusqlite::Connection;
 
 use crate::setting::{TWO, site};
@@ -43,6 +45,35 @@ fn two_peers_learn_from_each_other_and_twice_the_same() -> Result<()> {
     let alone = site("alone", TWO, "steps = 6")?;
     alone.finish(&["a", "b"])?;
     ensure!(alone.weights("a", 6)? != first.weights("a", 6)?, "what the others say has no effect");
+    Ok(())
+}
+
+/// What each peer said in every step, by digest, and the weights that it ended with.
+#[test]
+fn the_number_of_threads_changes_no_bit() -> Result<()> {
+    // Digests cover the number of the run, which is drawn when its journal begins: here the three begin with one.
+    let begun = site("mcl", TWO, "steps = 4")?;
+    let mut coordinator = begun.coordinator()?;
+    coordinator.process.signal(Signal::SIGTERM)?;
+    coordinator.process.wait()?.check(Exit::Stopped, &[])?;
+    let run = |threads: &str| -> Result<(Vec<String>, [Vec<u8>; 2])> {
+        let site = site("mcl", TWO, "steps = 4")?;
+        let journal = site.journal();
+        fs::create_dir(journal.parent().context("a folder")?)?;
+        Connection::open(begun.journal())?.execute("VACUUM INTO ?1", [journal.to_string_lossy()])?;
+        site.finish_with(&["a", "b"], &["--threads", threads])?;
+        let journal = Connection::open(journal)?;
+        let mut said = journal.prepare("SELECT digest FROM steps ORDER BY peer, step")?;
+        let said = said.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
+        ensure!(said.len() == 8, "a digest of every step of every peer");
+        Ok((said, [site.weights("a", 4)?, site.weights("b", 4)?]))
+    };
+    let (said, weights) = run("1")?;
+    for threads in ["2", "3"] {
+        let other = run(threads)?;
+        ensure!(other.0 == said, "{threads} threads say other things than one");
+        ensure!(other.1 == weights, "{threads} threads end in other weights than one");
+    }
     Ok(())
 }
 

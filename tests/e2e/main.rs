@@ -9,6 +9,7 @@ mod setting;
 mod hostile;
 
 mod finish;
+mod going_on;
 mod bad_input;
 mod refusals;
 mod attacks;
@@ -16,4 +17,6 @@ mod failures;
 mod disk_full;
 mod chaos;
 mod l_mcl;
+mod bank;
+mod teacher;
 mod commands;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow};
 use candle_core::Device;
+use cohort_peer::checkpoint::{Checkpoint, Progress};
 use cohort_peer::data::{self, loader::Loader};
 use cohort_peer::learner::Learner;
 use cohort_peer::models::{ImageShape, StateDict};
@@ -93,7 +94,7 @@ pub type State = (StateDict, StateDict);
 /// If data or networks cannot be had, or a step fails.
 pub fn train(spec: &RunSpec, folder: &Path, steps: usize) -> Result<Vec<StateDict>> {
     let peers = trace(spec, folder, steps)?.into_iter();
-    peers.map(|mut states| Ok(states.pop().context("no step was taken")?.0)).collect()
+    peers.map(|states| Ok(last(states)?.0)).collect()
 }
 
 /// Trains all peers of a run spec for some steps. Returns what each was after every step, by index.
@@ -101,22 +102,75 @@ pub fn train(spec: &RunSpec, folder: &Path, steps: usize) -> Result<Vec<StateDic
 /// # Errors
 /// If data or networks cannot be had, or a step fails.
 pub fn trace(spec: &RunSpec, folder: &Path, steps: usize) -> Result<Vec<Vec<State>>> {
+    trace_from(spec, folder, &[], steps)
+}
+
+/// Trains all peers of a run spec for some steps more, from checkpoints of all of them or, without any, from the start.
+/// Returns a checkpoint of each, by index.
+///
+/// # Errors
+/// If data or networks cannot be had, a checkpoint does not fit, or a step fails.
+pub fn train_from(
+    spec: &RunSpec,
+    folder: &Path,
+    checkpoints: &[Arc<Checkpoint>],
+    steps: usize,
+) -> Result<Vec<Checkpoint>> {
+    let first = checkpoints.first().map_or(0, |checkpoint| checkpoint.progress.steps_done);
+    let peers = trace_from(spec, folder, checkpoints, steps)?;
+    let mut ends = Vec::with_capacity(peers.len());
+    for (states, peer) in peers.into_iter().zip(&spec.peers) {
+        let (model, optimizer) = last(states)?;
+        let progress = Progress {
+            steps_done: first + steps as u64,
+            run: RunId(1),
+            spec_hash: spec.hash(),
+            peer: peer.name.to_string(),
+            arch: peer.arch.clone(),
+        };
+        ends.push(Checkpoint { progress, model, optimizer });
+    }
+    Ok(ends)
+}
+
+fn last(mut states: Vec<State>) -> Result<State> {
+    states.pop().context("no step was taken")
+}
+
+fn trace_from(
+    spec: &RunSpec,
+    folder: &Path,
+    checkpoints: &[Arc<Checkpoint>],
+    steps: usize,
+) -> Result<Vec<Vec<State>>> {
     let board = Arc::new(Board::default());
     let threads: Vec<_> = (0..spec.peers.len())
         .map(|index| {
             let (spec, folder, board) = (spec.clone(), folder.to_owned(), board.clone());
-            std::thread::spawn(move || peer(&spec, &folder, index, board, steps))
+            let checkpoint = checkpoints.get(index).cloned();
+            std::thread::spawn(move || peer(&spec, &folder, index, board, (checkpoint, steps)))
         })
         .collect();
     threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a peer panicked"))?).collect()
 }
 
-fn peer(spec: &RunSpec, folder: &Path, index: usize, board: Arc<Board>, steps: usize) -> Result<Vec<State>> {
+fn peer(
+    spec: &RunSpec,
+    folder: &Path,
+    index: usize,
+    board: Arc<Board>,
+    (checkpoint, steps): (Option<Arc<Checkpoint>>, usize),
+) -> Result<Vec<State>> {
     let peer = spec.peers.get(index).context("a peer")?;
     let samples = dataset::load(folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
     let image = ImageShape::from(&samples.images);
-    let mut learner = Learner::build(spec, index, peer, image, Device::Cpu)?;
-    let mut loader = Loader::start(data::loader_inputs(spec, samples)?, 0)?;
+    let learner = Learner::build(spec, index, peer, image, Device::Cpu)?;
+    let mut learner = learner.with_memory(spec, &samples.labels)?;
+    let first = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.progress.steps_done);
+    if let Some(checkpoint) = checkpoint {
+        learner.restore(&checkpoint)?;
+    }
+    let mut loader = Loader::start(data::loader_inputs(spec, samples)?, first)?;
     let schema = spec.contribution_schema(index)?;
     let mut seat = Seat {
         board,

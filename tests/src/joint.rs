@@ -7,20 +7,22 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use cohort_peer::data::{self, loader::Batch, loader::Loader};
-use cohort_peer::learner::{Learner, MATCHING_PREFIX};
+use cohort_peer::learner::{BANK_PREFIX, Learner, MATCHING_PREFIX};
 use cohort_peer::methods::Own;
-use cohort_peer::models::{ImageShape, StateDict};
+use cohort_peer::models::{ImageShape, Pass, StateDict};
 use cohort_peer::step::{forward, load, update};
 use cohort_proto::dataset::{self, Split};
-use cohort_proto::spec::RunSpec;
+use cohort_proto::spec::{Role, RunSpec};
 
 use crate::cluster::State;
 use crate::joint_loss::joint_loss;
+use crate::joint_memory::{JointMemory, bank_name};
 use crate::joint_meta::meta_update;
 
 /// All networks of a run.
 pub struct Joint {
     learners: Vec<Learner>,
+    memory: Option<JointMemory>,
     loader: Loader,
 }
 
@@ -34,8 +36,9 @@ impl Joint {
         let image = ImageShape::from(&samples.images);
         let build = |(index, peer)| Learner::build(spec, index, peer, image, Device::Cpu);
         let learners: Result<Vec<Learner>, _> = spec.peers.iter().enumerate().map(build).collect();
+        let memory = JointMemory::new(spec, &samples.labels)?;
         let loader = Loader::start(data::loader_inputs(spec, samples)?, 0)?;
-        Ok(Self { learners: learners?, loader })
+        Ok(Self { learners: learners?, memory, loader })
     }
 
     /// Takes the next step of all networks together. Returns the joint loss.
@@ -45,15 +48,27 @@ impl Joint {
     pub fn step(&mut self) -> Result<f64> {
         let batch = self.loader.next_batch()?.context("the plan has ended")?;
         let input = load::load(&batch, &Device::Cpu)?;
-        let forward = |learner: &Learner| forward::forward(learner, &input);
+        let forward = |learner: &Learner| match learner.role {
+            Role::Student => forward::forward(learner, &input),
+            Role::Teacher => frozen(learner, &input),
+        };
         let outputs = self.learners.iter().map(forward).collect::<candle_core::Result<Vec<_>>>()?;
         let own = outputs.iter().map(|output| output.outputs.own());
         let cohort: Vec<Own<'_>> = own.collect();
         let method = &self.learners.first().context("a run has peers")?.method;
-        let loss = joint_loss(method, &cohort, &input.labels)?;
+        let loss = match &self.memory {
+            None => joint_loss(method, &cohort, &input.labels)?,
+            Some(memory) => memory.joint_loss(method, &cohort, &input)?,
+        };
         let value = loss.to_scalar::<f64>()?;
         let gradients = loss.backward()?;
+        if let Some(memory) = &mut self.memory {
+            memory.remember(&cohort, &input.indices)?;
+        }
         for (learner, output) in self.learners.iter_mut().zip(outputs) {
+            if learner.role == Role::Teacher {
+                continue;
+            }
             let own = learner.model.params.gradients(&gradients);
             update::update(learner, output.pass, own, batch.lr)?;
         }
@@ -70,13 +85,17 @@ impl Joint {
         meta_update(&mut self.learners, input, &schedule, batch.lr)
     }
 
-    /// Goes on from where others are: parameters, buffers and optimisers of each network, by index.
+    /// Goes on from where others are: parameters, buffers, optimisers and the bank of each network, by index.
     ///
     /// # Errors
     /// If these are not the states of such networks.
     pub fn put(&mut self, states: &[State]) -> Result<()> {
+        if let Some(memory) = &mut self.memory {
+            memory.put(states)?;
+        }
         for (learner, (model, optimizer)) in self.learners.iter_mut().zip(states) {
-            let all = optimizer.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+            let all = optimizer.iter().filter(|(name, _)| !name.starts_with(BANK_PREFIX));
+            let all = all.map(|(name, tensor)| (name.clone(), tensor.clone()));
             let (matching, rest): (StateDict, StateDict) =
                 all.partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
             learner.model.params.restore(model)?;
@@ -84,6 +103,12 @@ impl Joint {
             learner.matching_optimizer.load(&matching)?;
         }
         Ok(())
+    }
+
+    /// The memory banks of all networks as a checkpoint names them; none without.
+    pub fn banks(&self) -> StateDict {
+        let banks = self.memory.iter().flat_map(|memory| memory.banks().iter().enumerate());
+        banks.map(|(index, bank)| (bank_name(index), bank.clone())).collect()
     }
 
     /// Parameters and buffers of each network, by index.
@@ -94,6 +119,13 @@ impl Joint {
         let weights = self.learners.iter().map(|learner| learner.model.params.state_dict());
         Ok(weights.collect::<candle_core::Result<Vec<_>>>()?)
     }
+}
+
+/// What a network that never changes makes of a batch: running statistics, no graph.
+fn frozen(learner: &Learner, input: &load::Input) -> candle_core::Result<forward::Forward> {
+    let mut pass = Pass::eval();
+    let outputs = learner.model.forward(&input.images, &mut pass)?;
+    Ok(forward::Forward { outputs, pass })
 }
 
 /// The greatest absolute difference between two sets of tensors, and the tensor that has it.

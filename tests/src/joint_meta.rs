@@ -12,6 +12,7 @@ use cohort_peer::methods::{LMclParams, Method};
 use cohort_peer::models::Pass;
 use cohort_peer::optim::Gradients;
 use cohort_peer::step::load::Input;
+use cohort_proto::spec::Role;
 
 use crate::joint_lmcl::{Stages, contrast};
 
@@ -28,7 +29,10 @@ pub fn meta_update(learners: &mut [Learner], input: &Input, schedule: &Schedule,
     let cohort = Cohort::of(learners, input)?;
     let (phi, passes) = cohort.hypergradient(&settings)?;
     let mut rest = phi.as_slice();
-    for ((learner, model), pass) in learners.iter_mut().zip(&cohort.models).zip(passes) {
+    for ((learner, (_, model)), pass) in learners.iter_mut().zip(&cohort.models).zip(passes) {
+        if learner.role == Role::Teacher {
+            continue;
+        }
         let mut gradients = Gradients::new();
         for (name, var) in learner.model.phi() {
             gradients.insert(name.clone(), take(&mut rest, var)?);
@@ -45,9 +49,9 @@ pub fn meta_update(learners: &mut [Learner], input: &Input, schedule: &Schedule,
     Ok(())
 }
 
-/// All networks in f64, and the batch.
+/// All networks in f64, and the batch. Teachers have neither θ nor φ.
 struct Cohort {
-    models: Vec<Model>,
+    models: Vec<(Role, Model)>,
     method: LMclParams,
     images: Tensor,
     labels: Tensor,
@@ -74,8 +78,8 @@ impl Cohort {
             _ => None,
         });
         let method = method.ok_or_else(|| anyhow::anyhow!("no network learns a matching"))?;
-        let twins = learners.iter().map(|learner| learner.model.twin(DType::F64));
-        let models = twins.collect::<Result<Vec<_>, _>>()?;
+        let twins = learners.iter().map(|learner| Ok((learner.role, learner.model.twin(DType::F64)?)));
+        let models = twins.collect::<Result<Vec<_>>>()?;
         Ok(Self { models, method, images: input.images.to_dtype(DType::F64)?, labels: input.labels.clone() })
     }
 
@@ -151,11 +155,17 @@ impl Cohort {
 
     fn forward(&self, theta: &[f64], gates: Option<&[GateTape]>) -> Result<(Vec<Outputs>, Vec<Pass>)> {
         let (mut rest, mut outputs, mut passes) = (theta, Vec::new(), Vec::new());
-        for (i, model) in self.models.iter().enumerate() {
-            for (_, var) in model.theta() {
-                var.set(&take(&mut rest, var)?)?;
+        for (i, (role, model)) in self.models.iter().enumerate() {
+            let mut pass = match (role, gates) {
+                (Role::Teacher, _) => Pass::eval(),
+                (Role::Student, None) => Pass::recording(),
+                (Role::Student, Some(gates)) => Pass::replaying(&gates[i]),
+            };
+            if *role == Role::Student {
+                for (_, var) in model.theta() {
+                    var.set(&take(&mut rest, var)?)?;
+                }
             }
-            let mut pass = gates.map_or_else(Pass::recording, |gates| Pass::replaying(&gates[i]));
             outputs.push(model.forward(&self.images, &mut pass)?);
             passes.push(pass);
         }
@@ -186,11 +196,15 @@ impl Cohort {
     }
 
     fn theta_vars(&self) -> impl Iterator<Item = &Var> {
-        self.models.iter().flat_map(|model| model.theta().map(|(_, var)| var))
+        self.students().flat_map(|model| model.theta().map(|(_, var)| var))
     }
 
     fn phi(&self) -> impl Iterator<Item = &Var> {
-        self.models.iter().flat_map(|model| model.phi().map(|(_, var)| var))
+        self.students().flat_map(|model| model.phi().map(|(_, var)| var))
+    }
+
+    fn students(&self) -> impl Iterator<Item = &Model> {
+        self.models.iter().filter(|(role, _)| *role == Role::Student).map(|(_, model)| model)
     }
 }
 

@@ -5,5 +5,6 @@ pub mod joint;
 pub mod joint_loss;
 pub mod joint_lmcl;
 pub mod joint_meta;
+pub mod joint_memory;
 pub mod process;
 pub mod net;

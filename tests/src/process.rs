@@ -283,7 +283,7 @@ impl Site {
         self.coordinator_on(HERE, "127.0.0.1:0")
     }
 
-    /// Starts a peer with one thread and more arguments.
+    /// Starts a peer with more arguments; without `--threads` among them it has one thread.
     ///
     /// # Errors
     /// If it cannot be started.
@@ -296,9 +296,11 @@ impl Site {
     ) -> Result<Process> {
         let state = self.state(name);
         let state = state.to_string_lossy();
-        let mut args = vec!["peer", "join", "--coordinator", url, "--name", name, "--threads", "1"];
-        if !more.contains(&"--state") {
-            args.extend(["--state", &state]);
+        let mut args = vec!["peer", "join", "--coordinator", url, "--name", name];
+        for (option, value) in [("--threads", "1"), ("--state", &*state)] {
+            if !more.contains(&option) {
+                args.extend([option, value]);
+            }
         }
         args.extend(more);
         self.start(name, host, &args)
@@ -317,9 +319,17 @@ impl Site {
     /// # Errors
     /// The first that did not finish.
     pub fn finish(&self, peers: &[&str]) -> Result<()> {
+        self.finish_with(peers, &[])
+    }
+
+    /// As [`Site::finish`], with more arguments to every peer.
+    ///
+    /// # Errors
+    /// The first that did not finish.
+    pub fn finish_with(&self, peers: &[&str], more: &[&str]) -> Result<()> {
         let coordinator = self.coordinator()?;
         let url = coordinator.url();
-        let started: Result<Vec<Process>> = peers.iter().map(|name| self.peer(&url, name, &[])).collect();
+        let started: Result<Vec<Process>> = peers.iter().map(|name| self.peer(&url, name, more)).collect();
         for process in started?.into_iter().chain([coordinator.process]) {
             process.wait()?.check(Exit::Finished, &[])?;
         }

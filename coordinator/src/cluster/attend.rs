@@ -23,7 +23,7 @@ impl Cluster {
         session: u64,
         out: &mut Vec<Action>,
     ) {
-        let (_, older) = match self.members.hello(now, stream, run, name, session) {
+        let (index, older) = match self.members.hello(now, stream, run, name, session) {
             Ok(found) => found,
             Err(error) => return out.push(Action::Close { stream, error: Some(error) }),
         };
@@ -32,12 +32,9 @@ impl Cluster {
             out.push(Action::Close { stream: older, error });
         }
         note(out, false, format!("peer {name} attends"));
+        self.say_views(&[stream], out);
         let mut say = |message| out.push(Action::Send { streams: vec![stream], message });
-        if let Some(training) = &mut self.training {
-            for view in &mut training.views {
-                self.members.readdress(view);
-                say(ToPeer::View(view.clone()));
-            }
+        if let Some(training) = &self.training {
             say(ToPeer::Lease(training.lease.until()));
             say(ToPeer::RetainFrom(training.lease.retain_from()));
         }
@@ -46,6 +43,7 @@ impl Cluster {
             Stage::Finished { .. } => say(ToPeer::Stop(self.finished_stop())),
             Stage::Gathering | Stage::Running | Stage::Over { .. } => {}
         }
+        self.ask_again(index, stream, out);
         self.moved(now);
         // It may have saved its last checkpoint while it was away.
         self.after_progress(now, out);
@@ -61,6 +59,7 @@ impl Cluster {
                 let why = format!("peer {} cannot follow: {sentence}", self.members.name(index));
                 self.fall_back(now, &why, out);
             }
+            FromPeer::Received { flush, of } => self.received(now, index, flush, of, out),
             FromPeer::StopWish(reason) => self.stop_wish(now, index, &reason, out),
             FromPeer::Leaving { steps_done, finished, reason } => {
                 self.leaving(now, index, steps_done, finished, &reason, out);
@@ -222,7 +221,11 @@ impl Cluster {
         let sentence = format!("peer {name} left after {steps_done} steps{why}");
         // Who leaves before the end of the lease leaves steps that the others cannot take without it.
         let early = !finished && steps_done < self.lease_until();
+        if !finished && self.lose(now, index, out) {
+            return note(out, true, sentence);
+        }
         match &self.stage {
+            Stage::Running if !finished && !self.in_view().contains(&index) => note(out, true, sentence),
             Stage::Running if !finished => {
                 // A peer that leaves because it lost another tells only half of the story.
                 let suspected = self.members.broken().join(", ");
@@ -241,16 +244,24 @@ impl Cluster {
         }
     }
 
-    /// A peer does not keep to the protocol. Before the run it is shown the door; a run that it is part of stops.
+    /// A peer does not keep to the protocol. Before the run it is shown the door; a run that it is part of goes on without
+    /// it, or stops.
     pub(super) fn fault(&mut self, now: Tick, index: usize, what: &str, out: &mut Vec<Action>) {
         let sentence = format!("peer {} {what}", self.members.name(index));
         if matches!(self.stage, Stage::Gathering) {
             if let Some(stream) = self.members.forget(index) {
                 out.push(Action::Close { stream, error: Some(sentence.clone()) });
             }
-            note(out, true, sentence);
-        } else {
-            self.stop(now, StopKind::AtOnce, format!("{sentence}; the run stops"), out);
+            return note(out, true, sentence);
         }
+        let outside = matches!(self.stage, Stage::Running) && !self.in_view().contains(&index);
+        if outside || self.lose(now, index, out) {
+            let presence = Presence::Dead { since: now, cause: what.to_owned() };
+            if let Some(stream) = self.members.gone(index, presence) {
+                out.push(Action::Close { stream, error: Some(sentence.clone()) });
+            }
+            return note(out, true, sentence);
+        }
+        self.stop(now, StopKind::AtOnce, format!("{sentence}; the run stops"), out);
     }
 }

@@ -2,7 +2,7 @@
 
 use cohort_proto::control::{Stop, StopKind, ToPeer};
 use cohort_proto::limits::SENTENCE_CHARS_MAX;
-use cohort_proto::spec::RunSpec;
+use cohort_proto::spec::{FailurePolicy, RunSpec};
 
 use super::{Cluster, REMINDER_MS, Stage, note};
 use crate::event::{Action, Ended, Entry, Phase, Tick};
@@ -20,7 +20,7 @@ impl Cluster {
     /// Stops the run, or stops it harder than before. Nothing that is over or finished can be stopped.
     pub(super) fn stop(&mut self, now: Tick, kind: StopKind, sentence: String, out: &mut Vec<Action>) {
         // The end of the lease is out of reach while somebody is missing.
-        let kind = if self.members.all_attend() { kind } else { StopKind::AtOnce };
+        let kind = if self.all_here() { kind } else { StopKind::AtOnce };
         match &self.stage {
             Stage::Over { .. } | Stage::Finished { .. } => return note(out, true, sentence),
             Stage::Stopping { stop, .. } if stop.kind == StopKind::AtOnce || kind == StopKind::Graceful => {
@@ -90,8 +90,12 @@ impl Cluster {
         if let Some(stream) = self.members.gone(index, presence) {
             out.push(Action::Close { stream, error: Some(format!("given up: {cause}")) });
         }
-        let name = self.members.name(index);
         if matches!(self.stage, Stage::Running) {
+            if self.lose(now, index, out) || !self.in_view().contains(&index) {
+                let name = self.members.name(index);
+                return note(out, true, format!("peer {name} died at step {at}: {cause}"));
+            }
+            let name = self.members.name(index);
             let seconds = seconds_until(now, self.gives_up_at());
             return note(
                 out,
@@ -102,6 +106,7 @@ impl Cluster {
                 ),
             );
         }
+        let name = self.members.name(index);
         let sentence = format!(
             "peer {name} died at step {at}: {cause}; the others save what is complete and stop; start the run again to \
              go on from there"
@@ -112,7 +117,7 @@ impl Cluster {
     /// The run has not moved for too long.
     fn give_up(&mut self, now: Tick, out: &mut Vec<Action>) {
         let seconds = self.spec.policy.wait_timeout_ms as f64 / 1000.0;
-        let waiting = self.members.waiting_for(now);
+        let waiting = self.message(now);
         let why =
             if waiting.is_empty() { "everybody attends, but nobody gets on".to_owned() } else { waiting };
         let sentence = format!(
@@ -120,6 +125,36 @@ impl Cluster {
              run again to go on from there"
         );
         self.stop(now, StopKind::AtOnce, sentence, out);
+    }
+
+    /// Under `continue`, those who keep the others from going on: who did not come back to a coordinator that was started
+    /// again, and who is not heard by others although both live.
+    fn lose_by_time(&mut self, now: Tick, out: &mut Vec<Action>) {
+        if self.absent_until.is_some_and(|until| now >= until) {
+            self.absent_until = None;
+            for index in self.in_view() {
+                if self.members.peer(index).is_some_and(|peer| peer.presence == Presence::Expected) {
+                    self.died(now, index, "it did not come back to this coordinator", out);
+                }
+            }
+        }
+        if self.stalls_at().is_some_and(|at| now >= at)
+            && let Some(index) = self.members.most_missed(&self.in_view())
+        {
+            let name = self.members.name(index);
+            note(out, true, format!("peer {name} lives, but what it says does not reach the others"));
+            self.moved(now);
+            if self.lose(now, index, out) {
+                self.bar(now, index);
+            }
+        }
+    }
+
+    /// When those who live and are not heard are given up: heartbeats say who waits for whom.
+    pub(super) fn stalls_at(&self) -> Option<Tick> {
+        let policy = &self.spec.policy;
+        let applies = policy.on_failure == FailurePolicy::Continue && self.flush.is_none() && self.all_here();
+        applies.then(|| self.moved_at.plus(policy.failure_timeout_ms.saturating_mul(2)))
     }
 
     /// What the passing of time decides.
@@ -139,17 +174,20 @@ impl Cluster {
                 }
             }
         }
+        if matches!(self.stage, Stage::Running) {
+            self.lose_by_time(now, out);
+        }
         match &self.stage {
             Stage::Gathering if now >= self.remind_at => {
                 self.remind_at = now.plus(REMINDER_MS);
-                note(out, false, self.members.waiting_for(now));
+                note(out, false, self.message(now));
             }
             Stage::Running if self.members.any_attends() && now >= self.gives_up_at() => {
                 self.give_up(now, out)
             }
             Stage::Running if now >= self.remind_at => {
                 self.remind_at = now.plus(REMINDER_MS);
-                let waiting = self.members.waiting_for(now);
+                let waiting = self.message(now);
                 if !waiting.is_empty() {
                     note(out, true, waiting);
                 }
@@ -198,10 +236,12 @@ impl Cluster {
     /// Peers that neither left as finished nor said that their last checkpoint is on the disk.
     fn unsaved(&self) -> Vec<&str> {
         let Some(training) = &self.training else { return vec![] };
+        let members = self.in_view();
         let peers = self.members.peers().iter().enumerate();
         peers
             .filter(|(index, peer)| {
-                peer.presence != Presence::Left { finished: true }
+                members.contains(index)
+                    && peer.presence != Presence::Left { finished: true }
                     && !training.lease.has_last_checkpoint(*index)
             })
             .map(|(_, peer)| peer.name.as_str())

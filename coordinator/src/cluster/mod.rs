@@ -10,8 +10,10 @@
 mod attend;
 mod ending;
 mod recover;
+mod shrink;
+mod grow;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use cohort_proto::control::{Accepted, JoinRequest, Refusal, RefusalReason, Stop, StopKind, ToPeer};
@@ -71,6 +73,13 @@ pub struct Cluster {
     moved_at: Tick,
     /// How often all fell back together.
     fallbacks: u32,
+    /// The question that survivors are answering, and how many were asked.
+    flush: Option<shrink::Flush>,
+    flushes: u64,
+    /// Until when the members of a run that began under an earlier start may stay away.
+    absent_until: Option<Tick>,
+    /// Peers that live and were lost to the others: until when they may not come in again, and how often that was.
+    barred: BTreeMap<usize, (Tick, u32)>,
     /// What [`Cluster::poll_timeout`] said after the last event, to notice being woken late.
     promised: Option<Tick>,
 }
@@ -82,6 +91,8 @@ struct Training {
     views: Vec<View>,
     lease: Lease,
     agreement: Agreement,
+    /// Who serves what was received of those who are no longer members.
+    relayed_by: BTreeMap<usize, usize>,
     /// Members whose replay has been found to differ, which is said once a replay.
     diverged: BTreeSet<usize>,
 }
@@ -90,6 +101,13 @@ impl Training {
     /// The view that holds for a step.
     fn view_at(&self, step: Step) -> Option<&View> {
         self.views.iter().rev().find(|view| view.begins_at <= step)
+    }
+
+    /// The first step from one on to which a member is to say something: before it comes in, nobody waits for it.
+    fn due_from(&self, index: usize, step: Step) -> Step {
+        let holds = self.views.iter().rposition(|view| view.begins_at <= step).unwrap_or(0);
+        let member = |view: &&View| view.members.iter().any(|member| member.index == index);
+        self.views.iter().skip(holds).find(member).map_or(step, |view| view.begins_at.max(step))
     }
 
     /// Logs reach back to a step, and nobody takes an earlier one again.
@@ -119,6 +137,8 @@ impl Cluster {
             Some(_) => Stage::Running,
             None => Stage::Gathering,
         };
+        let wait_ms = spec.policy.failure_timeout_ms.saturating_mul(2);
+        let absent_until = (stage == Stage::Running).then(|| now.plus(wait_ms));
         Self {
             run: history.run,
             last_view: history.views.last().map_or(ViewId(0), |view| view.id),
@@ -130,6 +150,10 @@ impl Cluster {
             journal_failed: false,
             moved_at: now,
             fallbacks: 0,
+            flush: None,
+            flushes: 0,
+            absent_until,
+            barred: BTreeMap::new(),
             promised: None,
         }
     }
@@ -172,8 +196,8 @@ impl Cluster {
             Stage::Gathering => Some(members.map_or(self.remind_at, |at| at.min(self.remind_at))),
             Stage::Running => {
                 let give_up = self.members.any_attends().then(|| self.gives_up_at());
-                let own = give_up.map_or(self.remind_at, |at| at.min(self.remind_at));
-                Some(members.map_or(own, |at| at.min(own)))
+                let moments = [give_up, members, self.absent_until, self.stalls_at(), self.next_unbarred()];
+                moments.into_iter().flatten().chain([self.remind_at]).min()
             }
             Stage::Stopping { deadline, .. } | Stage::Finished { deadline } => {
                 Some(members.map_or(*deadline, |at| at.min(*deadline)))
@@ -231,7 +255,11 @@ impl Cluster {
     /// Why the run stopped, or who is waited for and since when; empty while it runs.
     pub fn message(&self, now: Tick) -> String {
         match &self.stage {
-            Stage::Gathering | Stage::Running => self.members.waiting_for(now),
+            Stage::Gathering => self.members.waiting_for(now, |_| true),
+            Stage::Running => {
+                let members = self.in_view();
+                self.members.waiting_for(now, |index| members.contains(&index))
+            }
             _ => self.ending_message(),
         }
     }
@@ -315,15 +343,27 @@ impl Cluster {
             let error = Some(format!("peer {} joined anew", request.name));
             out.push(Action::Close { stream, error });
         }
+        let member = self.in_view().contains(&index);
         if let Some(training) = &mut self.training {
             let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied());
             training.lease.holds(index, held);
-            if let Some(standing) = request.standing {
-                training.lease.resume(index, standing.steps_done);
-                accepted.reported = training.lease.next(index);
+            match request.standing {
+                Some(standing) if member => {
+                    training.lease.resume(index, standing.steps_done);
+                    accepted.reported = training.lease.next(index);
+                }
+                // The others have gone on without it, so what it remembers is void.
+                Some(_) => self.members.forgets(index),
+                None if self.others_remember(index) => _ = self.lose(now, index, out),
+                None => {}
             }
         }
         Ok(accepted)
+    }
+
+    /// Whether some other member of the view is where the run is.
+    fn others_remember(&self, index: usize) -> bool {
+        self.in_view().into_iter().any(|other| other != index && self.members.log_from(other).is_some())
     }
 
     /// A run that ends takes nobody in.
@@ -357,7 +397,11 @@ impl Cluster {
     fn settle(&mut self, now: Tick, out: &mut Vec<Action>) {
         match self.stage {
             Stage::Gathering if self.members.all_attend() => self.begin(now, out),
-            Stage::Running => self.start_waiting(now, out),
+            Stage::Running => {
+                self.decide_cut(now, out);
+                self.start_waiting(now, out);
+                self.take_in_waiting(now, out);
+            }
             Stage::Stopping { .. } if !self.members.any_present() => self.over(out),
             Stage::Finished { .. } if !self.members.any_present() && self.members.any_left() => {
                 self.over(out)
@@ -388,6 +432,7 @@ impl Cluster {
             views: vec![view],
             lease: Lease::new(now, data.total_steps, progress, 0),
             agreement: Agreement::default(),
+            relayed_by: BTreeMap::new(),
             diverged: BTreeSet::new(),
         });
         self.stage = Stage::Running;
@@ -428,9 +473,17 @@ impl Cluster {
 /// The training of a run that began under an earlier start of the coordinator.
 fn recall(now: Tick, history: &History) -> Option<Training> {
     let data = history.data?;
-    history.views.last()?;
-    let progress = |record: &PeerRecord| Progress::new(record.completed, record.checkpoints.iter().copied());
-    let members = history.records.iter().map(progress).collect();
+    let last = history.views.last()?;
+    let since = |index: usize| {
+        let member = |view: &&View| view.members.iter().any(|member| member.index == index);
+        history.views.iter().rev().take_while(member).last().map(|view| view.begins_at)
+    };
+    let progress = |(index, record): (usize, &PeerRecord)| {
+        let completed = record.completed.max(since(index).unwrap_or(0));
+        let progress = Progress::new(completed, record.checkpoints.iter().copied());
+        Progress { in_view: last.members.iter().any(|member| member.index == index), ..progress }
+    };
+    let members = history.records.iter().enumerate().map(progress).collect();
     let lease = Lease::new(now, data.total_steps, members, history.lease_until);
     let mut agreement = Agreement::default();
     for (index, record) in history.records.iter().enumerate() {
@@ -438,7 +491,13 @@ fn recall(now: Tick, history: &History) -> Option<Training> {
             agreement.remember(index, *step, said.clone());
         }
     }
-    let mut training = Training { views: history.views.clone(), lease, agreement, diverged: BTreeSet::new() };
+    let mut training = Training {
+        views: history.views.clone(),
+        lease,
+        agreement,
+        relayed_by: BTreeMap::new(),
+        diverged: BTreeSet::new(),
+    };
     training.retain_from(training.lease.retain_from());
     Some(training)
 }

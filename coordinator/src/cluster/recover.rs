@@ -10,8 +10,8 @@
 
 use std::collections::BTreeSet;
 
-use cohort_proto::control::ToPeer;
-use cohort_proto::id::{Step, ViewId};
+use cohort_proto::control::{Start, ToPeer};
+use cohort_proto::id::Step;
 use cohort_proto::limits::FALLBACKS_MAX;
 use cohort_proto::view::View;
 
@@ -23,50 +23,56 @@ impl Cluster {
     /// Tells those who wait for it where to start, once all members are here: before, nobody could complete a step that
     /// is not on record anyway, and one who comes later may hold older checkpoints only.
     pub(super) fn start_waiting(&mut self, now: Tick, out: &mut Vec<Action>) {
-        let fresh = self.members.without_memory();
-        if fresh.is_empty() || !self.members.all_attend() {
+        let mut fresh = self.members.without_memory();
+        let members = self.in_view();
+        fresh.retain(|index| members.contains(index));
+        if fresh.is_empty() || !self.all_here() {
             return;
         }
-        let Some(training) = &mut self.training else { return };
+        let Some(training) = &self.training else { return };
         match start_of(training, &self.members, &fresh) {
             Some(step) => self.start(now, &fresh, step, out),
             None => self.fall_back(now, "no checkpoint of its own fits the logs of the others", out),
         }
     }
 
-    /// These members go to their checkpoint of a step. The view is said again to all, since who was started again may
+    /// These members go to their checkpoint of a step. The views are said again to all, since who was started again may
     /// have another address.
     fn start(&mut self, now: Tick, fresh: &[usize], step: Step, out: &mut Vec<Action>) {
         let Some(training) = &mut self.training else { return };
-        for view in &mut training.views {
-            self.members.readdress(view);
-        }
         for &index in fresh {
             training.lease.resume(index, step);
             training.diverged.remove(&index);
             self.members.starts(index, step);
         }
-        let streams = self.members.streams();
-        if let Some(view) = training.views.last() {
-            out.push(Action::Send { streams, message: ToPeer::View(view.clone()) });
-        }
+        self.say_views(&self.members.streams(), out);
         let streams = fresh.iter().filter_map(|index| self.members.peer(*index)?.stream()).collect();
-        out.push(Action::Send { streams, message: ToPeer::Start(step) });
+        out.push(Action::Send { streams, message: ToPeer::Start(Start::at(step)) });
         let names: Vec<&str> = fresh.iter().map(|index| self.members.name(*index)).collect();
         note(out, false, format!("{} start from step {step}", names.join(", ")));
         out.push(Action::Record(Entry::Phase(Phase::Running)));
         self.moved(now);
     }
 
-    /// Everybody goes back to the newest checkpoint that all hold, in a new view: what was said beyond it in the old one
-    /// is void. The weights come out the same, since a replay is training; only time is lost.
+    /// Everybody in the view falls back, if all are here.
     pub(super) fn fall_back(&mut self, now: Tick, why: &str, out: &mut Vec<Action>) {
-        if !matches!(self.stage, Stage::Running) || !self.members.all_attend() {
-            return;
+        if matches!(self.stage, Stage::Running) && self.all_here() {
+            self.fall_back_to(now, &self.in_view(), why, out);
         }
+    }
+
+    /// These members go back to the newest checkpoint that all of them hold, in a new view: what was said beyond it in
+    /// the old one is void. With the same members the weights come out the same, since a replay is training; only time is
+    /// lost.
+    pub(super) fn fall_back_to(
+        &mut self,
+        now: Tick,
+        members: &BTreeSet<usize>,
+        why: &str,
+        out: &mut Vec<Action>,
+    ) {
         let (Some(data), Some(training)) = (self.members.data(), &mut self.training) else { return };
-        let all = 0..self.members.peers().len();
-        let step = newest_common(all.clone().filter_map(|index| training.lease.checkpoints(index)));
+        let step = newest_common(members.iter().filter_map(|index| training.lease.checkpoints(*index)));
         let step = step.unwrap_or(0);
         self.fallbacks += 1;
         if self.fallbacks > FALLBACKS_MAX {
@@ -75,20 +81,10 @@ impl Cluster {
             );
             return self.stop(now, StopKind::AtOnce, sentence, out);
         }
-        self.last_view = ViewId(self.last_view.0.saturating_add(1));
-        let view = View { id: self.last_view, begins_at: step, members: self.members.members() };
-        note(out, true, format!("all fall back to step {step}, in view {}: {why}", view.id));
-        training.views.retain(|older| older.begins_at < step);
-        training.views.push(view.clone());
+        note(out, true, format!("all fall back to step {step}: {why}"));
         training.lease.fall_back(now, step);
-        training.agreement.forget_from(step);
-        out.push(Action::Record(Entry::View { view, data }));
-        for &stream in &self.members.streams() {
-            for view in &training.views {
-                out.push(Action::Send { streams: vec![stream], message: ToPeer::View(view.clone()) });
-            }
-        }
-        let everybody: Vec<usize> = all.collect();
+        self.begin_view(now, step, members, data, out);
+        let everybody: Vec<usize> = members.iter().copied().collect();
         self.start(now, &everybody, step, out);
         self.after_progress(now, out);
     }
@@ -100,17 +96,22 @@ fn start_of(
     members: &crate::membership::Membership,
     fresh: &[usize],
 ) -> Option<Step> {
-    let held: Vec<&BTreeSet<Step>> =
-        fresh.iter().filter_map(|index| training.lease.checkpoints(*index)).collect();
-    let listens = training.views.last()?.members.iter().any(|member| !member.schema.tensors().is_empty());
-    let mut range = 0..=Step::MAX;
-    for index in (0..members.peers().len()).filter(|index| listens && !fresh.contains(index)) {
-        let log_from = members.log_from(index)?.max(training.lease.retain_from());
-        range = (*range.start()).max(log_from)..=(*range.end()).min(training.lease.next(index));
+    let last = training.views.last()?;
+    let listens = last.members.iter().any(|member| !member.schema.tensors().is_empty());
+    // Back to where somebody was a member whose log is lost, and no further back than any of them has been a member.
+    let here = |view: &&View| view.members.iter().all(|member| last.member(&member.name).is_some());
+    let of_all =
+        |view: &&View| fresh.iter().all(|index| view.members.iter().any(|member| member.index == *index));
+    let views = training.views.iter().rev().take_while(|view| here(view) && of_all(view));
+    let first = views.last()?;
+    let floor = if training.views.first() == Some(first) { 0 } else { first.begins_at };
+    let mut range = floor..=Step::MAX;
+    for member in last.members.iter().filter(|member| listens && !fresh.contains(&member.index)) {
+        let log_from = members.log_from(member.index)?.max(training.lease.retain_from());
+        range = (*range.start()).max(log_from)..=(*range.end()).min(training.lease.next(member.index));
     }
-    let fitting: Vec<BTreeSet<Step>> = held
-        .into_iter()
-        .map(|held| held.iter().copied().filter(|step| range.contains(step)).collect())
-        .collect();
+    let held = fresh.iter().filter_map(|index| training.lease.checkpoints(*index));
+    let fitting: Vec<BTreeSet<Step>> =
+        held.map(|held| held.iter().copied().filter(|step| range.contains(step)).collect()).collect();
     newest_common(fitting.iter())
 }

@@ -1,9 +1,11 @@
 //! The machine by its lists of actions, then by random histories.
 
+mod going_on;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cohort_proto::control::{Checkpoints, FromPeer, Standing, StepReport, TensorDigest, Waiting};
+use cohort_proto::control::{Checkpoints, FromPeer, Standing, Start, StepReport, TensorDigest, Waiting};
 use cohort_proto::id::{Digest, PeerName};
 use cohort_proto::limits::LEASE_STEPS_MIN;
 use proptest::prelude::*;
@@ -194,7 +196,7 @@ fn saved(step: Step) -> FromPeer {
 
 fn starts(actions: &[Action]) -> Vec<(Step, usize)> {
     let start = |action: &Action| match action {
-        Action::Send { streams, message: ToPeer::Start(step) } => Some((*step, streams.len())),
+        Action::Send { streams, message: ToPeer::Start(start) } => Some((start.step, streams.len())),
         _ => None,
     };
     actions.iter().filter_map(start).collect()
@@ -347,7 +349,7 @@ fn the_view_is_recorded_before_it_is_sent_and_then_the_lease() {
     let expected = vec![
         Action::Record(entry),
         Action::Send { streams: world.both(), message: ToPeer::View(view) },
-        Action::Send { streams: world.both(), message: ToPeer::Start(20) },
+        Action::Send { streams: world.both(), message: ToPeer::Start(Start::at(20)) },
         Action::Record(Entry::Phase(Phase::Running)),
         Action::Record(Entry::Lease { until }),
         Action::Send { streams: world.both(), message: ToPeer::Lease(until) },

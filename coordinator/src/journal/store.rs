@@ -14,7 +14,9 @@ use crate::event::{DataFacts, Entry};
 
 /// The tables.
 const SCHEMA: &str = include_str!("schema.sql");
-/// Their version, in the file's `user_version`.
+/// What can be asked of them besides: made at every start, since a journal of an earlier version lacks the later ones.
+const VIEWS: &str = include_str!("views.sql");
+/// The version of the tables, in the file's `user_version`.
 const FORMAT: i64 = 2;
 
 /// The open file.
@@ -44,6 +46,7 @@ impl Store {
             FORMAT => check_run(&connection, folder, file, spec)?,
             got => return Err(JournalError::Format { path: file.to_owned(), got, known: FORMAT }),
         }
+        connection.execute_batch(VIEWS).map_err(failed)?;
         let history = recall::history(&connection, spec).map_err(failed)?;
         connection.execute("UPDATE runs SET starts = starts + 1", []).map_err(failed)?;
         let archs = spec.peers.iter().map(|peer| peer.arch.clone()).collect();

@@ -166,6 +166,19 @@ async fn matching_is_a_view_of_means_by_epoch() {
     assert_eq!(typed, "integerintegerreal");
 }
 
+/// What an earlier version made, which had no such view.
+#[test]
+fn a_view_that_an_older_journal_lacks_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap());
+    let file = folder.path().join(FILE);
+    Connection::open(&file).unwrap().execute_batch("DROP VIEW matching").unwrap();
+    let _journal = reopen(folder.path());
+    let rows =
+        Connection::open(&file).unwrap().query_row("SELECT count(*) FROM matching", [], |row| row.get(0));
+    assert_eq!(rows, Ok(0));
+}
+
 #[tokio::test]
 async fn a_view_is_on_the_disk_when_its_write_returns() {
     let folder = tempfile::tempdir().unwrap();

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use cohort_proto::control::{Accepted, FromPeer, JoinRequest, Refusal, RefusalReason, StepReport, ToPeer};
+use cohort_proto::control::{
+    Accepted, FromPeer, JoinRequest, Refusal, RefusalReason, Start, StepReport, ToPeer,
+};
 use cohort_proto::control::{Stop, StopKind};
 use cohort_proto::id::{Digest, PeerName, ViewId};
 use cohort_proto::wire;
@@ -154,7 +156,7 @@ async fn a_whole_run() {
     for peer in [&mut a, &mut b] {
         let ToPeer::View(view) = peer.next().await else { panic!("first the view") };
         assert_eq!((view.id, view.begins_at, view.members.len()), (ViewId(1), 0, 2));
-        assert_eq!(peer.next().await, ToPeer::Start(0));
+        assert_eq!(peer.next().await, ToPeer::Start(Start::at(0)));
         assert_eq!(peer.next().await, ToPeer::Lease(2));
     }
     for step in 0..3 {

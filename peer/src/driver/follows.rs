@@ -1,14 +1,14 @@
-//! The tasks that follow the sources of this peer: one a source, begun anew whenever training starts elsewhere or a
-//! source may be found at another address.
+//! The tasks that follow the sources of this peer: one a source, begun anew whenever training starts elsewhere, another
+//! view is said, or a source may be found at another address.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_proto::contribution::Position;
 use cohort_proto::id::{PeerName, RunId, Step};
 use cohort_proto::meta::Agenda;
-use cohort_proto::view::Member;
+use cohort_proto::view::{Member, View};
 use tokio::sync::mpsc;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 
 use crate::error::PeerError;
 use crate::net::follow::{Following, Reached, follow};
@@ -20,52 +20,105 @@ pub(super) struct Follows {
     me: PeerName,
     run: RunId,
     agenda: Agenda,
-    tasks: JoinSet<Result<(), PeerError>>,
+    tasks: JoinSet<(u64, Result<(), PeerError>)>,
+    /// Whether training was told where to start; nobody is followed before.
+    started: bool,
     epoch: u64,
-    /// Where training started; nobody is followed before.
-    from: Option<Step>,
     reached: BTreeMap<PeerName, Reached>,
+    /// The views that were said, ascending.
+    views: Vec<View>,
+    /// Those who are gone: nothing more is taken of them until another view is said.
+    gone: BTreeSet<PeerName>,
 }
 
 impl Follows {
     pub(super) fn new(me: PeerName, run: RunId, agenda: Agenda) -> Self {
         let (tasks, reached) = (JoinSet::new(), BTreeMap::new());
-        Self { me, run, agenda, tasks, epoch: 0, from: None, reached }
+        let (views, gone) = (Vec::new(), BTreeSet::new());
+        Self { me, run, agenda, tasks, started: false, epoch: 0, reached, views, gone }
+    }
+
+    /// Whether any view was said.
+    pub(super) fn knows_a_view(&self) -> bool {
+        !self.views.is_empty()
     }
 
     /// Training starts at a step: everybody is to be followed from there. Returns the number of the new epoch.
-    pub(super) fn restart(&mut self, step: Step) -> u64 {
+    pub(super) fn restart(&mut self) -> u64 {
         self.tasks.abort_all();
         self.reached.clear();
-        self.from = Some(step);
+        self.started = true;
         self.epoch += 1;
         self.epoch
     }
 
-    /// Follows these members, and no others, each from the first entry of it that has not been delivered.
-    pub(super) fn follow(&mut self, members: &[Member], words: &mpsc::Sender<Word>) {
+    /// A view was said, perhaps again; `next` is the first step that this peer may still have to take. Of a view that it
+    /// did not know, everything from there on is heard again, since what was heard may be void.
+    pub(super) fn viewed(&mut self, view: View, next: Step) {
+        if !self.views.iter().any(|known| known.id == view.id) {
+            self.reached.clear();
+            self.gone.clear();
+        }
+        self.views
+            .retain(|known| known.id > view.id || (known.id < view.id && known.begins_at < view.begins_at));
+        let place = self.views.partition_point(|known| known.id < view.id);
+        self.views.insert(place, view);
+        // Views that hold for no step any more.
+        let holds = self.views.iter().rposition(|view| view.begins_at <= next).unwrap_or(0);
+        self.views.drain(..holds);
+    }
+
+    /// Takes nothing more of these; nothing of theirs is under way when this returns.
+    pub(super) async fn take_no_more(&mut self, peers: &[PeerName]) {
+        self.gone.extend(peers.iter().cloned());
+        self.tasks.shutdown().await;
+    }
+
+    /// The coordinator was started anew and has forgotten who is gone.
+    pub(super) fn forget_who_is_gone(&mut self) {
+        self.gone.clear();
+    }
+
+    /// Follows the members of all views that hold for a step to come, each from the first entry of it that has not been
+    /// delivered.
+    pub(super) fn follow(&mut self, next: Step, words: &mpsc::Sender<Word>) {
         self.tasks.abort_all();
-        let Some(from) = self.from.map(Position::of) else { return };
-        for source in members.iter().filter(|member| member.name != self.me) {
-            let reached = self.reached.entry(source.name.clone()).or_insert_with(|| Reached::at(from));
+        if !self.started {
+            return;
+        }
+        let known = self.views.iter().map(|view| (view.begins_at, view.id)).collect::<Vec<_>>();
+        let members = self.views.iter().flat_map(|view| &view.members);
+        // The newest view has the newest address.
+        let sources: BTreeMap<&PeerName, &Member> = members.map(|member| (&member.name, member)).collect();
+        for (name, source) in
+            sources.into_iter().filter(|(name, _)| **name != self.me && !self.gone.contains(name))
+        {
+            let reached = self.reached.entry(name.clone());
+            let begins =
+                self.views.iter().find(|view| view.member(name).is_some()).map(|view| view.begins_at);
+            // It says nothing to steps before it was a member.
+            let from = Position::of(next.max(begins.unwrap_or(0)));
+            let reached = reached.or_insert_with(|| Reached::at(from)).clone();
             let following = Following {
                 source: source.clone(),
                 me: self.me.clone(),
                 run: self.run,
                 agenda: self.agenda,
-                from,
-                reached: reached.clone(),
+                reached,
+                views: known.clone().into(),
                 epoch: self.epoch,
             };
-            self.tasks.spawn(follow(following, words.clone()));
+            let (epoch, words) = (self.epoch, words.clone());
+            self.tasks.spawn(async move { (epoch, follow(following, words).await) });
         }
     }
 
-    /// The next task that ended by itself; `None` while there is no task.
+    /// How the next task ended that ended by itself; `None` while there is no task.
     pub(super) async fn ended(&mut self) -> Option<Result<(), PeerError>> {
         Some(match self.tasks.join_next().await? {
-            Ok(result) => result,
-            Err(error) if JoinError::is_cancelled(&error) => Ok(()),
+            Ok((epoch, result)) if epoch == self.epoch => result,
+            Ok(_) => Ok(()),
+            Err(error) if error.is_cancelled() => Ok(()),
             Err(error) => Err(PeerError::Internal(format!("following a peer: {error}"))),
         })
     }

@@ -18,7 +18,6 @@ use cohort_proto::id::{PeerName, RunId};
 use cohort_proto::limits::PROTOCOL_VERSION;
 use cohort_proto::meta::Agenda;
 use cohort_proto::spec::DeviceSpec;
-use cohort_proto::view::View;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -26,8 +25,9 @@ use crate::error::PeerError;
 use crate::log::ContributionLog;
 use crate::net::control::{Attendance, Control};
 use crate::net::serve::{Served, bind, serve};
+use crate::relay::Relay;
 use crate::standing::Place;
-use crate::trainer::{self, Ending, Facts, Inputs, News, Trainer, Word};
+use crate::trainer::{self, Ending, Facts, Inputs, News, Shared, Trainer, Word};
 use crate::waits::Waits;
 use absence::Absence;
 use follows::Follows;
@@ -96,9 +96,11 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
     let state = config.state.clone().unwrap_or_else(|| {
         PathBuf::from("runs").join(&spec.run.name).join("peers").join(config.name.as_str())
     });
-    let (log, waits) = (Arc::new(ContributionLog::new(0)), Arc::new(Waits::default()));
+    let log = Arc::new(ContributionLog::new(0));
+    let (relay, waits) = (Arc::new(Relay::default()), Arc::new(Waits::default()));
+    let shared = Shared { log: log.clone(), relay: relay.clone(), waits: waits.clone() };
     let inputs = Inputs { spec: spec.clone(), spec_hash, index, data: config.data.clone(), device, state };
-    let mut trainer = trainer::start(inputs, log.clone(), waits.clone())?;
+    let mut trainer = trainer::start(inputs, shared)?;
     let facts = match trainer.news.recv().await {
         Some(News::Prepared(facts)) => *facts,
         Some(News::Ended(Ending { cause: Err(error), .. })) => return Err(error),
@@ -112,6 +114,7 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
         me: config.name.clone(),
         followers: spec.peers.iter().map(|peer| peer.name.clone()).collect::<BTreeSet<_>>(),
         log: log.clone(),
+        relay,
         run: OnceLock::new(),
     });
     let (stop_serving, stopped) = oneshot::channel();
@@ -140,7 +143,6 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
         log,
         waits,
         attendance: Some(attendance),
-        view: None,
         stopping: false,
         stop_deadline: None,
         wishes: 0,
@@ -181,8 +183,6 @@ struct Driver {
     attendance: Option<Attendance>,
     absence: Absence,
     follows: Follows,
-    /// The last view that was said.
-    view: Option<View>,
     /// Whether the coordinator told this peer to stop.
     stopping: bool,
     /// When to stop waiting for the coordinator's answer to a wish to stop.
@@ -266,6 +266,7 @@ impl Driver {
                 self.place.holds(held.clone());
                 self.up(FromPeer::CheckpointSaved { step, held });
             }
+            News::Received { flush, of } => self.up(FromPeer::Received { flush, of }),
             News::Prepared(_) | News::Ended(_) => {
                 let error = PeerError::Internal("the training thread repeats itself".into());
                 tell(trainer, Word::Lost(error)).await;
@@ -277,17 +278,20 @@ impl Driver {
         let reason = match word {
             Ok(Some(ToPeer::View(view))) => {
                 tell(trainer, Word::View(view.clone())).await;
-                return self.follow(view, trainer);
+                self.follows.viewed(view, self.place.next());
+                return self.follow(trainer);
             }
-            Ok(Some(ToPeer::Start(step))) => {
-                self.place.starts(step);
-                let epoch = self.follows.restart(step);
+            Ok(Some(ToPeer::Start(start))) => {
+                self.place.starts(start.step);
+                let epoch = self.follows.restart();
                 // Before anything is heard in the new epoch.
-                tell(trainer, Word::Start { step, epoch }).await;
-                if let Some(view) = self.view.take() {
-                    self.follow(view, trainer);
-                }
-                return;
+                tell(trainer, Word::Start { start, epoch }).await;
+                return self.follow(trainer);
+            }
+            Ok(Some(ToPeer::Flush { id, peers })) => {
+                self.follows.take_no_more(&peers).await;
+                tell(trainer, Word::Flush { id, peers }).await;
+                return self.follow(trainer);
             }
             Ok(Some(ToPeer::Lease(until))) => {
                 self.place.granted(until);
@@ -325,6 +329,9 @@ impl Driver {
             Ok((accepted, attendance)) => {
                 tracing::info!("back at the coordinator (session {})", accepted.session);
                 self.absence.end();
+                if self.place.is_another_start(&accepted) {
+                    self.follows.forget_who_is_gone();
+                }
                 self.attendance = Some(attendance);
                 for report in self.place.accepted_again(&accepted) {
                     self.up(FromPeer::Report(report));
@@ -346,17 +353,16 @@ impl Driver {
         }
     }
 
-    fn follow(&mut self, view: View, trainer: &Trainer) {
+    fn follow(&mut self, trainer: &Trainer) {
         if self.listens {
-            self.follows.follow(&view.members, &trainer.words);
+            self.follows.follow(self.place.next(), &trainer.words);
         }
-        self.view = Some(view);
     }
 
     async fn asked_to_stop(&mut self, trainer: &Trainer) {
         self.wishes += 1;
         let reason = format!("peer {} was asked to stop", self.me);
-        if self.wishes == 1 && self.view.is_some() && self.attendance.is_some() {
+        if self.wishes == 1 && self.follows.knows_a_view() && self.attendance.is_some() {
             tracing::info!(
                 "asked to stop: the cohort runs to the end of its lease; ask again to stop at once"
             );

@@ -126,6 +126,21 @@ impl GateTape {
         Ok((y, moments))
     }
 
+    /// That a replayed pass, which is over, has met every gate; a recording is always complete.
+    ///
+    /// # Errors
+    /// When it had fewer rectifiers than the recorded one: it was of another network, and some gates were applied in the
+    /// wrong place.
+    pub fn check_complete(&self) -> Result<()> {
+        match self.next {
+            Some(met) if met < self.gates.len() => candle_core::bail!(
+                "the network has fewer rectifiers, {met}, than the {} that were recorded",
+                self.gates.len()
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// The next gate of a replay; none while recording.
     fn replayed(&mut self) -> Result<Option<Gate>> {
         let Some(next) = &mut self.next else { return Ok(None) };

@@ -1,22 +1,28 @@
 //! Everything of a peer that holds tensors: the network, what its method adds, the optimisers. One thread owns it.
 
 mod model;
+mod draws;
+mod memory;
 
 #[cfg(test)]
 mod tests;
 
+pub use draws::Classes;
+pub use memory::{BANK_PREFIX, Memory, Remembrance};
 pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX, Model, Outputs};
 
 use std::path::Path;
 
 use candle_core::{DType, Device};
 use cohort_proto::spec::{
-    DmlReduce, DmlTarget, LMclSpec, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, RunSpec,
+    BankSpec, DmlReduce, DmlTarget, LMclSpec, LogitKd, MATCH_DIM, MatchingSpec, MethodSpec, PeerSpec, Role,
+    RunSpec,
 };
 
 use crate::checkpoint::Checkpoint;
 use crate::error::PeerError;
 use crate::meta::Schedule;
+use crate::methods::memory::BankParams;
 use crate::methods::{DmlParams, LMclParams, Matching, MclParams, Method, Reduce, Students, Target};
 use crate::models::{ImageShape, Params, StateDict, StateError, Strictness, state};
 use crate::optim::{Sgd, SgdConfig};
@@ -28,6 +34,8 @@ pub const METHOD_PREFIXES: [&str; 4] = ["embed.", AUXILIARY_PREFIX, AGGREGATOR_P
 pub struct Learner {
     /// Position of the peer in the run spec.
     pub index: usize,
+    /// Whether it learns, or is learnt from only: then nothing of it ever changes.
+    pub role: Role,
     /// The network and what the method adds to it.
     pub model: Model,
     /// The optimiser of every step, over all parameters but φ.
@@ -38,8 +46,12 @@ pub struct Learner {
     pub method: Method,
     /// The meta-updates of the run, if it makes any.
     pub meta: Option<Schedule>,
+    /// The memory banks of all networks, if the method contrasts with them.
+    pub memory: Option<Memory>,
     /// Where it computes.
     pub device: Device,
+    /// The network in another precision; its values are those of some earlier time.
+    pub(crate) twin: Option<Model>,
 }
 
 impl Learner {
@@ -60,7 +72,7 @@ impl Learner {
         let shape = (image, spec.data.dataset.classes());
         let model = Model::build(&peer.arch, shape, Additions::from(&method), params)?;
         if let Some(path) = &peer.init {
-            load_initial(&model.params, path)?;
+            load_initial(&model.params, path, peer.role)?;
         }
         let config = SgdConfig {
             momentum: spec.optim.momentum,
@@ -69,10 +81,10 @@ impl Learner {
             clip_norm: spec.optim.clip_norm,
         };
         let configs = (config, matching_config(&spec.method, config));
-        Ok(Self { meta: Schedule::of(spec), ..Self::new(index, model, method, configs)? })
+        Ok(Self { role: peer.role, meta: Schedule::of(spec), ..Self::new(index, model, method, configs)? })
     }
 
-    /// Puts optimisers at rest beside a model: the one of every step and the one of the matching.
+    /// A student: puts optimisers at rest beside a model, the one of every step and the one of the matching.
     ///
     /// # Errors
     /// If the configuration is impossible or the device fails.
@@ -86,7 +98,36 @@ impl Learner {
         let matching_optimizer =
             Sgd::over(&model.params, matching, |name| name.starts_with(MATCHING_PREFIX))?;
         let device = model.params.device().clone();
-        Ok(Self { index, model, optimizer, matching_optimizer, method, meta: None, device })
+        let (meta, memory, twin) = (None, None, None);
+        let role = Role::Student;
+        Ok(Self { index, role, model, optimizer, matching_optimizer, method, meta, memory, device, twin })
+    }
+
+    /// Gives the learner the memory banks of a run over the labels of its training samples, if its method has any.
+    ///
+    /// # Errors
+    /// As [`Memory::new`].
+    pub fn with_memory(self, spec: &RunSpec, labels: &[u8]) -> Result<Self, PeerError> {
+        let memory = Memory::new(spec, labels, self.method.bank())?;
+        Ok(Self { memory, ..self })
+    }
+
+    /// Gives the network a twin in another precision with the values that it has now. It is kept, since a meta-update
+    /// needs it every time.
+    ///
+    /// # Errors
+    /// If `dtype` is neither `F32` nor `F64`, or the device fails.
+    pub fn refresh_twin(&mut self, dtype: DType) -> Result<(), PeerError> {
+        match &self.twin {
+            Some(twin) if twin.params.dtype() == dtype => twin.params.copy_from(&self.model.params)?,
+            _ => self.twin = Some(self.model.twin(dtype)?),
+        }
+        Ok(())
+    }
+
+    /// The twin if it computes in `dtype`, else the network itself.
+    pub fn in_precision(&self, dtype: DType) -> &Model {
+        self.twin.as_ref().filter(|twin| twin.params.dtype() == dtype).unwrap_or(&self.model)
     }
 
     /// Goes back to a checkpoint.
@@ -94,28 +135,37 @@ impl Learner {
     /// # Errors
     /// If its tensors are not those of this network and optimiser.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), StateError> {
-        let optimizer = checkpoint.optimizer.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+        let state = checkpoint.optimizer.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+        let (banks, optimizer): (StateDict, StateDict) =
+            state.partition(|(name, _)| self.memory.is_some() && name.starts_with(BANK_PREFIX));
         let (matching, every_step): (StateDict, StateDict) =
-            optimizer.partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
+            optimizer.into_iter().partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
         self.model.params.load(&checkpoint.model, Strictness::Strict)?;
         self.optimizer.load(&every_step)?;
         self.matching_optimizer.load(&matching)?;
+        if let Some(memory) = &mut self.memory {
+            memory.load(&banks)?;
+        }
         Ok(())
     }
 
     /// Copies of all parameters and buffers, and of the state of both optimisers, whose names differ since no parameter
-    /// has two.
+    /// has two. Memory banks are with the optimisers' state: no network has them.
     ///
     /// # Errors
     /// If the device fails.
     pub fn state(&self) -> candle_core::Result<(StateDict, StateDict)> {
         let mut optimizer = self.optimizer.state_dict()?;
         optimizer.extend(self.matching_optimizer.state_dict()?);
+        if let Some(memory) = &self.memory {
+            optimizer.extend(memory.state_dict()?);
+        }
         Ok((self.model.params.state_dict()?, optimizer))
     }
 }
 
-/// Everything that a step changes, as it was before.
+/// Everything that a step with a meta-update changes, as it was before. Such steps have no memory banks: these know no
+/// learned matching.
 #[derive(Debug)]
 pub struct Before {
     model: StateDict,
@@ -148,11 +198,21 @@ impl Learner {
     }
 }
 
-fn load_initial(params: &Params, path: &Path) -> Result<(), PeerError> {
-    let unusable = |cause| PeerError::Init { path: path.to_owned(), cause: Box::new(cause) };
+fn load_initial(params: &Params, path: &Path, role: Role) -> Result<(), PeerError> {
+    let unusable = |cause| {
+        let (path, cause) = (path.to_owned(), Box::new(cause));
+        match role {
+            Role::Student => PeerError::Init { path, cause },
+            Role::Teacher => PeerError::Teacher { path, cause },
+        }
+    };
+    let prefixes = &METHOD_PREFIXES;
+    let strictness = match role {
+        Role::Student => Strictness::Lenient { prefixes },
+        Role::Teacher => Strictness::Complete { prefixes },
+    };
     let source = state::load_safetensors(path).map_err(unusable)?;
-    let report =
-        params.load(&source, Strictness::Lenient { prefixes: &METHOD_PREFIXES }).map_err(unusable)?;
+    let report = params.load(&source, strictness).map_err(unusable)?;
     tracing::info!("initial weights from {}: {report:?}", path.display());
     Ok(())
 }
@@ -168,6 +228,11 @@ fn matching_config(method: &MethodSpec, every_step: SgdConfig) -> SgdConfig {
         },
         _ => every_step,
     }
+}
+
+fn bank_of(spec: BankSpec) -> BankParams {
+    let BankSpec { positives, negatives, momentum, bug } = spec;
+    BankParams { positives, negatives, momentum, bug }
 }
 
 /// The run spec's method as the losses take it.
@@ -198,6 +263,7 @@ fn method_of(spec: &MethodSpec) -> Method {
                 LogitKd::Last => Students::Last,
                 LogitKd::All => Students::All,
             },
+            bank: mcl.bank.map(bank_of),
         }),
         MethodSpec::LMcl(l_mcl) => Method::LMcl(LMclParams {
             alpha: l_mcl.alpha,
@@ -215,6 +281,7 @@ fn method_of(spec: &MethodSpec) -> Method {
                 MatchingSpec::Uniform => Matching::Uniform,
                 MatchingSpec::OneToOne => Matching::OneToOne,
             },
+            bank: l_mcl.bank.map(bank_of),
         }),
     }
 }

@@ -144,6 +144,7 @@ impl Model {
             lmcl::aggregate(&lmcl::mixture(&aggregator.forward(&features, pass)?)?, &stage_logits)
         };
         let aggregated = self.aggregator.as_ref().map(aggregate).transpose()?;
+        pass.check_gates()?;
         Ok(Outputs { logits, stage_logits, embeddings, matching, aggregated })
     }
 

@@ -184,6 +184,17 @@ fn replayed_gates_give_the_same_bits_at_the_same_point() {
     }
 }
 
+#[test]
+fn gates_of_a_larger_network_are_refused_in_words() {
+    let (model, x) = (model("resnet6", ALL, DType::F32), images(4, DType::F32));
+    let mut pass = Pass::recording();
+    for _ in 0..2 {
+        model.forward(&x, &mut pass).unwrap();
+    }
+    let e = model.forward(&x, &mut Pass::replaying(&pass.take_gates().unwrap())).unwrap_err();
+    assert!(e.to_string().contains("fewer rectifiers, 9, than the 18"), "{e}");
+}
+
 /// Central differences along a random direction, in f64: with replayed gates the objective is smooth, so that its
 /// second differences are those of a smooth function as well.
 #[test]

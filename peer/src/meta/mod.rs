@@ -42,14 +42,15 @@
 //! bytes in each of the latter: 2.4 MB in all, every `meta_freq` steps.
 //!
 //! **Reading order.** [`update`] is the algorithm, top to bottom; [`problem`] what it asks of a network and of the
-//! company; [`adjoint`] and [`direction`] the two pieces of arithmetic. Then [`of_learner`], the real network; the two
-//! kinds of company, [`among_peers`] and [`in_process`]; and [`schedule`], when a run makes meta-updates.
+//! company; [`adjoint`] and [`direction`] the two pieces of arithmetic. Then [`of_learner`], the real network, and
+//! [`of_teacher`], one that only speaks; the two kinds of company, [`among_peers`] and [`in_process`]; and [`schedule`], when a run makes meta-updates.
 
 pub mod update;
 pub mod problem;
 pub mod adjoint;
 pub mod direction;
 pub mod of_learner;
+pub mod of_teacher;
 pub mod among_peers;
 pub mod in_process;
 pub mod schedule;
@@ -58,6 +59,7 @@ pub mod schedule;
 mod tests;
 
 pub use of_learner::OfLearner;
+pub use of_teacher::OfTeacher;
 pub use problem::{Bilevel, Gather, Gradient, Scalars, Words};
 pub use schedule::Schedule;
 pub use update::{Outcome, Settings, update};

@@ -15,11 +15,10 @@ use crate::methods::{Heard, Method};
 use crate::models::Pass;
 use crate::optim::Gradients;
 
-/// A learner and the batch of a meta-update.
+/// A learner and the batch of a meta-update. In a precision that is not the learner's own its twin goes the path.
 pub struct OfLearner<'a> {
     learner: &'a mut Learner,
-    /// The same network in f64, which then goes the path in the learner's place.
-    twin: Option<Model>,
+    precision: DType,
     method: LMclParams,
     images: Tensor,
     labels: Tensor,
@@ -45,14 +44,15 @@ impl<'a> OfLearner<'a> {
         let Method::LMcl(method) = learner.method.clone() else {
             return Err(PeerError::Internal("a meta-update of a method without one".into()));
         };
-        let same = learner.model.params.dtype() == precision;
-        let twin = if same { None } else { Some(learner.model.twin(precision)?) };
+        if learner.model.params.dtype() != precision {
+            learner.refresh_twin(precision)?;
+        }
         let images = images.to_dtype(precision)?;
-        Ok(Self { learner, twin, method, images, labels: labels.clone() })
+        Ok(Self { learner, precision, method, images, labels: labels.clone() })
     }
 
     fn model(&self) -> &Model {
-        self.twin.as_ref().unwrap_or(&self.learner.model)
+        self.learner.in_precision(self.precision)
     }
 
     fn forward(&self, mut pass: Pass) -> Result<Passed> {
@@ -138,9 +138,12 @@ impl Bilevel for OfLearner<'_> {
 
     fn write_statistics(&mut self, statistics: Pass) -> Result<()> {
         statistics.commit()?;
-        let Some(twin) = &self.twin else { return Ok(()) };
+        let model = self.model();
+        if model.params.dtype() == self.learner.model.params.dtype() {
+            return Ok(());
+        }
         for (name, buffer) in self.learner.model.params.buffers() {
-            if let Some(value) = twin.params.buffers().get(name) {
+            if let Some(value) = model.params.buffers().get(name) {
                 buffer.set(&value.as_detached_tensor().to_dtype(buffer.dtype())?)?;
             }
         }

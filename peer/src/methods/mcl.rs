@@ -18,6 +18,7 @@
 use candle_core::{Result, Tensor};
 
 use super::logit_kd::Students;
+use super::memory::BankParams;
 use super::primitives::{Positives, contrastive, soft_kl_of_logs, soften, widen, zero};
 
 /// Hyper-parameters of Mutual Contrastive Learning.
@@ -39,6 +40,8 @@ pub struct MclParams {
     pub feat_dim: usize,
     /// Who learns from the ensemble of logits.
     pub logit_kd: Students,
+    /// Memory banks, if anchors are contrasted with them instead of with the batch.
+    pub bank: Option<BankParams>,
 }
 
 impl Default for MclParams {
@@ -52,6 +55,7 @@ impl Default for MclParams {
             kd_t: 3.0,
             feat_dim: 128,
             logit_kd: Students::Last,
+            bank: None,
         }
     }
 }

@@ -29,6 +29,7 @@ pub use mcl::MclParams;
 
 use cross_entropy::cross_entropy;
 use mcl::Scores;
+use memory::{BankParams, MemoryParams, Recall, Remembered};
 
 /// The name under which a peer publishes its logits `[B, C]`.
 pub const LOGITS: &str = "logits";
@@ -132,9 +133,31 @@ impl Method {
         heard: &[Heard],
         labels: &Tensor,
     ) -> Result<Terms> {
+        self.loss_with(me, cohort, own, heard, labels, None)
+    }
+
+    /// [`Method::loss`] of a method with memory banks, or without.
+    ///
+    /// # Errors
+    /// As [`Method::loss`]; banks that the method asks for and are not given.
+    pub fn loss_with(
+        &self,
+        me: usize,
+        cohort: usize,
+        own: Own<'_>,
+        heard: &[Heard],
+        labels: &Tensor,
+        recall: Option<&Recall<'_>>,
+    ) -> Result<Terms> {
         let position = position(me, cohort, heard)?;
+        if self.bank().is_some() != recall.is_some() {
+            candle_core::bail!("memory banks are for the methods that have them, and for these always");
+        }
         if let Self::LMcl(params) = self {
-            let terms = lmcl::share(position, own, heard, labels, params)?;
+            let terms = match recall {
+                Some(recall) => lmcl::share_of_memory(own, heard, labels, params, recall)?,
+                None => lmcl::share(position, own, heard, labels, params)?,
+            };
             return Terms::sum(terms)?.narrow(own.logits.dtype());
         }
         let ce = cross_entropy(own.logits, labels)?;
@@ -148,7 +171,11 @@ impl Method {
                 }
             }
             Self::Mcl(params) => {
-                if params.contrasts() {
+                if let Some(recall) = recall {
+                    for (name, weight, value) in share_of_memory(own, heard, params, recall)? {
+                        terms.add(name, weight, value)?;
+                    }
+                } else if params.contrasts() {
                     let embeddings = embeddings_of_all(position, own, heard, 0)?;
                     let scores = Scores::share(position, &embeddings, labels, params)?;
                     for (name, weight, value) in scores.terms(params)? {
@@ -163,6 +190,15 @@ impl Method {
             }
         }
         terms.narrow(own.logits.dtype())
+    }
+
+    /// The memory banks of the method, if it has any.
+    pub fn bank(&self) -> Option<BankParams> {
+        match self {
+            Self::Alone | Self::Dml(_) => None,
+            Self::Mcl(params) => params.bank,
+            Self::LMcl(params) => params.bank,
+        }
     }
 
     /// Whether somebody learns from logits, so that every peer must publish them.
@@ -239,6 +275,19 @@ impl Terms {
         }
         Ok(self)
     }
+}
+
+/// The contrastive terms of MCL at memory banks.
+fn share_of_memory(
+    own: Own<'_>,
+    heard: &[Heard],
+    params: &MclParams,
+    recall: &Recall<'_>,
+) -> Result<Vec<Weighted>> {
+    let first = |stages: &'_ [Tensor]| stages.len().min(1);
+    let theirs = recall.of(heard.iter().map(|other| &other.embeddings[..first(&other.embeddings)]))?;
+    let own = Remembered { bank: recall.own, stages: &own.embeddings[..first(own.embeddings)] };
+    memory::share(own, &theirs, &recall.draws, &MemoryParams::of_mcl(params))
 }
 
 /// The place of network `me` among all of them, after checking that the others are who they should be.

@@ -10,7 +10,7 @@ use candle_core::{D, DType, Result, Tensor};
 const LEFT_OUT: f64 = -1e30;
 
 /// The smallest squared length that [`unit`] divides by.
-const SQUARED_LENGTH_MIN: f64 = 1e-24;
+pub(super) const SQUARED_LENGTH_MIN: f64 = 1e-24;
 
 /// `x` in the dtype in which losses are computed: f64, or f32 on Metal, which has no f64.
 ///

@@ -49,6 +49,14 @@ impl Pass {
         self.gates.take()
     }
 
+    /// That a replaying pass, which is over, met as many rectifiers as the recorded one.
+    ///
+    /// # Errors
+    /// If it met fewer.
+    pub fn check_gates(&self) -> Result<()> {
+        self.gates.as_ref().map_or(Ok(()), GateTape::check_complete)
+    }
+
     /// Writes the running statistics, in the order in which the layers were visited, and counts one batch each.
     ///
     /// # Errors

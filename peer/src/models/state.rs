@@ -28,13 +28,25 @@ pub enum Strictness<'a> {
         /// Beginnings of names, with the closing dot.
         prefixes: &'a [&'a str],
     },
+    /// The file may hold more than the network: names that begin with one of `prefixes`. Whatever the network has must be
+    /// there, since it will not be learnt.
+    Complete {
+        /// Beginnings of names, with the closing dot.
+        prefixes: &'a [&'a str],
+    },
 }
 
 impl Strictness<'_> {
-    fn allows(&self, name: &str) -> bool {
+    fn allows_missing(&self, name: &str) -> bool {
+        matches!(self, Self::Lenient { .. }) && self.allows_surplus(name)
+    }
+
+    fn allows_surplus(&self, name: &str) -> bool {
         match self {
             Self::Strict => false,
-            Self::Lenient { prefixes } => prefixes.iter().any(|prefix| name.starts_with(prefix)),
+            Self::Lenient { prefixes } | Self::Complete { prefixes } => {
+                prefixes.iter().any(|prefix| name.starts_with(prefix))
+            }
         }
     }
 }
@@ -228,14 +240,15 @@ pub(crate) fn fit(
                     fitted.insert((*name).to_owned(), tensor);
                 }
             }
-            None if want.optional || (strictness.allows(name) && !begun(name, source)) => {
+            None if want.optional || (strictness.allows_missing(name) && !begun(name, source)) => {
                 report.kept.push((*name).to_owned())
             }
             None => mismatch.missing.push((*name).to_owned()),
         }
     }
     for name in source.keys().filter(|name| !expected.contains_key(name.as_str())) {
-        let list = if strictness.allows(name) { &mut report.ignored } else { &mut mismatch.unexpected };
+        let list =
+            if strictness.allows_surplus(name) { &mut report.ignored } else { &mut mismatch.unexpected };
         list.push(name.clone());
     }
     if !mismatch.is_empty() {

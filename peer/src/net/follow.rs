@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cohort_proto::contribution::{Contribution, Position};
 use cohort_proto::control::Follow;
 use cohort_proto::convert::open_contribution;
-use cohort_proto::id::{PeerName, RunId};
+use cohort_proto::id::{PeerName, RunId, Step, ViewId};
 use cohort_proto::limits::{EXCHANGE_MESSAGE_BYTES_MAX, INBOX_PER_SOURCE, PROTOCOL_VERSION};
 use cohort_proto::meta::Agenda;
 use cohort_proto::rng::key_of;
@@ -66,7 +66,8 @@ impl Reached {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, position: Position) {
+    /// Everything before this is there.
+    pub fn set(&self, position: Position) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = position;
     }
 }
@@ -82,10 +83,10 @@ pub struct Following {
     pub run: RunId,
     /// What is said in the rounds of its steps.
     pub agenda: Agenda,
-    /// The first entry wanted at the beginning of this epoch.
-    pub from: Position,
-    /// The first entry wanted now.
+    /// The first entry wanted.
     pub reached: Reached,
+    /// The views that this peer knows, ascending, each with its first step: an entry of another view is not taken.
+    pub views: Arc<[(Step, ViewId)]>,
     /// Which time that this peer follows its sources.
     pub epoch: u64,
 }
@@ -106,10 +107,6 @@ pub async fn follow<W: From<Delivery>>(
         let broke = match follow_once(&following, &deliver, &places).await? {
             Ended::NobodyListens => return Ok(()),
             Ended::Broke(cause) => cause,
-            Ended::Anew => {
-                following.reached.set(following.from);
-                "it began its log anew".to_owned()
-            }
         };
         let reached = following.reached.get();
         if reached > before {
@@ -130,8 +127,13 @@ pub async fn follow<W: From<Delivery>>(
 enum Ended {
     NobodyListens,
     Broke(String),
-    /// The source began its log anew: what it said before in this epoch may be void.
-    Anew,
+}
+
+impl Following {
+    /// The view that holds for a step, as far as this peer knows.
+    fn view_at(&self, step: Step) -> Option<ViewId> {
+        self.views.iter().rev().find(|(begins_at, _)| *begins_at <= step).map(|(_, id)| *id)
+    }
 }
 
 async fn follow_once<W: From<Delivery>>(
@@ -184,6 +186,14 @@ async fn follow_once<W: From<Delivery>>(
         if contribution.header().source != source.name {
             return Err(refused(format!("it is signed {}", contribution.header().source)));
         }
+        let (said_in, holds) = (contribution.header().view, following.view_at(step));
+        if Some(said_in) != holds {
+            // One of the two has not heard of a change of views yet; what is right will be said, or has been.
+            let known = holds.map_or("none".to_owned(), |view| view.to_string());
+            return Ok(Ended::Broke(format!(
+                "it spoke of step {step} in view {said_in}, not in view {known}"
+            )));
+        }
         let next = contribution.header().position.following();
         let delivery = Delivery { contribution: Arc::new(contribution), epoch, place };
         if deliver.send(delivery.into()).await.is_err() {
@@ -199,10 +209,12 @@ fn ended(who: &str, status: &tonic::Status) -> Result<Ended, PeerError> {
     use tonic::Code;
     let words = format!("{who}: {}", status.message());
     match status.code() {
-        Code::Aborted => Ok(Ended::Anew),
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::ResourceExhausted => {
-            Ok(Ended::Broke(status.message().to_owned()))
-        }
+        Code::Unavailable
+        | Code::Unknown
+        | Code::Cancelled
+        | Code::Internal
+        | Code::Aborted
+        | Code::ResourceExhausted => Ok(Ended::Broke(status.message().to_owned())),
         Code::DataLoss => Err(PeerError::LogReleased(words)),
         Code::OutOfRange => Err(PeerError::Contribution(format!(
             "{words} (a message larger than the agreed schema is refused)"

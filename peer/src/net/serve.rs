@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use cohort_proto::contribution::Position;
+use cohort_proto::contribution::{Contribution, Position};
 use cohort_proto::control::Follow;
 use cohort_proto::id::{PeerName, RunId};
 use cohort_proto::limits::{
@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 
 use crate::error::PeerError;
 use crate::log::{ContributionLog, Gone};
+use crate::relay::Relay;
 
 /// Bytes of a request of the data plane: names and numbers only.
 const REQUEST_BYTES_MAX: usize = 64 << 10;
@@ -36,6 +37,8 @@ pub struct Served {
     pub followers: BTreeSet<PeerName>,
     /// The log.
     pub log: Arc<ContributionLog>,
+    /// What it received of others, for those who have received less.
+    pub relay: Arc<Relay>,
     /// Known once the coordinator has accepted this peer; nobody can follow before.
     pub run: OnceLock<RunId>,
 }
@@ -97,7 +100,7 @@ impl Service {
                 follow.protocol_version
             )));
         }
-        if &follow.source != me {
+        if &follow.source != me && self.served.relay.entries(&follow.source, follow.from).is_none() {
             return Err(Status::not_found(format!("this is peer {me}, not {}", follow.source)));
         }
         if !followers.contains(&follow.follower) {
@@ -129,13 +132,31 @@ impl Exchange for Service {
         let permit = permit
             .map_err(|_| Status::resource_exhausted(format!("{PEERS_MAX} streams are served already")))?;
         let (tx, rx) = mpsc::channel(ENTRIES_IN_FLIGHT);
-        let log = self.served.log.clone();
+        let served = self.served.clone();
         tokio::spawn(async move {
-            send_entries(&log, follow.from, &tx).await;
+            if follow.source == served.me {
+                send_entries(&served.log, follow.from, &tx).await;
+            } else {
+                let entries = served.relay.entries(&follow.source, follow.from);
+                relay_entries(entries.unwrap_or_default(), &tx).await;
+            }
             drop(permit);
         });
         Ok(Response::new(ReceiverStream::new(rx)))
     }
+}
+
+/// What another peer said, as far as it came here; nothing is added to that any more.
+async fn relay_entries(
+    entries: Vec<Arc<Contribution>>,
+    tx: &mpsc::Sender<Result<wire::Contribution, Status>>,
+) {
+    for entry in entries {
+        if tx.send(Ok(wire::Contribution::from(&*entry))).await.is_err() {
+            return;
+        }
+    }
+    tx.closed().await;
 }
 
 async fn send_entries(

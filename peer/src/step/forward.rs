@@ -1,6 +1,7 @@
 //! Act 2: the network sees the batch.
 
 use candle_core::Result;
+use cohort_proto::spec::Role;
 
 use super::load::Input;
 use crate::learner::{Learner, Outputs};
@@ -15,12 +16,16 @@ pub struct Forward {
     pub pass: Pass,
 }
 
-/// Runs the network and what its method adds in training mode.
+/// Runs the network and what its method adds, a student's in training mode; a teacher's with its running statistics and
+/// without a graph.
 ///
 /// # Errors
 /// If shapes do not fit or the device fails.
 pub fn forward(learner: &Learner, input: &Input) -> Result<Forward> {
-    let mut pass = Pass::train();
+    let mut pass = match learner.role {
+        Role::Student => Pass::train(),
+        Role::Teacher => Pass::eval(),
+    };
     let outputs = learner.model.forward(&input.images, &mut pass)?;
     Ok(Forward { outputs, pass })
 }

@@ -12,5 +12,10 @@ use crate::methods::{Heard, Terms};
 /// # Errors
 /// If what was heard does not fit, or the device fails.
 pub fn loss(learner: &Learner, forward: &Forward, heard: &[Heard], input: &Input) -> Result<Terms> {
-    learner.method.loss(learner.index, heard.len() + 1, forward.outputs.own(), heard, &input.labels)
+    let (me, cohort, own) = (learner.index, heard.len() + 1, forward.outputs.own());
+    let recall = match &learner.memory {
+        Some(memory) => Some(memory.recall(me, heard, input.step, &input.indices)?),
+        None => None,
+    };
+    learner.method.loss_with(me, cohort, own, heard, &input.labels, recall.as_ref())
 }

@@ -5,13 +5,14 @@ use candle_core::DType;
 use cohort_proto::control::{TensorDigest, Term};
 use cohort_proto::id::{Digest, PeerName};
 use cohort_proto::meta::RoundPlan;
+use cohort_proto::spec::Role;
 
 use super::load::Input;
 use super::{Company, Interruption};
 use crate::data::loader::Batch;
 use crate::learner::Learner;
 use crate::meta::among_peers::{AmongPeers, of_rounds};
-use crate::meta::{OfLearner, Outcome, Schedule, update};
+use crate::meta::{OfLearner, OfTeacher, Outcome, Schedule, update};
 
 /// What this peer said and heard in a step, all rounds together.
 #[derive(Debug, Default)]
@@ -40,8 +41,17 @@ pub fn meta(
     let settings = schedule.settings(batch.lr);
     let plan = RoundPlan::new(schedule.times());
     let mut among = AmongPeers::new(company, learner.index, (batch.step, batch.hash), plan, &device);
-    let mut network = OfLearner::new(learner, &input.images, &input.labels, schedule.precision())?;
-    let outcome = update(&mut network, &mut among, &settings)?;
+    let precision = schedule.precision();
+    let outcome = match learner.role {
+        Role::Student => {
+            let mut network = OfLearner::new(learner, &input.images, &input.labels, precision)?;
+            update(&mut network, &mut among, &settings)?
+        }
+        Role::Teacher => {
+            let mut network = OfTeacher::new(learner, &input.images, precision)?;
+            update(&mut network, &mut among, &settings)?
+        }
+    };
     exchanged.add(among.said, among.consumed);
     match outcome {
         Outcome::Learnt { norm } => Ok(Some(Term { name: "meta_gradient".into(), value: norm })),

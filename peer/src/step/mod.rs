@@ -12,6 +12,7 @@ pub mod backward;
 pub mod update;
 pub mod meta;
 pub mod report;
+pub mod teach;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use cohort_proto::contribution::{Contribution, Position, Tensor};
 use cohort_proto::control::{StepReport, Stop};
 use cohort_proto::id::{Digest, Step, ViewId};
+use cohort_proto::spec::Role;
 
 use crate::clock::Acts;
 use crate::data::loader::Batch;
@@ -77,7 +79,7 @@ impl<E: Into<PeerError>> From<E> for Interruption {
     }
 }
 
-/// Takes one step: forward, exchange, loss, backward, update. Read this first.
+/// Takes one step: forward, exchange, loss, backward, update. Read this first. A teacher ends with the exchange: [`teach`].
 ///
 /// # Errors
 /// [`Interruption`]; the learner is then as it was before.
@@ -86,6 +88,9 @@ pub fn run(
     company: &mut dyn Company,
     batch: &Batch,
 ) -> Result<StepReport, Interruption> {
+    if learner.role == Role::Teacher {
+        return teach::teach(learner, company, batch);
+    }
     let at = Position::of(batch.step);
     let mut acts = Acts::new();
 
@@ -106,7 +111,8 @@ pub fn run(
     terms.extend(matching);
     let schedule = learner.meta.clone().filter(|meta| meta.follows(batch.position_in_epoch));
     let before = schedule.as_ref().map(|_| learner.before()).transpose()?;
-    compute(|| update::update(learner, forward.pass, gradients, batch.lr))?;
+    let change = (forward.pass, gradients, batch.lr);
+    compute(|| update::update_and_remember(learner, change, &forward.outputs, &heard, &input))?;
     acts.done("update");
     let mut exchanged = Exchanged { own: said.digest, tensors: said.tensors, consumed };
     if let (Some(schedule), Some(before)) = (schedule, before) {

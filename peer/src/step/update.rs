@@ -1,8 +1,11 @@
-//! Act 7: the only act that changes the network: weights by the optimiser, running statistics by the pass.
+//! Act 7: the only act that changes the network: weights by the optimiser, running statistics by the pass, memory banks
+//! by what was said.
 
 use candle_core::Result;
 
-use crate::learner::Learner;
+use super::load::Input;
+use crate::learner::{Learner, Memory, Outputs};
+use crate::methods::Heard;
 use crate::models::Pass;
 use crate::optim::Gradients;
 
@@ -13,4 +16,26 @@ use crate::optim::Gradients;
 pub fn update(learner: &mut Learner, pass: Pass, gradients: Gradients, lr: f64) -> Result<()> {
     learner.optimizer.step(&learner.model.params, gradients, lr)?;
     pass.commit()
+}
+
+/// As [`update`], and then the memory banks of all networks, if the method has them, remember what was said of the batch.
+/// What can go wrong with them does so before anything has changed.
+///
+/// # Errors
+/// If the device fails, or an embedding is missing.
+pub fn update_and_remember(
+    learner: &mut Learner,
+    (pass, gradients, lr): (Pass, Gradients, f64),
+    outputs: &Outputs,
+    heard: &[Heard],
+    input: &Input,
+) -> Result<()> {
+    let me = learner.index;
+    let blend = |memory: &Memory| memory.blend((me, &outputs.embeddings), heard, &input.indices);
+    let remembrance = learner.memory.as_ref().map(blend).transpose()?;
+    update(learner, pass, gradients, lr)?;
+    if let (Some(memory), Some(remembrance)) = (&mut learner.memory, remembrance) {
+        memory.remember(&remembrance);
+    }
+    Ok(())
 }

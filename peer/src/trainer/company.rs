@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use cohort_proto::contribution::{Contribution, ContributionError, Header, Position, Tensor};
 use cohort_proto::id::{Digest, PeerName, RunId, Step, ViewId};
+use cohort_proto::limits::RELAY_STEPS;
 use cohort_proto::meta::Agenda;
 use cohort_proto::schema::Schema;
 use tokio::sync::mpsc;
 
-use super::Word;
+use super::{News, Word};
 use crate::error::PeerError;
 use crate::log::ContributionLog;
 use crate::net::follow::Place;
+use crate::relay::Relay;
 use crate::round::{Arrival, Permission, Rounds};
 use crate::step::{Company, Interruption};
 use crate::waits::Waits;
@@ -27,6 +29,8 @@ pub(super) struct Identity {
     pub(super) schema: Schema,
     pub(super) agenda: Agenda,
     pub(super) total_steps: Step,
+    /// Whether to keep what was received for others.
+    pub(super) relays: bool,
 }
 
 /// A cohort of processes.
@@ -35,6 +39,7 @@ pub(super) struct Live {
     identity: Identity,
     rounds: Rounds,
     inbox: mpsc::Receiver<Word>,
+    outbox: mpsc::Sender<News>,
     log: Arc<ContributionLog>,
     /// Places in the inboxes of sources, held until what was sent is consumed.
     places: Vec<(Position, Place)>,
@@ -43,19 +48,38 @@ pub(super) struct Live {
     /// Which time that this peer starts: what is heard of an earlier one is void.
     epoch: u64,
     waits: Arc<Waits>,
+    relay: Arc<Relay>,
+    /// The question how much has arrived of those who are gone, until it is answered.
+    flush: Option<(u64, Vec<PeerName>)>,
+    /// The view in which the step under way began.
+    began_in: ViewId,
 }
 
 impl Live {
     pub(super) fn new(
         identity: Identity,
-        inbox: mpsc::Receiver<Word>,
+        (inbox, outbox): (mpsc::Receiver<Word>, mpsc::Sender<News>),
         log: Arc<ContributionLog>,
-        waits: Arc<Waits>,
+        (waits, relay): (Arc<Waits>, Arc<Relay>),
     ) -> Self {
         // An empty schema means that nobody listens to anybody.
         let listens = !identity.schema.tensors().is_empty();
         let rounds = Rounds::new(identity.me.clone(), identity.run, identity.total_steps, listens);
-        Self { identity, rounds, inbox, log, places: Vec::new(), common: 0, epoch: 0, waits }
+        let (places, flush, began_in) = (Vec::new(), None, ViewId(0));
+        Self {
+            identity,
+            rounds,
+            inbox,
+            outbox,
+            log,
+            places,
+            common: 0,
+            epoch: 0,
+            waits,
+            relay,
+            flush,
+            began_in,
+        }
     }
 
     pub(super) fn permission(&self) -> Permission {
@@ -70,12 +94,35 @@ impl Live {
         self.rounds.completed();
         let next = self.rounds.next_step();
         self.places.retain(|(position, _)| position.step >= next);
+        self.relay.retain_from(next.saturating_sub(RELAY_STEPS));
     }
 
     /// Training is at the checkpoint of a step, where it was told to start.
     pub(super) fn started(&mut self, step: Step) {
         self.log.restart_at(step);
         self.rounds.started();
+    }
+
+    /// A step was given up: what was said to it is said again, in the view that holds now.
+    pub(super) fn retakes(&mut self) {
+        let next = self.rounds.next_step();
+        self.log.cut_from(next);
+        self.relay.cut_from(next);
+        self.places.clear();
+    }
+
+    /// Answers a flush, if one was asked for: how much of the logs of those who are gone has arrived. Nothing of theirs
+    /// arrives after the question.
+    pub(super) fn answer(&mut self) {
+        let Some((flush, peers)) = self.flush.take() else { return };
+        let (next, last) = (self.rounds.next_step(), self.identity.agenda.last_round());
+        let until = |peer: PeerName| {
+            let step = self.relay.whole_until(&peer, next, last);
+            (peer, step)
+        };
+        let of = peers.into_iter().map(until).collect();
+        // If nobody listens any more, the next wait says so.
+        _ = self.outbox.blocking_send(News::Received { flush, of });
     }
 
     /// Takes note of everything that has arrived.
@@ -99,15 +146,22 @@ impl Live {
             Word::View(view) => Arrival::View(view),
             Word::Lease(until) => Arrival::Lease(until),
             Word::Stop(stop) => Arrival::Stop(stop),
-            Word::Start { step, epoch } => {
+            Word::Start { start, epoch } => {
                 self.epoch = epoch;
                 self.places.clear();
-                Arrival::Start(step)
+                Arrival::Start(start)
+            }
+            Word::Flush { id, peers } => {
+                self.flush = Some((id, peers));
+                return Ok(());
             }
             Word::Heard(delivery) if delivery.epoch < self.epoch => return Ok(()),
             Word::Heard(delivery) => {
                 let (contribution, place) = delivery.into_contribution();
                 let position = contribution.header().position;
+                if self.identity.relays {
+                    self.relay.record(&contribution);
+                }
                 if self.arrived(Arrival::Heard(contribution))? {
                     self.places.push((position, place));
                 }
@@ -136,9 +190,10 @@ impl Live {
             if let Some(stop) = self.rounds.abandon() {
                 return Err(Interruption::Stopped(stop.clone()));
             }
-            if self.rounds.restarts() {
+            if self.rounds.restarts(self.began_in) {
                 return Err(Interruption::Restarted);
             }
+            self.answer();
             if let Some(said) = self.rounds.take(at) {
                 return Ok(said);
             }
@@ -159,6 +214,9 @@ impl Company for Live {
         batch_hash: u64,
         tensors: Vec<Tensor>,
     ) -> Result<Option<Digest>, Interruption> {
+        if at.round == 0 {
+            self.began_in = self.view();
+        }
         let Identity { me, run, schema, agenda, .. } = &self.identity;
         if schema.tensors().is_empty() {
             return Ok(None);

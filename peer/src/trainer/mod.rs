@@ -10,19 +10,21 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use cohort_proto::control::{StepReport, Stop};
-use cohort_proto::id::{RunId, Step};
+use cohort_proto::control::{Start, StepReport, Stop};
+use cohort_proto::id::{PeerName, RunId, Step};
 use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH};
 use cohort_proto::meta::Agenda;
+use cohort_proto::spec::FailurePolicy;
 use cohort_proto::view::View;
 use tokio::sync::mpsc;
 
 use crate::checkpoint::{Progress, Store};
-use crate::data::loader::{Loader, LoaderInputs};
+use crate::data::loader::{Batch, Loader, LoaderInputs};
 use crate::error::PeerError;
 use crate::learner::Learner;
 use crate::log::ContributionLog;
 use crate::net::follow::Delivery;
+use crate::relay::Relay;
 use crate::round::Permission;
 use crate::step::{self, Interruption};
 use crate::waits::Waits;
@@ -36,10 +38,10 @@ pub enum Word {
     Joined(RunId),
     /// The members from a step on.
     View(View),
-    /// Training starts at the checkpoint of so many steps; what is heard in an earlier epoch is void.
+    /// Training starts; what is heard in an earlier epoch is void.
     Start {
-        /// The checkpoint's steps; 0 means fresh weights.
-        step: Step,
+        /// Where.
+        start: Start,
         /// Which time that this peer starts.
         epoch: u64,
     },
@@ -51,6 +53,13 @@ pub enum Word {
     Heard(Delivery),
     /// The run ends.
     Stop(Stop),
+    /// Some are gone, and nothing more of theirs comes: how much has arrived?
+    Flush {
+        /// Names the question.
+        id: u64,
+        /// Who is gone.
+        peers: Vec<PeerName>,
+    },
     /// What a source says cannot be used.
     Lost(PeerError),
 }
@@ -74,6 +83,13 @@ pub enum News {
         step: Step,
         /// All that are on disk now, ascending.
         held: Vec<Step>,
+    },
+    /// The answer to [`Word::Flush`].
+    Received {
+        /// Which one.
+        flush: u64,
+        /// By name: everything that it said to steps below this is here.
+        of: Vec<(PeerName, Step)>,
     },
     /// Training has ended; nothing follows.
     Ended(Ending),
@@ -100,17 +116,28 @@ pub struct Trainer {
     thread: JoinHandle<()>,
 }
 
+/// What the training thread writes and the network side reads.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// What this peer says.
+    pub log: Arc<ContributionLog>,
+    /// What it received.
+    pub relay: Arc<Relay>,
+    /// What it waits for.
+    pub waits: Arc<Waits>,
+}
+
 /// Starts the thread. It prepares, says [`News::Prepared`], and waits for [`Word::Joined`].
 ///
 /// # Errors
 /// If the system gives no thread.
-pub fn start(inputs: Inputs, log: Arc<ContributionLog>, waits: Arc<Waits>) -> Result<Trainer, PeerError> {
+pub fn start(inputs: Inputs, shared: Shared) -> Result<Trainer, PeerError> {
     // Room for every contribution that may be under way, and for the coordinator's words besides.
     let (words, inbox) = mpsc::channel(QUEUE_DEPTH + inputs.spec.peers.len() * INBOX_PER_SOURCE);
     let (outbox, news) = mpsc::channel(QUEUE_DEPTH);
     let thread = std::thread::Builder::new().name("trainer".into()).spawn(move || {
         let ending = match prepare::prepare(inputs) {
-            Ok(prepared) => train(prepared, inbox, &outbox, (log, waits)),
+            Ok(prepared) => train(prepared, inbox, &outbox, shared),
             Err(error) => Ending { steps_done: 0, saved: false, cause: Err(error) },
         };
         // If nobody listens any more, there is nobody to tell.
@@ -154,7 +181,7 @@ fn train(
     prepared: Prepared,
     mut inbox: mpsc::Receiver<Word>,
     outbox: &mpsc::Sender<News>,
-    (log, waits): (Arc<ContributionLog>, Arc<Waits>),
+    shared: Shared,
 ) -> Ending {
     let Prepared { learner, fresh, loader, store, facts, spec, peer } = prepared;
     let total = facts.total_steps;
@@ -177,8 +204,9 @@ fn train(
         other => return not_joined(Err(PeerError::Internal(format!("not joined, but {other:?}")))),
     };
     let agenda = Agenda::of(&spec);
-    let identity = company::Identity { me: peer.name, run, schema, agenda, total_steps: total };
-    let company = Live::new(identity, inbox, log, waits);
+    let relays = spec.policy.on_failure == FailurePolicy::Continue;
+    let identity = company::Identity { me: peer.name, run, schema, agenda, total_steps: total, relays };
+    let company = Live::new(identity, (inbox, outbox.clone()), shared.log, (shared.waits, shared.relay));
     let checkpoint_every = spec.run.checkpoint_every;
     let progress = Progress { run, ..progress };
     let mut training =
@@ -192,24 +220,34 @@ impl Training<'_> {
     fn run(&mut self, inputs: LoaderInputs) -> Result<Stop, PeerError> {
         let total = inputs.plan.total_steps();
         let mut loader = None;
+        // The batch of a step that is taken again in another view.
+        let mut given_up: Option<Batch> = None;
         loop {
             self.company.drain()?;
+            self.company.answer();
             match self.company.permission() {
                 Permission::Leave(stop) => return Ok(stop),
-                Permission::Start(step) => {
-                    self.start_at(step)?;
-                    loader = Some(Loader::start(inputs.clone(), step)?);
+                Permission::Start(start) => {
+                    self.start_at(start)?;
+                    loader = Some(Loader::start(inputs.clone(), start.step)?);
+                    given_up = None;
                 }
                 Permission::Wait(_) => self.company.wait()?,
                 Permission::Go(_) => {
-                    let batch = loader.as_mut().map(Loader::next_batch).transpose()?.flatten();
+                    let batch = match given_up.take() {
+                        Some(batch) => Some(batch),
+                        None => loader.as_mut().map(Loader::next_batch).transpose()?.flatten(),
+                    };
                     let Some(batch) = batch else {
                         return Err(PeerError::Internal("the plan ended before the run did".into()));
                     };
                     match step::run(&mut self.learner, &mut self.company, &batch) {
                         Ok(report) => self.completed(report, total)?,
                         Err(Interruption::Stopped(stop)) => return Ok(stop),
-                        Err(Interruption::Restarted) => {}
+                        Err(Interruption::Restarted) => {
+                            self.company.retakes();
+                            given_up = Some(batch);
+                        }
                         Err(Interruption::Failed(error)) => return Err(*error),
                     }
                 }
@@ -219,19 +257,24 @@ impl Training<'_> {
 
     /// Goes to the checkpoint of a step, or to fresh weights. There is no other recovery: from here on, training is the
     /// replay of what was trained before.
-    fn start_at(&mut self, step: Step) -> Result<(), PeerError> {
-        if step == 0 && self.progress.steps_done > 0 {
+    fn start_at(&mut self, start: Start) -> Result<(), PeerError> {
+        let Start { step, checkpoint: from } = start;
+        if from == 0 && self.progress.steps_done > 0 {
             self.learner = (self.fresh)()?;
         }
-        if step > 0 {
-            let checkpoint = self.store.load(step)?;
+        if from > 0 {
+            let checkpoint = self.store.load(from)?;
             self.learner.restore(&checkpoint).map_err(|error| {
-                PeerError::Mismatch(format!("checkpoint {}: {error}", self.store.path(step).display()))
+                PeerError::Mismatch(format!("checkpoint {}: {error}", self.store.path(from).display()))
             })?;
-            tracing::info!("going on from {}", self.store.path(step).display());
+            tracing::info!("going on from {}", self.store.path(from).display());
         }
-        (self.progress.steps_done, self.saved) = (step, step);
+        (self.progress.steps_done, self.saved) = (step, from);
         self.company.started(step);
+        if from < step {
+            // The others went on without it. From where it joins them again it can be replayed like anybody else.
+            self.save_and_tell()?;
+        }
         Ok(())
     }
 
@@ -241,11 +284,15 @@ impl Training<'_> {
         self.tell(News::Step(report))?;
         let done = self.progress.steps_done;
         if done == total || done.is_multiple_of(self.checkpoint_every) {
-            self.save()?;
-            let held = self.held.iter().copied().collect();
-            self.tell(News::Saved { step: done, held })?;
+            self.save_and_tell()?;
         }
         Ok(())
+    }
+
+    fn save_and_tell(&mut self) -> Result<(), PeerError> {
+        self.save()?;
+        let held = self.held.iter().copied().collect();
+        self.tell(News::Saved { step: self.saved, held })
     }
 
     fn save(&mut self) -> Result<(), PeerError> {

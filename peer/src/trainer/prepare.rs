@@ -78,10 +78,15 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
     let dataset_fingerprint = Digest(dataset::fingerprint(&samples));
     let image = ImageShape::from(&samples.images);
     let loader = data::loader_inputs(&spec, samples)?;
+    // Before the network is built: it may be as much too large as the banks.
+    spec.check_banks(&loader.samples.labels)?;
     let device = device::open(device)?;
     let fresh: Fresh = {
-        let (spec, peer) = (spec.clone(), peer.clone());
-        Box::new(move || Learner::build(&spec, index, &peer, image, device.clone()))
+        let (spec, peer, samples) = (spec.clone(), peer.clone(), loader.samples.clone());
+        Box::new(move || {
+            let learner = Learner::build(&spec, index, &peer, image, device.clone())?;
+            learner.with_memory(&spec, &samples.labels)
+        })
     };
     let learner = fresh()?;
     let store = Store::open(&state, spec.run.keep)?;

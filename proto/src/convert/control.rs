@@ -3,7 +3,7 @@
 use super::tensor::{schema, schema_to_wire};
 use super::{WireError, at_most, digest, peer_name, required, sentence};
 use crate::control::{
-    Accepted, Checkpoints, FromPeer, JoinRequest, Refusal, RefusalReason, Standing, StepReport, Stop,
+    Accepted, Checkpoints, FromPeer, JoinRequest, Refusal, RefusalReason, Standing, Start, StepReport, Stop,
     StopKind, TensorDigest, Term, Timing, ToPeer, Waiting,
 };
 use crate::id::{RunId, ViewId};
@@ -225,6 +225,12 @@ impl TryFrom<wire::FromPeer> for FromPeer {
             }
             Message::StopWish(wish) => Self::StopWish(sentence(wish.reason)),
             Message::CannotFollow(cannot) => Self::CannotFollow(sentence(cannot.sentence)),
+            Message::Received(wire::Received { flush, of }) => {
+                at_most("of", of.len(), PEERS_MAX)?;
+                let of: Result<_, WireError> =
+                    of.into_iter().map(|of| Ok((peer_name("of.peer", of.peer)?, of.until))).collect();
+                Self::Received { flush, of: of? }
+            }
             Message::Leaving(leaving) => Self::Leaving {
                 steps_done: leaving.steps_done,
                 finished: leaving.finished,
@@ -251,6 +257,10 @@ impl From<FromPeer> for wire::FromPeer {
             }
             FromPeer::StopWish(reason) => Message::StopWish(wire::StopWish { reason }),
             FromPeer::CannotFollow(sentence) => Message::CannotFollow(wire::CannotFollow { sentence }),
+            FromPeer::Received { flush, of } => {
+                let of = of.into_iter().map(|(peer, until)| wire::ReceivedOf { peer: peer.into(), until });
+                Message::Received(wire::Received { flush, of: of.collect() })
+            }
             FromPeer::Leaving { steps_done, finished, reason } => {
                 Message::Leaving(wire::Leaving { steps_done, finished, reason })
             }
@@ -316,7 +326,18 @@ impl TryFrom<wire::ToPeer> for ToPeer {
                 };
                 Self::Stop(Stop { kind, sentence: sentence(stop.sentence) })
             }
-            Message::Start(start) => Self::Start(start.step),
+            Message::Start(wire::Start { step, checkpoint }) => {
+                if checkpoint > step {
+                    return Err(WireError::new("checkpoint", format!("{checkpoint} is beyond step {step}")));
+                }
+                Self::Start(Start { step, checkpoint })
+            }
+            Message::Flush(wire::Flush { id, peers }) => {
+                at_most("peers", peers.len(), PEERS_MAX)?;
+                let peers: Result<_, WireError> =
+                    peers.into_iter().map(|name| peer_name("peers", name)).collect();
+                Self::Flush { id, peers: peers? }
+            }
         })
     }
 }
@@ -336,7 +357,10 @@ impl From<ToPeer> for wire::ToPeer {
                 };
                 Message::Stop(wire::Stop { kind: kind.into(), sentence })
             }
-            ToPeer::Start(step) => Message::Start(wire::Start { step }),
+            ToPeer::Start(Start { step, checkpoint }) => Message::Start(wire::Start { step, checkpoint }),
+            ToPeer::Flush { id, peers } => {
+                Message::Flush(wire::Flush { id, peers: peers.into_iter().map(Into::into).collect() })
+            }
         };
         Self { message: Some(message) }
     }
@@ -410,6 +434,7 @@ mod tests {
             FromPeer::CheckpointSaved { step: 3, held: vec![0, 3] },
             FromPeer::StopWish("asked".into()),
             FromPeer::CannotFollow("gone".into()),
+            FromPeer::Received { flush: 2, of: vec![(PeerName::new("c").unwrap(), 9)] },
             FromPeer::Leaving { steps_done: 3, finished: false, reason: "asked".into() },
         ] {
             assert_eq!(FromPeer::try_from(wire::FromPeer::from(message.clone())), Ok(message));
@@ -423,7 +448,9 @@ mod tests {
         let view = View { id: ViewId(1), begins_at: 0, members: vec![member] };
         let stop = Stop { kind: StopKind::Graceful, sentence: "asked".into() };
         let stop = ToPeer::Stop(stop);
-        let messages = [ToPeer::View(view), ToPeer::Lease(9), ToPeer::RetainFrom(2), stop, ToPeer::Start(4)];
+        let start = ToPeer::Start(Start { step: 4, checkpoint: 3 });
+        let flush = ToPeer::Flush { id: 1, peers: vec![PeerName::new("c").unwrap()] };
+        let messages = [ToPeer::View(view), ToPeer::Lease(9), ToPeer::RetainFrom(2), stop, start, flush];
         for message in messages {
             assert_eq!(ToPeer::try_from(wire::ToPeer::from(message.clone())), Ok(message));
         }

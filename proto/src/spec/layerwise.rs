@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bank::{BankSpec, check_matching, read_bank};
 use super::method::{NOT_NEGATIVE, POSITIVE};
 use super::section::Section;
 use super::{OptimSpec, SpecError};
@@ -38,6 +39,9 @@ pub struct LMclSpec {
     pub double: bool,
     /// How stages are matched.
     pub matching: MatchingSpec,
+    /// Memory banks, if samples are contrasted with what is remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bank: Option<BankSpec>,
     /// How matching is learned.
     pub meta: MetaSpec,
 }
@@ -130,6 +134,11 @@ pub(super) fn read_l_mcl(section: &mut Section, optim: &OptimSpec) -> Result<LMc
         ("one-to-one", MatchingSpec::OneToOne),
     ];
     let matching = section.choice("matching", &matchings)?.unwrap_or(MatchingSpec::Learned);
+    let contrasts = [alpha, beta, gamma, lam].iter().any(|&weight| weight > 0.0);
+    let bank = read_bank(section, contrasts, true)?;
+    if bank.is_some() {
+        check_matching(section, matching)?;
+    }
     Ok(LMclSpec {
         alpha,
         beta,
@@ -141,6 +150,7 @@ pub(super) fn read_l_mcl(section: &mut Section, optim: &OptimSpec) -> Result<LMc
         kd: section.flag("kd")?.unwrap_or(true),
         double: section.flag("double")?.unwrap_or(true),
         matching,
+        bank,
         meta: read_meta(section, optim, matching == MatchingSpec::Learned)?,
     })
 }

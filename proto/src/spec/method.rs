@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::bank::{BankSpec, read_bank};
 use super::layerwise::{LMclSpec, read_l_mcl};
 use super::section::{Section, unknown_word};
 use super::{OptimSpec, SpecError};
@@ -70,6 +71,9 @@ pub struct MclSpec {
     pub feat_dim: usize,
     /// Who learns from the ensemble of logits.
     pub logit_kd: LogitKd,
+    /// Memory banks, if samples are contrasted with what is remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bank: Option<BankSpec>,
 }
 
 /// Who learns from the ensemble of logits.
@@ -113,13 +117,23 @@ impl MethodSpec {
         }
     }
 
-    /// Whether it contrasts embeddings, and so needs several samples of a class in a batch.
+    /// Whether it contrasts embeddings.
     pub fn contrasts(&self) -> bool {
         match self {
             Self::Alone | Self::Dml(_) => false,
             Self::Mcl(mcl) => [mcl.alpha, mcl.beta, mcl.gamma, mcl.lam].iter().any(|&weight| weight > 0.0),
             Self::LMcl(l_mcl) => l_mcl.contrasts(),
         }
+    }
+
+    /// Whether it contrasts the samples of a batch with each other, and so needs several of a class in it.
+    pub fn contrasts_in_batches(&self) -> bool {
+        let remembers = match self {
+            Self::Alone | Self::Dml(_) => false,
+            Self::Mcl(mcl) => mcl.bank.is_some(),
+            Self::LMcl(l_mcl) => l_mcl.bank.is_some(),
+        };
+        self.contrasts() && !remembers
     }
 }
 
@@ -142,6 +156,8 @@ fn read_mcl(section: &mut Section) -> Result<MclSpec, SpecError> {
     };
     let (alpha, beta) = (weight("alpha", 0.1)?, weight("beta", 0.1)?);
     let (gamma, lam) = (weight("gamma", 1.0)?, weight("lam", 1.0)?);
+    let contrasts = [alpha, beta, gamma, lam].iter().any(|&weight| weight > 0.0);
+    let bank = read_bank(section, contrasts, false)?;
     let choices = [("off", LogitKd::Off), ("last", LogitKd::Last), ("all", LogitKd::All)];
     Ok(MclSpec {
         alpha,
@@ -152,5 +168,6 @@ fn read_mcl(section: &mut Section) -> Result<MclSpec, SpecError> {
         kd_t: section.number("kd_t", POSITIVE, |t| t > 0.0)?.unwrap_or(3.0),
         feat_dim: section.whole("feat_dim", 1..=65_536)?.unwrap_or(128) as usize,
         logit_kd: section.choice("logit_kd", &choices)?.unwrap_or(LogitKd::Last),
+        bank,
     })
 }

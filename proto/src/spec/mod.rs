@@ -6,10 +6,12 @@ mod run;
 mod data;
 mod method;
 mod layerwise;
+mod bank;
 mod optim;
 mod peer;
 mod derived;
 
+pub use bank::BankSpec;
 pub use data::{Augment, DataSpec, Normalize, SamplerSpec};
 pub use layerwise::{LMclSpec, MATCH_DIM, MatchingSpec, MetaBatchNorm, MetaPrecision, MetaSpec};
 pub use method::{DmlReduce, DmlSpec, DmlTarget, LogitKd, MclSpec, MethodSpec};
@@ -124,7 +126,7 @@ impl RunSpec {
             top.tables("peer")?.into_iter().map(PeerSpec::read).collect();
         let optim = OptimSpec::read(top.table("optim")?)?;
         let method = MethodSpec::read(top.table("method")?, &optim)?;
-        let data = DataSpec::read(top.table("data")?, method.contrasts())?;
+        let data = DataSpec::read(top.table("data")?, method.contrasts_in_batches())?;
         let peers = peers?;
         let policy = PolicySpec::read(top.table("policy")?, peers.len())?;
         top.finish()?;
@@ -142,6 +144,15 @@ impl RunSpec {
         {
             let problem = format!("is {}, but the run has only {epochs} epochs", self.optim.warmup_epochs);
             return Err(SpecError::value("[optim]", "warmup_epochs", problem));
+        }
+        if self.banks().is_some() && self.peers.iter().any(|peer| peer.role == Role::Teacher) {
+            let problem = "is true, but a teacher keeps no memory of what it said; write bank = false";
+            return Err(SpecError::value("[method]", "bank", problem));
+        }
+        if self.banks().is_some() && self.policy.on_failure == FailurePolicy::Continue {
+            let problem = "is \"continue\", but the peers' memory banks are the same only as long as nobody is left \
+                           behind; write \"wait\", or bank = false";
+            return Err(SpecError::value("[policy]", "on_failure", problem));
         }
         Ok(())
     }

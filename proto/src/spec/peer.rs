@@ -48,7 +48,7 @@ pub struct PeerSpec {
     pub name: PeerName,
     /// Its architecture, one of [`ARCHITECTURES`].
     pub arch: String,
-    /// Weights to start from; drawn from the seed and the name if absent.
+    /// Weights to start from; drawn from the seed and the name if absent. A teacher's, which it keeps.
     pub init: Option<PathBuf>,
     /// Where it computes, unless the process is told another device.
     pub device: DeviceSpec,
@@ -88,6 +88,8 @@ impl std::str::FromStr for DeviceSpec {
 pub enum Role {
     /// It trains.
     Student,
+    /// It says what the network of its initial weights makes of each batch, and never changes.
+    Teacher,
 }
 
 impl PeerSpec {
@@ -106,12 +108,13 @@ impl PeerSpec {
         };
         let role = match section.text("role")?.as_deref() {
             None | Some("student") => Role::Student,
-            Some("teacher") => {
-                let problem = "\"teacher\" is not supported by this version: its methods are among students";
-                return Err(section.error("role", problem));
-            }
-            Some(other) => return Err(section.error("role", unknown_word(other, &["student"]))),
+            Some("teacher") => Role::Teacher,
+            Some(other) => return Err(section.error("role", unknown_word(other, &["student", "teacher"]))),
         };
+        if role == Role::Teacher && init.is_none() {
+            let hint = "a teacher never learns, so it needs weights: write init = \"teacher.safetensors\"";
+            return Err(section.missing("init", hint));
+        }
         section.finish()?;
         Ok(Self { name, arch, init, device, role })
     }
@@ -124,6 +127,9 @@ pub(super) fn check_all(peers: &[PeerSpec]) -> Result<(), SpecError> {
     }
     if peers.len() > PEERS_MAX {
         return Err(in_run(format!("stands {} times; a run has at most {PEERS_MAX} peers", peers.len())));
+    }
+    if peers.iter().all(|peer| peer.role == Role::Teacher) {
+        return Err(in_run("has teachers only; somebody must learn: leave role out for one of them".into()));
     }
     for (i, peer) in peers.iter().enumerate() {
         if peers[..i].iter().any(|other| other.name == peer.name) {

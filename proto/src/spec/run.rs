@@ -94,19 +94,18 @@ pub enum DivergencePolicy {
 pub enum FailurePolicy {
     /// Nobody goes on without it: the others wait until it has been started again and has caught up.
     Wait,
+    /// The others go on without it; it joins them again when it has been started again.
+    Continue,
 }
 
 impl PolicySpec {
     pub(super) fn read(mut section: Section, peers: usize) -> Result<Self, SpecError> {
         let on_failure = match section.text("on_failure")?.as_deref() {
             None | Some("wait") => FailurePolicy::Wait,
-            Some("continue") => {
-                let problem = "\"continue\" is not supported by this version: a cohort that loses a peer waits for it, \
-                               and goes on when it has been started again; write \"wait\"";
-                return Err(section.error("on_failure", problem));
-            }
+            Some("continue") => FailurePolicy::Continue,
             Some(other) => {
-                return Err(section.error("on_failure", format!("{other:?} is not known; write \"wait\"")));
+                let problem = format!("{other:?} is not known; write \"wait\" or \"continue\"");
+                return Err(section.error("on_failure", problem));
             }
         };
         let failure_timeout_ms = section.whole("failure_timeout_ms", 200..=3_600_000)?.unwrap_or(10_000);
@@ -119,7 +118,11 @@ impl PolicySpec {
                 return Err(section.error("on_divergence", problem));
             }
         };
-        let min_peers = section.whole("min_peers", 1..=PEERS_MAX as u64)?.map_or(peers, |n| n as usize);
+        let least = match on_failure {
+            FailurePolicy::Wait => peers,
+            FailurePolicy::Continue => peers.min(2),
+        };
+        let min_peers = section.whole("min_peers", 1..=PEERS_MAX as u64)?.map_or(least, |n| n as usize);
         if min_peers > peers {
             return Err(section.error("min_peers", format!("is {min_peers}, but the run has {peers} peers")));
         }

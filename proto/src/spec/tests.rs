@@ -64,6 +64,57 @@ fn what_is_said_follows_from_the_method() {
     assert_eq!(said(GOOD.split("[[peer]]\nname = \"b\"").next().unwrap()), "[]");
 }
 
+fn mcl(extra: &str) -> String {
+    GOOD.replace("\"mcl\"", &format!("\"mcl\"\n{extra}"))
+}
+
+#[test]
+fn banks_have_the_defaults_of_their_authors_and_leave_other_specs_as_they_were() {
+    let spec = RunSpec::parse(&mcl("bank = true")).unwrap();
+    let (bank, width) = spec.banks().unwrap();
+    assert_eq!((bank.positives, bank.negatives, bank.momentum, bank.bug, width), (1, 8192, 0.5, false, 128));
+    assert_eq!(RunSpec::from_json(&spec.to_json()).unwrap(), spec);
+    assert_eq!(spec.bank_bytes(1000), 2 * 1000 * 128 * 4);
+    assert!(!spec.method.contrasts_in_batches() && spec.method.contrasts());
+    let layerwise = RunSpec::parse(&l_mcl("matching = \"uniform\"\nbank = true\nbank_bug = true")).unwrap();
+    assert!(layerwise.banks().unwrap().0.bug);
+    let without = RunSpec::parse(&mcl("bank = false")).unwrap();
+    assert_eq!(without.banks(), None);
+    assert!(!without.to_json().contains("bank"), "the hash of a run without banks stays");
+}
+
+#[test]
+fn labels_that_banks_cannot_draw_from_are_refused() {
+    let error = |extra: &str, labels: &[u8]| {
+        let spec = RunSpec::parse(&mcl(&format!("bank = true\n{extra}"))).unwrap();
+        spec.check_banks(labels).map_err(|error| error.to_string())
+    };
+    assert_eq!(error("bank_positives = 2", &[0, 0, 3, 3]), Ok(()));
+    assert!(error("", &[4; 9]).unwrap_err().contains("all training samples have one class"));
+    let few = error("bank_positives = 3", &[0, 0, 0, 3, 3]).unwrap_err();
+    assert!(few.contains("bank_positives is 3") && few.contains("class 3 has only 2"), "{few}");
+    let labels: Vec<u8> = (0..20_000).map(|x| (x % 2) as u8).collect();
+    let large = error("feat_dim = 65536", &labels).unwrap_err();
+    assert!(large.contains("10000 MB at every peer, more than 4096 MB"), "{large}");
+}
+
+const TAUGHT: &str = "role = \"teacher\"\ninit = \"t.safetensors\"";
+
+/// The second peer with more lines.
+fn teacher(extra: &str) -> String {
+    GOOD.replace("\"wrn_16_2\"", &format!("\"wrn_16_2\"\n{extra}"))
+}
+
+#[test]
+fn a_teacher_says_what_a_student_would() {
+    let spec = RunSpec::parse(&teacher(TAUGHT)).unwrap();
+    assert_eq!([spec.peers[0].role, spec.peers[1].role], [Role::Student, Role::Teacher]);
+    let students = RunSpec::parse(GOOD).unwrap();
+    assert_eq!(spec.contribution_schema(1).unwrap(), students.contribution_schema(1).unwrap());
+    assert_ne!(spec.hash(), students.hash());
+    assert_eq!(RunSpec::from_json(&spec.to_json()).unwrap(), spec);
+}
+
 fn l_mcl(extra: &str) -> String {
     GOOD.replace("\"mcl\"", &format!("\"l-mcl\"\n{extra}"))
 }
@@ -145,6 +196,12 @@ fn errors_name_the_key_and_the_remedy() {
         (GOOD.replace("[run]", "[runn]"), vec!["[run]", "missing"]),
         (format!("{GOOD}\n[optm]\nlr = 1"), vec!["unknown key \"optm\"", "\"optim\""]),
         (GOOD.replace("resnet20", "resnet21"), vec!["[[peer]] 1", "resnet21", "resnet20"]),
+        (teacher("role = \"teacher\""), vec!["[[peer]] 2: init is missing", "a teacher never learns"]),
+        (teacher("role = \"techer\""), vec!["[[peer]] 2", "techer", "did you mean \"teacher\""]),
+        (
+            teacher(TAUGHT).replace("\"resnet20\"", &format!("\"resnet20\"\n{TAUGHT}")),
+            vec!["[[peer]] has teachers only", "somebody must learn"],
+        ),
         (GOOD.replace("\"b\"", "\"a\""), vec!["two peers named \"a\""]),
         (GOOD.replace("\"mcl\"", "\"mcll\""), vec!["[method]", "\"mcl\""]),
         (GOOD.replace("\"mcl\"", "\"dml\"\nalpha = 1.0"), vec!["[method]", "unknown key \"alpha\""]),
@@ -153,12 +210,28 @@ fn errors_name_the_key_and_the_remedy() {
         (l_mcl("meta_precision = \"f16\""), vec!["meta_precision", "f16", "f32, f64"]),
         (l_mcl("meta_lr = 0"), vec!["meta_lr is 0", "greater than 0"]),
         (l_mcl("matching = \"one_to_one\""), vec!["did you mean \"one-to-one\""]),
+        (l_mcl("bank = true"), vec!["matching", "not offered yet with bank = true", "\"uniform\""]),
+        (mcl("bank_negatives = 5"), vec!["bank_negatives needs bank = true"]),
+        (mcl("bank = true\nbank_momentum = 1"), vec!["bank_momentum is 1", "less than 1"]),
+        (mcl("bank = true\nbank_positives = 0"), vec!["bank_positives is 0", "1 to"]),
+        (mcl("bank = true\nbank_bug = true"), vec!["unknown key \"bank_bug\""]),
+        (
+            mcl("bank = true\nalpha = 0\nbeta = 0\ngamma = 0\nlam = 0"),
+            vec!["nothing to contrast with memory"],
+        ),
         (l_mcl("logit_kd = \"all\""), vec!["unknown key \"logit_kd\""]),
         (format!("{GOOD}\n[optim]\nlr = \"fast\""), vec!["[optim]", "lr must be a number", "fast"]),
         (format!("{GOOD}\n[optim]\nlr = nan"), vec!["lr is NaN"]),
         (format!("{GOOD}\n[optim]\nlr = -0.1"), vec!["lr is -0.1", "greater than 0"]),
         (format!("{GOOD}\n[optim]\nschedule = \"multistep\""), vec!["milestones is missing"]),
-        (format!("{GOOD}\n[policy]\non_failure = \"continue\""), vec!["on_failure", "not supported"]),
+        (format!("{GOOD}\n[policy]\non_failure = \"go on\""), vec!["on_failure", "go on", "continue"]),
+        (
+            format!(
+                "{}\n[policy]\non_failure = \"continue\"",
+                GOOD.replace("\"mcl\"", "\"mcl\"\nbank = true")
+            ),
+            vec!["on_failure", "memory banks", "bank = false"],
+        ),
         (format!("{GOOD}\n[policy]\nmin_peers = 3"), vec!["min_peers is 3", "2 peers"]),
         (GOOD.replace("fashion-mnist", "fashion_mnist"), vec!["[data]", "fashion-mnist"]),
         (GOOD.replace("\"a\"", "\"a/../b\""), vec!["not a usable name"]),

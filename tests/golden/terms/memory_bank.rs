@@ -3,7 +3,8 @@
 //! `new_rows_I` that replace those of the anchors' samples.
 
 use anyhow::Result;
-use cohort_peer::methods::memory::{Bank, Draws, MemoryParams, share};
+use candle_core::{Device, Tensor};
+use cohort_peer::methods::memory::{Bank, Draws, MemoryParams, Remembered, share};
 use cohort_peer::methods::primitives::zero;
 
 use crate::case::{Tensors, Trial};
@@ -21,6 +22,7 @@ pub(super) fn memory_bank(trial: &Trial<'_>) -> Result<Tensors> {
         lam: trial.number("lam", default.lam)?,
         tau: trial.number("tau", default.tau)?,
         kd_t: trial.number("kd_t", default.kd_t)?,
+        ..default
     };
     let momentum = trial.number("momentum", 0.5)?;
     let mut outputs = super::loss(zero(&embeddings[0])?);
@@ -32,14 +34,17 @@ pub(super) fn memory_bank(trial: &Trial<'_>) -> Result<Tensors> {
         outputs.insert(name.to_owned(), sum);
         Ok(())
     };
+    let remembered = |i: usize| Remembered { bank: banks[i], stages: &embeddings[i..=i] };
     for me in 0..embeddings.len() {
-        for (name, weight, value) in share(me, &embeddings, &banks, &draws, &params)? {
+        let others: Vec<_> = (0..embeddings.len()).filter(|j| *j != me).map(remembered).collect();
+        for (name, weight, value) in share(remembered(me), &others, &draws, &params)? {
             add(name, 1.0, &value)?;
             add("loss", weight, &value)?;
         }
     }
     for (i, (bank, v)) in banks.iter().zip(&embeddings).enumerate() {
-        outputs.insert(format!("new_rows_{i}"), bank.blended(&draws.anchors(), v, momentum)?);
+        let rows = bank.blended(&draws.anchors(), v, momentum)?.rows;
+        outputs.insert(format!("new_rows_{i}"), Tensor::from_vec(rows, v.dims(), &Device::Cpu)?);
     }
     Ok(outputs)
 }

@@ -4,9 +4,12 @@
 
 use std::mem::MaybeUninit;
 
+use rayon::prelude::*;
+
 use super::geometry::ConvShape;
 use super::isa::{Isa, Kernel, dispatch};
 use super::lanes::Lanes;
+use super::lines::Lines;
 use super::parallel::{build_overwritten, partial_sums};
 use super::{depthwise, direct, winograd};
 
@@ -15,7 +18,7 @@ use super::{depthwise, direct, winograd};
 /// # Safety
 /// [`ImageMap::image`] writes every value of `to`.
 pub(super) unsafe trait ImageMap: Sync {
-    type Scratch;
+    type Scratch: Send;
     /// Memory for one thread, reused from image to image.
     fn scratch(&self) -> Self::Scratch;
     /// Writes every value of `to`.
@@ -24,7 +27,7 @@ pub(super) unsafe trait ImageMap: Sync {
 
 /// A sum over images of something shaped like the weights.
 pub(super) trait WeightSums: Sync {
-    type Scratch;
+    type Scratch: Send;
     /// Memory for one thread, reused from image to image.
     fn scratch(&self) -> Self::Scratch;
     /// Floats of the sums, in a layout of its own.
@@ -166,22 +169,25 @@ fn sum_batch<M: WeightSums>(isa: Isa, batch: usize, map: &M, images: Images<'_>,
             self.0.image::<V>(self.1, self.2, self.3, self.4);
         }
     }
-    let mut sums = partial_sums(
+    let sums = partial_sums(
         batch,
         parts(map.sums_len()),
         || map.scratch(),
         |scratch, part| {
-            let mut sums = vec![0.0; map.sums_len()];
+            let mut sums = Lines::zeros(map.sums_len());
             for n in part {
                 dispatch(isa, OneImage(map, scratch, images.x.image(n), images.dy.image(n), &mut sums));
             }
             sums
         },
-    )
-    .into_iter();
-    let mut total = sums.next().unwrap_or_else(|| vec![0.0; map.sums_len()]);
-    for part in sums {
-        total.iter_mut().zip(&part).for_each(|(t, p)| *t += p);
-    }
+    );
+    /// Sums that a thread adds up at a time.
+    const CHUNK: usize = 1 << 13;
+    let mut total = Lines::zeros(map.sums_len());
+    total.par_chunks_mut(CHUNK).enumerate().for_each(|(i, total)| {
+        for part in &sums {
+            total.iter_mut().zip(&part[i * CHUNK..]).for_each(|(t, p)| *t += p);
+        }
+    });
     map.finish(&total, dw);
 }

@@ -6,13 +6,14 @@ use std::mem::MaybeUninit;
 use super::conv::{ImageMap, WeightSums};
 use super::geometry::{Class, ConvShape, Frame, classes};
 use super::lanes::{LANES, Lanes};
+use super::lines::Lines;
 use super::micro::{Correlation, WeightGradient};
 use super::pack::{blocks_to_image, for_each_weight, image_to_frame, weights_len};
 
 /// A frame and the blocks that come out, both reused from image to image.
 pub(super) struct Scratch {
-    frame: Vec<f32>,
-    out: Vec<f32>,
+    frame: Lines,
+    out: Lines,
 }
 
 /// From input to output.
@@ -20,7 +21,7 @@ pub(super) struct Forward {
     shape: ConvShape,
     frame: Frame,
     taps: Vec<usize>,
-    w: Vec<f32>,
+    w: Lines,
 }
 
 impl Forward {
@@ -28,7 +29,7 @@ impl Forward {
     pub(super) fn new(shape: ConvShape, w: &[f32]) -> Self {
         let frame = Frame::of_input(&shape);
         let taps = all_taps(&shape);
-        let mut packed = vec![0.0; weights_len(shape.co, shape.ci, taps.len())];
+        let mut packed = Lines::zeros(weights_len(shape.co, shape.ci, taps.len()));
         for_each_weight(shape.co, shape.ci, taps.len(), |place, o, i, t| {
             packed[place] = w[(o * shape.ci + i) * taps.len() + t];
         });
@@ -44,7 +45,7 @@ unsafe impl ImageMap for Forward {
     fn scratch(&self) -> Scratch {
         let pixels = self.shape.out_h() * self.shape.out_w();
         let blocks = self.shape.co.div_ceil(LANES);
-        Scratch { frame: vec![0.0; self.frame.len()], out: vec![0.0; blocks * pixels * LANES] }
+        Scratch { frame: Lines::zeros(self.frame.len()), out: Lines::zeros(blocks * pixels * LANES) }
     }
 
     #[inline(always)]
@@ -77,7 +78,7 @@ pub(super) struct BackwardData {
     shape: ConvShape,
     frame: Frame,
     /// Each class of input pixels with its weights.
-    classes: Vec<(Class, Vec<f32>)>,
+    classes: Vec<(Class, Lines)>,
 }
 
 impl BackwardData {
@@ -86,7 +87,7 @@ impl BackwardData {
         let frame = Frame::of_output_gradient(&shape);
         let pack = |class: Class| {
             let taps = &class.taps;
-            let mut packed = vec![0.0; weights_len(shape.ci, shape.co, taps.len())];
+            let mut packed = Lines::zeros(weights_len(shape.ci, shape.co, taps.len()));
             for_each_weight(shape.ci, shape.co, taps.len(), |place, i, o, t| {
                 let (ky, kx) = taps[t];
                 packed[place] = w[((o * shape.ci + i) * shape.kh + ky) * shape.kw + kx];
@@ -104,8 +105,8 @@ unsafe impl ImageMap for BackwardData {
     fn scratch(&self) -> Scratch {
         let blocks = self.shape.ci.div_ceil(LANES);
         // Pixels that no output feeds on belong to no class and stay zero.
-        let out = vec![0.0; blocks * self.shape.h * self.shape.w * LANES];
-        Scratch { frame: vec![0.0; self.frame.len()], out }
+        let out = Lines::zeros(blocks * self.shape.h * self.shape.w * LANES);
+        Scratch { frame: Lines::zeros(self.frame.len()), out }
     }
 
     #[inline(always)]
@@ -152,10 +153,10 @@ impl BackwardWeights {
 }
 
 impl WeightSums for BackwardWeights {
-    type Scratch = (Vec<f32>, Vec<f32>);
+    type Scratch = (Lines, Lines);
 
     fn scratch(&self) -> Self::Scratch {
-        (vec![0.0; self.x_frame.len()], vec![0.0; self.dy_frame.len()])
+        (Lines::zeros(self.x_frame.len()), Lines::zeros(self.dy_frame.len()))
     }
 
     fn sums_len(&self) -> usize {

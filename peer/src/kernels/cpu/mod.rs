@@ -3,6 +3,7 @@
 
 pub(super) mod isa;
 mod lanes;
+mod lines;
 mod avx;
 mod parallel;
 pub(super) mod geometry;

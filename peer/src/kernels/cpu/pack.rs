@@ -87,8 +87,11 @@ pub(super) fn blocks_to_image<V: Lanes>(
 fn channels_to_lanes<V: Lanes>(from: &[f32], step: usize, lanes: usize, width: usize, to: &mut [f32]) {
     let eights = if lanes == LANES { width / 8 * 8 } else { 0 };
     for x in (0..eights).step_by(8) {
-        V::transpose8(&from[x..], step, as_uninit(&mut to[x * LANES..]), LANES);
-        V::transpose8(&from[8 * step + x..], step, as_uninit(&mut to[x * LANES + 8..]), LANES);
+        for half in [0, 8] {
+            // SAFETY: a transposition writes values only.
+            let to = unsafe { as_uninit(&mut to[x * LANES + half..]) };
+            V::transpose8(&from[half * step + x..], step, to, LANES);
+        }
     }
     for x in eights..width {
         for lane in 0..lanes {
@@ -119,9 +122,12 @@ fn lanes_to_channels<V: Lanes>(
 }
 
 /// A slice as a place to write to.
+///
+/// # Safety
+/// Values are written through the result, and never memory without one.
 #[inline(always)]
-fn as_uninit(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {
-    // SAFETY: both types have one layout, and in this file only values are written through the result.
+unsafe fn as_uninit(values: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: both types have one layout, and under the contract above every place keeps a value.
     unsafe { &mut *(std::ptr::from_mut(values) as *mut [MaybeUninit<f32>]) }
 }
 

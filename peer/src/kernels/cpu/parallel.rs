@@ -3,6 +3,7 @@
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -11,7 +12,7 @@ use rayon::prelude::*;
 ///
 /// A thread takes `together` consecutive units at a time. A `state` is memory that is used for many units;
 /// which ones depends on timing, so `write` must not let one unit see what another left there.
-pub(super) fn build<S>(
+pub(super) fn build<S: Send>(
     sizes: (usize, usize),
     together: usize,
     state: impl Fn() -> S + Sync + Send,
@@ -30,7 +31,7 @@ pub(super) fn build<S>(
 ///
 /// # Safety
 /// `write` writes every value of every unit that it is given.
-pub(super) unsafe fn build_overwritten<S>(
+pub(super) unsafe fn build_overwritten<S: Send>(
     (len, unit): (usize, usize),
     together: usize,
     state: impl Fn() -> S + Sync + Send,
@@ -46,7 +47,11 @@ pub(super) unsafe fn build_overwritten<S>(
             write(state, p * together + i, unit);
         }
     };
-    values.spare_capacity_mut()[..len].par_chunks_mut(together * unit).enumerate().for_each_init(state, part);
+    let states = Shelf::default();
+    values.spare_capacity_mut()[..len]
+        .par_chunks_mut(together * unit)
+        .enumerate()
+        .for_each(|chunk| states.with(&state, |state| part(state, chunk)));
     // SAFETY: the parts above cover all `len` values, and the caller promises that each writes all of its own.
     unsafe { values.set_len(len) };
     values
@@ -54,7 +59,7 @@ pub(super) unsafe fn build_overwritten<S>(
 
 /// Sums over a batch: `parts` ranges of consecutive images go to `sum`, whose results are returned in order.
 /// The state is as for [`build`].
-pub(super) fn partial_sums<S, T: Send>(
+pub(super) fn partial_sums<S: Send, T: Send>(
     batch: usize,
     parts: usize,
     state: impl Fn() -> S + Sync + Send,
@@ -62,8 +67,28 @@ pub(super) fn partial_sums<S, T: Send>(
 ) -> Vec<T> {
     let per_part = batch.div_ceil(parts.clamp(1, batch.max(1))).max(1);
     let ranges = batch.div_ceil(per_part);
-    (0..ranges)
-        .into_par_iter()
-        .map_init(state, |state, p| sum(state, p * per_part..((p + 1) * per_part).min(batch)))
-        .collect()
+    let states = Shelf::default();
+    let part = |p: usize| p * per_part..((p + 1) * per_part).min(batch);
+    (0..ranges).into_par_iter().map(|p| states.with(&state, |state| sum(state, part(p)))).collect()
+}
+
+/// States that no thread uses at the moment; there are never more than threads, while rayon would make one for every job.
+struct Shelf<S>(Mutex<Vec<S>>);
+
+impl<S> Default for Shelf<S> {
+    fn default() -> Self {
+        Self(Mutex::new(Vec::new()))
+    }
+}
+
+impl<S> Shelf<S> {
+    /// Runs `f` with a state from the shelf, or a new one.
+    fn with<R>(&self, new: impl FnOnce() -> S, f: impl FnOnce(&mut S) -> R) -> R {
+        let free = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = free().pop();
+        let mut state = taken.unwrap_or_else(new);
+        let result = f(&mut state);
+        free().push(state);
+        result
+    }
 }

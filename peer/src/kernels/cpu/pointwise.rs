@@ -14,47 +14,17 @@ const CHUNK: usize = 1 << 14;
 
 /// `max(x, 0)`; NaN stays.
 pub(in crate::kernels) fn relu(isa: Isa, x: &[f32]) -> Vec<f32> {
-    struct Relu<'a>(&'a [f32], &'a mut [MaybeUninit<f32>]);
-    impl Kernel for Relu<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<V: Lanes>(self) {
-            for (y, &x) in self.1.iter_mut().zip(self.0) {
-                y.write(if x <= 0.0 { 0.0 } else { x });
-            }
-        }
-    }
-    by_chunks(x.len(), |at, y| dispatch(isa, Relu(&x[at..][..y.len()], y)))
+    relu_backward(isa, x, x)
 }
 
-/// The gradient by a rectifier's input, `dy` where the output is not zero.
+/// The gradient by a rectifier's input: `dy` where the input, or what became of it, is positive or NaN, else 0.
 pub(in crate::kernels) fn relu_backward(isa: Isa, y: &[f32], dy: &[f32]) -> Vec<f32> {
-    struct Backward<'a>(&'a [f32], &'a [f32], &'a mut [MaybeUninit<f32>]);
-    impl Kernel for Backward<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<V: Lanes>(self) {
-            for (dx, (&y, &dy)) in self.2.iter_mut().zip(self.0.iter().zip(self.1)) {
-                dx.write(if y <= 0.0 { 0.0 } else { dy });
-            }
-        }
-    }
-    by_chunks(y.len(), |at, dx| dispatch(isa, Backward(&y[at..][..dx.len()], &dy[at..][..dx.len()], dx)))
+    of_pairs(isa, y, dy, |y, dy| if y <= 0.0 { 0.0 } else { dy })
 }
 
 /// `a + b`.
 pub(in crate::kernels) fn sum(isa: Isa, a: &[f32], b: &[f32]) -> Vec<f32> {
-    struct SumOf<'a>(&'a [f32], &'a [f32], &'a mut [MaybeUninit<f32>]);
-    impl Kernel for SumOf<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<V: Lanes>(self) {
-            for (sum, (a, b)) in self.2.iter_mut().zip(self.0.iter().zip(self.1)) {
-                sum.write(a + b);
-            }
-        }
-    }
-    by_chunks(a.len(), |at, sum| dispatch(isa, SumOf(&a[at..][..sum.len()], &b[at..][..sum.len()], sum)))
+    of_pairs(isa, a, b, |a, b| a + b)
 }
 
 /// Adds `b` to `a`.
@@ -70,10 +40,26 @@ pub(in crate::kernels) fn add_to(isa: Isa, a: &mut [f32], b: &[f32]) {
     a.par_chunks_mut(CHUNK).zip(b.par_chunks(CHUNK)).for_each(|(a, b)| dispatch(isa, AddTo(a, b)));
 }
 
-/// Fills a vector in fixed chunks: `write(index of the first value, chunk)` writes every value of its chunk.
-fn by_chunks(len: usize, write: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync) -> Vec<f32> {
-    // SAFETY: the callers above take as many arguments as there are values in the chunk.
-    unsafe { build_overwritten((len, CHUNK), 1, || (), |(), i, chunk| write(i * CHUNK, chunk)) }
+/// `f(a, b)` of the values at each place of two slices of one length.
+fn of_pairs(isa: Isa, a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+    struct Pairs<'a, F>(&'a [f32], &'a [f32], &'a F, &'a mut [MaybeUninit<f32>]);
+    impl<F: Fn(f32, f32) -> f32> Kernel for Pairs<'_, F> {
+        type Output = ();
+        #[inline(always)]
+        fn run<V: Lanes>(self) {
+            let Self(a, b, f, to) = self;
+            for (to, (&a, &b)) in to.iter_mut().zip(a.iter().zip(b)) {
+                to.write(f(a, b));
+            }
+        }
+    }
+    assert_eq!(a.len(), b.len(), "every value has its partner");
+    let write = |(): &mut (), i: usize, to: &mut [MaybeUninit<f32>]| {
+        let chunk = i * CHUNK..i * CHUNK + to.len();
+        dispatch(isa, Pairs(&a[chunk.clone()], &b[chunk], &f, to));
+    };
+    // SAFETY: `a` and `b` have as many values as there are in a chunk, so that all are written.
+    unsafe { build_overwritten((a.len(), CHUNK), 1, || (), write) }
 }
 
 /// The mean of each of `planes` planes of `pixels` values.

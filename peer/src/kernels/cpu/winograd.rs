@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use super::conv::{ImageMap, WeightSums};
 use super::geometry::{ConvShape, Frame};
 use super::lanes::{LANES, Lanes};
+use super::lines::Lines;
 use super::micro::{Correlation, WeightGradient};
 use super::pack::{blocks_to_image, for_each_weight, image_to_frame, weights_len};
 
@@ -17,6 +18,11 @@ const PRODUCTS: usize = 16;
 /// Whether this form is used. Its rounding differs from the direct form's, so only the shape may decide.
 pub(super) fn suits(s: &ConvShape) -> bool {
     (s.kh, s.kw, s.stride, s.padding) == (3, 3, 1, 1) && s.ci >= 16 && s.co >= 16 && s.h >= 4 && s.w >= 4
+}
+
+/// Floats between the weights of two products. One vector more than they need, as in [`Strip::step`].
+fn product_step(outputs: usize, channels: usize) -> usize {
+    weights_len(outputs, channels, 1) + LANES
 }
 
 /// How an image is cut into tiles of 2x2 outputs, and the tiles into strips that stay in the cache.
@@ -90,10 +96,10 @@ impl Strip {
 
 /// Memory of one thread.
 pub(super) struct Scratch {
-    frame: Vec<f32>,
-    out: Vec<f32>,
-    transformed: Vec<f32>,
-    products: Vec<f32>,
+    frame: Lines,
+    out: Lines,
+    transformed: Lines,
+    products: Lines,
 }
 
 /// From input to output, or from the output's gradient to the input's: the same with the weights turned
@@ -103,7 +109,7 @@ pub(super) struct Map {
     from: usize,
     to: usize,
     /// Transformed weights, `[product]` of what [`Correlation`] takes.
-    u: Vec<f32>,
+    u: Lines,
 }
 
 impl Map {
@@ -118,11 +124,11 @@ impl Map {
     }
 
     fn new(s: &ConvShape, from: usize, to: usize, window: impl Fn(usize, usize) -> [f32; 9]) -> Self {
-        let len = weights_len(to, from, 1);
-        let mut u = vec![0.0; PRODUCTS * len];
+        let step = product_step(to, from);
+        let mut u = Lines::zeros(PRODUCTS * step);
         for_each_weight(to, from, 1, |place, output, channel, _| {
             for (product, value) in weights_forward(window(output, channel)).into_iter().enumerate() {
-                u[product * len + place] = value;
+                u[product * step + place] = value;
             }
         });
         Self { tiling: Tiling::new(s), from, to, u }
@@ -136,10 +142,10 @@ unsafe impl ImageMap for Map {
     fn scratch(&self) -> Scratch {
         let t = &self.tiling;
         Scratch {
-            frame: vec![0.0; t.input_frame(self.from).len()],
-            out: vec![0.0; t.output_frame(self.to).len()],
-            transformed: vec![0.0; t.transformed(self.from)],
-            products: vec![0.0; t.transformed(self.to)],
+            frame: Lines::zeros(t.input_frame(self.from).len()),
+            out: Lines::zeros(t.output_frame(self.to).len()),
+            transformed: Lines::zeros(t.transformed(self.from)),
+            products: Lines::zeros(t.transformed(self.to)),
         }
     }
 
@@ -194,15 +200,15 @@ impl WeightSums for Weights {
     fn scratch(&self) -> Scratch {
         let t = &self.tiling;
         Scratch {
-            frame: vec![0.0; t.input_frame(self.ci).len()],
-            out: vec![0.0; t.output_frame(self.co).len()],
-            transformed: vec![0.0; t.transformed(self.ci)],
-            products: vec![0.0; t.transformed(self.co)],
+            frame: Lines::zeros(t.input_frame(self.ci).len()),
+            out: Lines::zeros(t.output_frame(self.co).len()),
+            transformed: Lines::zeros(t.transformed(self.ci)),
+            products: Lines::zeros(t.transformed(self.co)),
         }
     }
 
     fn sums_len(&self) -> usize {
-        PRODUCTS * weights_len(self.co, self.ci, 1)
+        PRODUCTS * product_step(self.co, self.ci)
     }
 
     #[inline(always)]
@@ -237,9 +243,9 @@ impl WeightSums for Weights {
     }
 
     fn finish(&self, sums: &[f32], dw: &mut [f32]) {
-        let len = sums.len() / PRODUCTS;
+        let step = product_step(self.co, self.ci);
         for_each_weight(self.co, self.ci, 1, |place, o, i, _| {
-            let window = weights_backward(std::array::from_fn(|product| sums[product * len + place]));
+            let window = weights_backward(std::array::from_fn(|product| sums[product * step + place]));
             dw[(o * self.ci + i) * 9..][..9].copy_from_slice(&window);
         });
     }

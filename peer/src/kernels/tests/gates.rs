@@ -76,3 +76,20 @@ fn a_tape_that_does_not_fit_is_refused_in_words() {
     let e = replay.relu(&x).unwrap_err();
     assert!(e.to_string().contains("more rectifiers than the 1"), "{e}");
 }
+
+#[test]
+fn a_replay_that_stops_early_is_refused_in_words() {
+    let x = tensor(&[2, 3], 1, DType::F32);
+    let mut tape = GateTape::recording();
+    for _ in 0..2 {
+        tape.relu(&x).unwrap();
+        tape.check_complete().unwrap();
+    }
+    let mut replay = tape.replaying();
+    for met in 0..2 {
+        let e = replay.check_complete().unwrap_err();
+        assert!(e.to_string().contains(&format!("{met}, than the 2")), "{e}");
+        replay.relu(&x).unwrap();
+    }
+    replay.check_complete().unwrap();
+}

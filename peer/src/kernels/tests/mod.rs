@@ -2,6 +2,7 @@
 
 mod tensors;
 mod agreement;
+mod slopes;
 mod pooling;
 mod gates;
 mod training;

@@ -171,7 +171,10 @@ impl Bilevel for Small {
     }
 
     fn replay(&self, gates: &GateTape) -> Result<Pass> {
-        self.forward(&mut if self.gates_frozen { gates.replaying() } else { GateTape::recording() })
+        let mut gates = if self.gates_frozen { gates.replaying() } else { GateTape::recording() };
+        let pass = self.forward(&mut gates)?;
+        gates.check_complete()?;
+        Ok(pass)
     }
 
     fn words(&self, forward: &Pass) -> Words {

@@ -35,6 +35,7 @@ pub use matching::{MatchingWeight, matching_weights, weight};
 
 use candle_core::{Result, Tensor};
 
+use super::memory::{BankParams, MemoryParams, Recall, Remembered};
 use super::primitives::zero;
 use super::{Heard, Own, Weighted, embedding_name, matching_name};
 use terms::{Cohort, Sides};
@@ -77,6 +78,8 @@ pub struct LMclParams {
     pub double: bool,
     /// How pairs of stages are weighted.
     pub matching: Matching,
+    /// Memory banks, if anchors are contrasted with them instead of with the batch.
+    pub bank: Option<BankParams>,
 }
 
 impl Default for LMclParams {
@@ -93,6 +96,7 @@ impl Default for LMclParams {
             kd: true,
             double: true,
             matching: Matching::Learned,
+            bank: None,
         }
     }
 }
@@ -104,7 +108,7 @@ impl LMclParams {
     }
 
     /// How often a pair of stages counts.
-    fn multiplicity(&self) -> f64 {
+    pub(super) fn multiplicity(&self) -> f64 {
         if self.double { 2.0 } else { 1.0 }
     }
 }
@@ -144,6 +148,29 @@ pub fn share(
     if params.contrasts() && !heard.is_empty() {
         let cohort = Cohort::around(position, own.embeddings, own.matching, heard, params)?;
         terms.extend(cohort.terms(&cohort.weights()?.detach(), Sides::Own, None, labels)?);
+    }
+    Ok(terms)
+}
+
+/// The terms of [`share`] with the contrastive ones at memory banks: the last stage of a network fills its one bank, and
+/// all stages are anchors.
+///
+/// # Errors
+/// As [`share`]; a method without banks, or not as many banks as networks.
+pub(super) fn share_of_memory(
+    own: Own<'_>,
+    heard: &[Heard],
+    labels: &Tensor,
+    params: &LMclParams,
+    recall: &Recall<'_>,
+) -> Result<Vec<Weighted>> {
+    let Some(bank) = &params.bank else { candle_core::bail!("this method has no memory banks") };
+    let mut terms = logits::terms(own, heard, labels, params)?;
+    if params.contrasts() && !heard.is_empty() {
+        let theirs = recall.of(heard.iter().map(|other| other.embeddings.as_slice()))?;
+        let own = Remembered { bank: recall.own, stages: own.embeddings };
+        let params = MemoryParams::of_l_mcl(params, bank)?;
+        terms.extend(super::memory::share(own, &theirs, &recall.draws, &params)?);
     }
     Ok(terms)
 }

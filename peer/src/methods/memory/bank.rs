@@ -1,12 +1,11 @@
 //! What a network remembers of every training sample.
 
 use candle_core::{DType, Device, Result, Tensor};
-use cohort_proto::rng::{SplitMix64, key_of};
 
-use super::super::primitives::{unit, widen};
+use super::super::primitives::SQUARED_LENGTH_MIN;
 
 /// Most bytes of one bank: 1.3 million samples of width 128 are 656 MB.
-pub const BANK_BYTES_MAX: usize = 2 << 30;
+pub const BANK_BYTES_MAX: u64 = 4 << 30;
 
 /// One embedding a training sample; its size never changes.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,17 +14,25 @@ pub struct Bank {
     width: usize,
 }
 
+/// What the rows of some samples become, before they do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Blended {
+    /// The samples.
+    pub samples: Vec<u32>,
+    /// Their rows, one after another.
+    pub rows: Vec<f64>,
+}
+
 impl Bank {
-    /// For network `network` of a run: every value uniform in `±1/√(E/3)`, not scaled to unit length, as in the authors'
-    /// code. The same seed and network give the same bank on every peer.
+    /// Of `samples` rows, each value drawn from `unit`, which gives numbers in [0, 1): uniform in `±1/√(E/3)`, not scaled
+    /// to unit length, as in the authors' code.
     ///
     /// # Errors
     /// More than [`BANK_BYTES_MAX`] bytes, or nothing to remember.
-    pub fn new(samples: usize, width: usize, seed: u64, network: usize) -> Result<Self> {
+    pub fn new(samples: usize, width: usize, mut unit: impl FnMut() -> f64) -> Result<Self> {
         let len = Self::checked(samples, width)?;
-        let mut rng = SplitMix64::keyed(&[seed, key_of("bank"), network as u64]);
         let bound = (3.0 / width as f64).sqrt();
-        let values = (0..len).map(|_| ((2.0 * rng.unit_f64() - 1.0) * bound) as f32).collect();
+        let values = (0..len).map(|_| ((2.0 * unit() - 1.0) * bound) as f32).collect();
         Ok(Self { values, width })
     }
 
@@ -52,49 +59,58 @@ impl Bank {
         self.values.len() / self.width
     }
 
-    /// The rows at `keys`, B lists of equal length K: `[B, K, E]` in the dtype of losses on the device of `like`.
-    pub(super) fn rows(&self, keys: &[Vec<u32>], like: &Tensor) -> Result<Tensor> {
-        let count = keys.first().map_or(0, Vec::len);
-        let mut values = Vec::with_capacity(keys.len() * count * self.width);
-        for key in keys.iter().flatten() {
-            values.extend_from_slice(self.row(*key)?);
-        }
-        widen(&Tensor::from_vec(values, (keys.len(), count, self.width), like.device())?)
+    /// E.
+    pub fn width(&self) -> usize {
+        self.width
     }
 
-    /// What the rows of the samples `indices` become: `unit((1 - momentum)·v + momentum·m)` `[B, E]` in the dtype of
-    /// losses, each from its row as it is now. `embeddings` `[B, E]`.
+    /// What the rows of the samples `indices` become: `unit((1 - momentum)·v + momentum·m)`, each from its row as it is
+    /// now. `embeddings` `[B, E]`. Computed in f64 in a fixed order, so that every peer finds the same bits on any device.
     ///
     /// # Errors
     /// A sample that the bank does not hold, or shapes that differ.
-    pub fn blended(&self, indices: &[u32], embeddings: &Tensor, momentum: f64) -> Result<Tensor> {
-        let keys: Vec<Vec<u32>> = indices.iter().map(|index| vec![*index]).collect();
-        let old = self.rows(&keys, embeddings)?.squeeze(1)?;
-        unit(&((old * momentum)? + (widen(&embeddings.detach())? * (1.0 - momentum))?)?)
+    pub fn blended(&self, indices: &[u32], embeddings: &Tensor, momentum: f64) -> Result<Blended> {
+        if embeddings.dims() != [indices.len(), self.width] {
+            let (shape, width) = (embeddings.dims(), self.width);
+            candle_core::bail!(
+                "{} samples of width {width} to remember, but {shape:?} embeddings",
+                indices.len()
+            );
+        }
+        let new = embeddings.detach().to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        let mut rows = Vec::with_capacity(indices.len() * self.width);
+        for (index, new) in indices.iter().zip(new) {
+            let old = self.row(*index)?;
+            let mixed = new.iter().zip(old).map(|(v, m)| (1.0 - momentum) * v + momentum * f64::from(*m));
+            let mixed: Vec<f64> = mixed.collect();
+            let length = mixed.iter().map(|x| x * x).sum::<f64>().max(SQUARED_LENGTH_MIN).sqrt();
+            rows.extend(mixed.into_iter().map(|x| x / length));
+        }
+        Ok(Blended { samples: indices.to_vec(), rows })
     }
 
     /// Remembers a batch. Of a sample that the batch holds twice, the last row stays.
-    ///
-    /// # Errors
-    /// As [`Bank::blended`]; the bank is then as it was.
-    pub fn update(&mut self, indices: &[u32], embeddings: &Tensor, momentum: f64) -> Result<()> {
-        let rows = self.blended(indices, embeddings, momentum)?.to_dtype(DType::F32)?;
-        for (index, row) in indices.iter().zip(rows.to_vec2::<f32>()?) {
-            let from = *index as usize * self.width;
-            self.values[from..from + self.width].copy_from_slice(&row);
+    pub fn remember(&mut self, blended: &Blended) {
+        let width = self.width;
+        for (sample, new) in blended.samples.iter().zip(blended.rows.chunks(width)) {
+            let from = *sample as usize * width;
+            if let Some(row) = self.values.get_mut(from..from + width) {
+                row.iter_mut().zip(new).for_each(|(m, x)| *m = *x as f32);
+            }
         }
-        Ok(())
     }
 
-    fn row(&self, key: u32) -> Result<&[f32]> {
-        match self.values.get(key as usize * self.width..(key as usize + 1) * self.width) {
+    /// The row of a sample, `[E]`.
+    pub(super) fn row(&self, sample: u32) -> Result<&[f32]> {
+        match self.values.get(sample as usize * self.width..(sample as usize + 1) * self.width) {
             Some(row) => Ok(row),
-            None => candle_core::bail!("the bank holds {} samples, not sample {key}", self.samples()),
+            None => candle_core::bail!("the bank holds {} samples, not sample {sample}", self.samples()),
         }
     }
 
     fn checked(samples: usize, width: usize) -> Result<usize> {
-        let len = samples.checked_mul(width).filter(|len| *len > 0 && *len <= BANK_BYTES_MAX / 4);
+        let fits = |len: &usize| *len > 0 && *len as u64 <= BANK_BYTES_MAX / 4;
+        let len = samples.checked_mul(width).filter(fits);
         match len {
             Some(len) => Ok(len),
             None => candle_core::bail!(

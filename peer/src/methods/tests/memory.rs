@@ -1,39 +1,25 @@
-//! The memory bank: what is drawn, what is remembered, and gradients of the terms against finite differences. Values are
-//! in the golden vectors.
+//! The memory bank: what is remembered, and gradients of the terms against finite differences. Values are in the golden
+//! vectors, and both are compared with a plain form in the joint trainer of the tests.
 
 use super::*;
-use crate::methods::memory::{Bank, Classes, Draws, MemoryParams, share};
+use crate::methods::memory::{Bank, Draws, Form, MemoryParams, Recall, Remembered, share};
+use crate::methods::{LMclParams, MclParams, Method, Own};
 
 const SAMPLES: usize = 40;
 
-fn classes() -> Classes {
-    Classes::new(&(0..SAMPLES).map(|x| (x % 5) as u8).collect::<Vec<_>>())
-}
-
 fn bank(network: usize) -> Bank {
-    Bank::new(SAMPLES, WIDTH, 3, network).unwrap()
+    let mut at = network as f64;
+    let next = || {
+        at += 0.618;
+        at.fract()
+    };
+    Bank::new(SAMPLES, WIDTH, next).unwrap()
 }
 
-#[test]
-fn keys_have_the_classes_that_they_should_and_follow_from_the_seed() {
-    let batch = [7, 12, 0, 39];
-    let draw = |seed, step| Draws::new(&classes(), &batch, seed, step, 2, 30).unwrap();
-    let draws = draw(1, 5);
-    assert_eq!(draws, draw(1, 5));
-    assert_ne!(draws, draw(2, 5));
-    assert_ne!(draws, draw(1, 6));
-    assert_eq!((draws.anchors(), draws.positives()), (batch.to_vec(), 2));
-    for (sample, keys) in batch.iter().zip(draws.all()) {
-        let same = |x: &u32| x % 5 == sample % 5;
-        assert!(keys[..3].iter().all(same) && !keys[3..].iter().any(same), "{keys:?}");
-        assert_eq!((keys[0], keys.len()), (*sample, 33));
-        assert_ne!(keys[1], keys[2], "drawn without replacement");
-    }
-    assert!(draws.intra().iter().zip(draws.all()).all(|(intra, all)| intra == &all[1..]));
-    assert!(Draws::new(&Classes::new(&[1; 9]), &[0], 0, 0, 1, 4).is_err());
-    assert!(Draws::new(&classes(), &[SAMPLES as u32], 0, 0, 1, 4).is_err());
-    // Ten of a class of eight: with replacement, and it ends.
-    assert_eq!(Draws::new(&classes(), &[0], 0, 0, 10, 4).unwrap().positives(), 10);
+/// Two positives and nine negatives for each of six anchors; two anchors are the same sample.
+fn draws() -> Draws {
+    let keys = [3u32, 9, 3, 11, 12, 13].map(|x| (0..12).map(|at| (x + 5 * at) % 40).collect());
+    Draws::new(keys.to_vec(), 2).unwrap()
 }
 
 #[test]
@@ -42,12 +28,12 @@ fn a_batch_is_remembered_at_unit_length_and_its_last_row_wins() {
     let before = bank.clone();
     let v = embedding_of(0).unwrap();
     let indices = [3, 9, 3, 11, 12, 13];
-    bank.update(&indices, &v, 0.5).unwrap();
+    bank.remember(&bank.blended(&indices, &v, 0.25).unwrap());
     let rows = |bank: &Bank| bank.to_tensor().unwrap().to_vec2::<f32>().unwrap();
     let (new, old) = (rows(&bank), rows(&before));
     let expected = |n: usize, x: usize| {
         let v = entries(&v.get(n).unwrap());
-        let raw: Vec<f64> = v.iter().zip(&old[x]).map(|(v, m)| 0.5 * v + 0.5 * f64::from(*m)).collect();
+        let raw: Vec<f64> = v.iter().zip(&old[x]).map(|(v, m)| 0.75 * v + 0.25 * f64::from(*m)).collect();
         raw.iter().map(|r| r / frobenius(&raw)).collect::<Vec<f64>>()
     };
     for (n, x) in [(2, 3), (1, 9), (5, 13)] {
@@ -55,38 +41,63 @@ fn a_batch_is_remembered_at_unit_length_and_its_last_row_wins() {
         assert!(largest_difference(&got, &expected(n, x)) < 1e-7, "row {x}");
     }
     assert!((0..SAMPLES).filter(|x| !indices.contains(&(*x as u32))).all(|x| new[x] == old[x]));
-    assert!(bank.update(&[0, 1, 2, 3, 4, SAMPLES as u32], &v, 0.5).is_err());
-    assert_eq!(rows(&bank), new);
+    assert!(bank.blended(&[0, 1, 2, 3, 4, SAMPLES as u32], &v, 0.5).is_err());
+    assert!(bank.blended(&[0], &v, 0.5).is_err());
 }
 
 #[test]
-fn a_bank_is_bounded_seeded_and_restored() {
+fn a_bank_is_bounded_and_restored() {
     let bound = (3.0 / WIDTH as f64).sqrt() as f32;
     let values = bank(1).to_tensor().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert!(values.iter().all(|x| x.abs() <= bound) && values.iter().any(|x| x.abs() > 0.8 * bound));
-    assert_eq!(bank(1), bank(1));
-    assert_ne!(bank(1), bank(2));
     assert_eq!(Bank::from_tensor(&bank(1).to_tensor().unwrap()).unwrap(), bank(1));
-    assert!(Bank::new(usize::MAX, 2, 0, 0).is_err() && Bank::new(1 << 30, 128, 0, 0).is_err());
-    assert!(Bank::new(0, 128, 0, 0).is_err());
+    assert!(Bank::new(usize::MAX, 2, || 0.0).is_err() && Bank::new(1 << 30, 128, || 0.0).is_err());
+    assert!(Bank::new(0, 128, || 0.0).is_err());
+}
+
+#[test]
+fn draws_of_unequal_length_or_without_positives_are_refused() {
+    assert!(Draws::new(vec![vec![0, 1, 2], vec![0, 1]], 1).is_err());
+    assert!(Draws::new(vec![vec![0, 1, 2]], 0).is_err() && Draws::new(vec![vec![0, 1]], 2).is_err());
+    assert!(Draws::new(Vec::new(), 1).is_err());
 }
 
 #[test]
 fn the_share_has_the_gradient_of_its_values() {
     let banks = [bank(0), bank(1), bank(2)];
-    let banks: Vec<&Bank> = banks.iter().collect();
-    let draws = Draws::new(&classes(), &[7, 12, 0, 39, 1, 2], 1, 1, 2, 9).unwrap();
-    let v = all(3, embedding_of).unwrap();
-    let params = MemoryParams { lam: 0.7, ..MemoryParams::default() };
-    check_gradient(&v[1], |moved| {
-        let v = [v[0].clone(), moved.clone(), v[2].clone()];
-        let terms = share(1, &v, &banks, &draws, &params)?;
-        let mut total = Tensor::zeros((), DType::F64, &Device::Cpu)?;
-        for (_, weight, value) in terms {
-            total = (total + (value * weight)?)?;
-        }
-        Ok(total)
-    });
-    assert!(share(3, &v, &banks, &draws, &params).is_err());
-    assert!(share(0, &v, &banks[..2], &draws, &params).is_err());
+    let (v, draws) = (all(3, embedding_of).unwrap(), draws());
+    let stages = |bug| Form::Stages { multiplicity: 2.0, one_to_one: false, bug };
+    for form in [Form::Networks, stages(false), stages(true)] {
+        let params = MemoryParams { lam: 0.7, form, ..MemoryParams::default() };
+        check_gradient(&v[1], |moved| {
+            let moved = [moved.clone()];
+            let own = Remembered { bank: &banks[1], stages: &moved };
+            let others = [0, 2].map(|j| Remembered { bank: &banks[j], stages: &v[j..] });
+            let mut total = Tensor::zeros((), DType::F64, &Device::Cpu)?;
+            for (_, weight, value) in share(own, &others, &draws, &params)? {
+                total = (total + (value * weight)?)?;
+            }
+            Ok(total)
+        });
+    }
+}
+
+#[test]
+fn a_method_with_banks_needs_them_and_no_other_takes_them() {
+    let recall = |own| Recall { own, others: Vec::new(), draws: draws() };
+    let (z, v, y) = (logits_of(0).unwrap(), [embedding_of(0).unwrap()], labels(&LABELS).unwrap());
+    let own = Own::new(&z, &v);
+    let held = bank(0);
+    let recalled = recall(&held);
+    let with = |method: &Method, recall| method.loss_with(0, 1, own, &[], &y, recall);
+    let plain = Method::Mcl(MclParams::default());
+    let params = crate::methods::memory::BankParams { positives: 2, negatives: 9, momentum: 0.5, bug: false };
+    let remembering = Method::Mcl(MclParams { bank: Some(params), ..MclParams::default() });
+    assert!(with(&plain, Some(&recalled)).is_err() && remembering.loss(0, 1, own, &[], &y).is_err());
+    let terms = with(&remembering, Some(&recalled)).unwrap();
+    let named: Vec<_> = terms.named.iter().map(|(name, _)| *name).collect();
+    assert_eq!(named[..2], ["ce", "vcl"]);
+    assert!(value(&terms.named[1].1) > 1.0);
+    let learned = LMclParams { bank: Some(params), ..LMclParams::default() };
+    assert!(MemoryParams::of_l_mcl(&learned, &params).is_err());
 }

@@ -129,6 +129,21 @@ fn a_long_list_of_names_is_cut() {
 }
 
 #[test]
+fn a_complete_source_may_have_more_heads_but_not_fewer() {
+    let plain = of_seed(1, DType::F32);
+    let mut with_head = of_seed(2, DType::F32);
+    Projection::new(with_head.scope("embed.0"), 64, 8).unwrap();
+    let complete = Strictness::Complete { prefixes: &["embed."] };
+    let report = plain.load(&with_head.state_dict().unwrap(), complete).unwrap();
+    assert_eq!((report.ignored.len(), report.kept.len()), (4, 0));
+    let found = mismatch(with_head.load(&plain.state_dict().unwrap(), complete));
+    assert_eq!(found.missing.len(), 4, "{found}");
+    let mut other = plain.state_dict().unwrap();
+    other.insert("surplus".into(), Tensor::zeros(9, DType::F32, &Device::Cpu).unwrap());
+    assert_eq!(mismatch(plain.load(&other, complete)).unexpected, ["surplus"]);
+}
+
+#[test]
 fn heads_may_be_missing_on_either_side() {
     let plain = of_seed(1, DType::F32);
     let mut with_head = of_seed(2, DType::F32);

@@ -28,16 +28,22 @@ fn inbox() -> Inbox {
     let spec = cohort_proto::spec::RunSpec::parse(RUN).unwrap();
     let schema = spec.contribution_schema(0).unwrap();
     let agenda = Agenda::of(&spec);
-    let identity = Identity { me: name("a"), run: RunId(1), schema, agenda, total_steps: 9 };
+    let identity = Identity { me: name("a"), run: RunId(1), schema, agenda, total_steps: 9, relays: false };
     let (words, inbox) = mpsc::channel(64);
-    let mut live = Live::new(identity, inbox, Arc::new(ContributionLog::new(2)), Arc::default());
+    let mut live = Live::new(
+        identity,
+        (inbox, mpsc::channel(4).0),
+        Arc::new(ContributionLog::new(2)),
+        (Arc::default(), Arc::default()),
+    );
     let member =
         |index, text| Member { index, name: name(text), address: "h:1".into(), schema: Schema::default() };
     let view = View { id: ViewId(1), begins_at: 2, members: vec![member(0, "a"), member(1, "b")] };
     words.try_send(Word::View(view)).unwrap();
-    words.try_send(Word::Start { step: 2, epoch: 1 }).unwrap();
+    words.try_send(Word::Start { start: cohort_proto::control::Start::at(2), epoch: 1 }).unwrap();
     live.drain().unwrap();
     live.started(2);
+    live.began_in = ViewId(1);
     Inbox { live, words, places: Arc::new(Semaphore::new(INBOX_PER_SOURCE)) }
 }
 

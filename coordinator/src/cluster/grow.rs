@@ -1,0 +1,81 @@
+//! How a peer that the others went on without joins them again, under `on_failure = "continue"`: in a view that begins
+//! where the lease ends. No member can have taken a step from there on, so nothing has to be agreed upon first. The peer
+//! takes the weights of its newest checkpoint, and saves them under the number of the step at which it comes in: from
+//! there on it can be replayed like anybody else.
+
+use std::collections::BTreeSet;
+
+use cohort_proto::control::{Start, ToPeer};
+
+use super::{Cluster, Stage, note};
+use crate::event::{Action, Tick};
+
+impl Cluster {
+    /// Takes in all who attend and are in no view.
+    pub(super) fn take_in_waiting(&mut self, now: Tick, out: &mut Vec<Action>) {
+        let Some(begins_at) = self.training.as_ref().map(|training| training.lease.until()) else { return };
+        let total = self.members.data().map_or(0, |data| data.total_steps);
+        let quiet = matches!(self.stage, Stage::Running) && self.flush.is_none() && self.all_here();
+        // Whoever is behind may still need what was relayed of the one that comes in.
+        let settled = self.training.as_ref().is_some_and(|training| {
+            training.views.last().is_some_and(|view| training.lease.slowest() >= view.begins_at)
+        });
+        if !quiet || !settled || begins_at >= total || !self.all_started() {
+            return;
+        }
+        let mut members = self.in_view();
+        let waits = |index: &usize| {
+            !members.contains(index)
+                && self.members.peer(*index).is_some_and(|peer| peer.stream().is_some())
+                && self.barred.get(index).is_none_or(|(until, _)| *until <= now)
+        };
+        let waiting: BTreeSet<usize> = (0..self.members.peers().len()).filter(waits).collect();
+        let Some(data) = self.members.data().filter(|_| !waiting.is_empty()) else { return };
+        members.extend(&waiting);
+        for index in &waiting {
+            self.members.starts(*index, begins_at);
+        }
+        self.begin_view(now, begins_at, &members, data, out);
+        for index in waiting {
+            let Some(training) = &mut self.training else { return };
+            training.relayed_by.remove(&index);
+            training.diverged.remove(&index);
+            let newest =
+                training.lease.checkpoints(index).and_then(|held| held.range(..=begins_at).next_back());
+            let start = Start { step: begins_at, checkpoint: newest.copied().unwrap_or(0) };
+            let streams = self.members.peer(index).and_then(|peer| peer.stream()).into_iter().collect();
+            out.push(Action::Send { streams, message: ToPeer::Start(start) });
+            let name = self.members.name(index);
+            note(
+                out,
+                false,
+                format!(
+                    "peer {name} comes in at step {begins_at} with its checkpoint of {} steps",
+                    start.checkpoint
+                ),
+            );
+        }
+        self.after_progress(now, out);
+    }
+
+    /// Whether every member of the view was told where to start.
+    fn all_started(&self) -> bool {
+        self.in_view().iter().all(|index| self.members.log_from(*index).is_some())
+    }
+
+    /// One that lives and was not heard by the others may come in again only after a while, which doubles each time.
+    pub(super) fn bar(&mut self, now: Tick, index: usize) {
+        let times = self.barred.get(&index).map_or(0, |(_, times)| *times) + 1;
+        let ms = self.spec.policy.failure_timeout_ms.saturating_mul(1 << times.min(10));
+        self.barred.insert(index, (now.plus(ms), times));
+    }
+
+    /// When the next peer may come in again.
+    pub(super) fn next_unbarred(&self) -> Option<Tick> {
+        let members = self.in_view();
+        let outside = self.barred.iter().filter(|(index, (until, _))| {
+            !members.contains(index) && self.promised.is_none_or(|woken| *until > woken)
+        });
+        outside.map(|(_, (until, _))| *until).min()
+    }
+}

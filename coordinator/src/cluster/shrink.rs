@@ -1,0 +1,226 @@
+//! How a cohort goes on without a member, under `on_failure = "continue"`: the flush of virtual synchrony.
+//!
+//! The survivors may have received different amounts of what the lost member said last, and all must learn from the same.
+//! So they are asked: from the question on they take nothing more of the lost, and answer up to which step everything of
+//! it is there. A step that somebody has in full can be completed by all, since whoever lacks something fetches it from
+//! one who has it; the first step that nobody has in full is taken anew, in a view without the lost. Nobody has
+//! completed that step, so nothing is undone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cohort_proto::control::{StopKind, ToPeer};
+use cohort_proto::id::{PeerName, Step, ViewId};
+use cohort_proto::spec::FailurePolicy;
+use cohort_proto::view::View;
+
+use super::{Cluster, Stage, Training, note};
+use crate::event::{Action, Entry, Tick};
+use crate::membership::Presence;
+
+/// A question that survivors are still answering.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Flush {
+    id: u64,
+    /// Those who are gone.
+    lost: BTreeSet<usize>,
+    /// By survivor: of each who is gone, the steps below which everything is there.
+    answers: BTreeMap<usize, BTreeMap<usize, Step>>,
+}
+
+impl Cluster {
+    /// The indices in the view that holds.
+    pub(super) fn in_view(&self) -> BTreeSet<usize> {
+        self.view().map(|view| view.members.iter().map(|member| member.index).collect()).unwrap_or_default()
+    }
+
+    /// Whether everybody in the view attends (before the first view: everybody).
+    pub(super) fn all_here(&self) -> bool {
+        match self.view() {
+            None => self.members.all_attend(),
+            Some(view) => {
+                let attends = |index| self.members.peer(index).is_some_and(|peer| peer.stream().is_some());
+                view.members.iter().all(|member| attends(member.index))
+            }
+        }
+    }
+
+    /// Whether the cohort may go on without these members of its view.
+    fn may_lose(&self, lost: &BTreeSet<usize>) -> bool {
+        let policy = &self.spec.policy;
+        let left = self.in_view().difference(lost).count();
+        policy.on_failure == FailurePolicy::Continue && left >= policy.min_peers.max(1)
+    }
+
+    /// A member of the view is lost to it. Returns whether the others go on without it, rather than wait.
+    pub(super) fn lose(&mut self, now: Tick, index: usize, out: &mut Vec<Action>) -> bool {
+        if !matches!(self.stage, Stage::Running) || !self.in_view().contains(&index) {
+            return false;
+        }
+        if self.flush.as_ref().is_some_and(|flush| flush.lost.contains(&index)) {
+            return true;
+        }
+        // Those who are waited for already are given up with it, or not at all.
+        let gone = |peer: &crate::membership::Peer| {
+            matches!(peer.presence, Presence::Dead { .. } | Presence::Left { .. })
+        };
+        let mut lost: BTreeSet<usize> = self.in_view();
+        lost.retain(|index| self.members.peer(*index).is_some_and(gone));
+        lost.extend(self.flush.iter().flat_map(|flush| &flush.lost));
+        lost.insert(index);
+        if !self.may_lose(&lost) {
+            return false;
+        }
+        self.flushes += 1;
+        let names: Vec<&str> = lost.iter().map(|index| self.members.name(*index)).collect();
+        note(out, true, format!("the others go on without {}", names.join(", ")));
+        self.flush = Some(Flush { id: self.flushes, lost, answers: BTreeMap::new() });
+        let survivors = self.survivors();
+        let streams = survivors.iter().filter_map(|index| self.members.peer(*index)?.stream()).collect();
+        self.ask(streams, out);
+        self.decide_cut(now, out);
+        true
+    }
+
+    fn survivors(&self) -> BTreeSet<usize> {
+        let lost = self.flush.as_ref().map(|flush| &flush.lost);
+        let survives = |index: &usize| lost.is_none_or(|lost| !lost.contains(index));
+        self.in_view().into_iter().filter(survives).collect()
+    }
+
+    /// Asks on these streams, if there is a question.
+    pub(super) fn ask(&self, streams: Vec<crate::event::StreamId>, out: &mut Vec<Action>) {
+        let Some(flush) = &self.flush else { return };
+        let name = |index: &usize| self.members.peer(*index).map(|peer| peer.name.clone());
+        let peers = flush.lost.iter().filter_map(name).collect();
+        out.push(Action::Send { streams, message: ToPeer::Flush { id: flush.id, peers } });
+    }
+
+    /// A survivor that comes back is asked again: what it answered may no longer be all that it has.
+    pub(super) fn ask_again(&mut self, index: usize, stream: crate::event::StreamId, out: &mut Vec<Action>) {
+        if !self.survivors().contains(&index) {
+            return;
+        }
+        if let Some(flush) = &mut self.flush {
+            flush.answers.remove(&index);
+            self.ask(vec![stream], out);
+        }
+    }
+
+    /// An answer came; one to an older question no longer counts.
+    pub(super) fn received(
+        &mut self,
+        now: Tick,
+        index: usize,
+        id: u64,
+        of: Vec<(PeerName, Step)>,
+        out: &mut Vec<Action>,
+    ) {
+        let of = of.into_iter().filter_map(|(name, step)| Some((self.members.index(&name)?, step))).collect();
+        if let Some(flush) = self.flush.as_mut().filter(|flush| flush.id == id) {
+            flush.answers.insert(index, of);
+            self.decide_cut(now, out);
+        }
+    }
+
+    /// Once all survivors have answered: the view without the lost.
+    pub(super) fn decide_cut(&mut self, now: Tick, out: &mut Vec<Action>) {
+        let survivors = self.survivors();
+        let Some(flush) = &self.flush else { return };
+        let attend = |index: &usize| self.members.peer(*index).is_some_and(|peer| peer.stream().is_some());
+        if !survivors.iter().all(attend) {
+            return;
+        }
+        if survivors.iter().any(|index| self.members.log_from(*index).is_none()) {
+            // Somebody has no memory of what the lost said: all of them begin anew without it.
+            self.flush = None;
+            return self.fall_back_to(now, &survivors, "some members and their logs are lost", out);
+        }
+        if !survivors.iter().all(|index| flush.answers.contains_key(index)) {
+            return;
+        }
+        let Some(training) = &self.training else { return };
+        let answer = |survivor: &usize, lost: &usize| {
+            let step = flush.answers.get(survivor).and_then(|of| of.get(lost)).copied().unwrap_or(0);
+            training.due_from(*lost, step)
+        };
+        let best = |lost: &usize| {
+            let answers = survivors.iter().map(|survivor| (answer(survivor, lost), *survivor));
+            answers.max_by_key(|(step, survivor)| (*step, std::cmp::Reverse(*survivor)))
+        };
+        let providers: BTreeMap<usize, (Step, usize)> =
+            flush.lost.iter().filter_map(|lost| Some((*lost, best(lost)?))).collect();
+        let Some(begins_at) = providers.values().map(|(step, _)| *step).min() else { return };
+        let lost = flush.lost.clone();
+        self.flush = None;
+        self.cut(now, begins_at, &survivors, providers.into_iter().map(|(lost, (_, by))| (lost, by)), out);
+        self.after_progress(now, out);
+        // What they remember is void; they may come in again.
+        lost.into_iter().for_each(|index| self.members.forgets(index));
+    }
+
+    /// The survivors' view begins; what they lack of the lost they find at those who have it.
+    fn cut(
+        &mut self,
+        now: Tick,
+        begins_at: Step,
+        survivors: &BTreeSet<usize>,
+        providers: impl Iterator<Item = (usize, usize)>,
+        out: &mut Vec<Action>,
+    ) {
+        let (Some(data), Some(training)) = (self.members.data(), &mut self.training) else { return };
+        let completed = survivors.iter().map(|index| training.lease.completed(*index)).max().unwrap_or(0);
+        if begins_at < completed {
+            let sentence = format!(
+                "a survivor has completed {completed} steps, but nobody says that it has what the lost said to them"
+            );
+            return self.stop(now, StopKind::AtOnce, sentence, out);
+        }
+        training.relayed_by.extend(providers);
+        self.begin_view(now, begins_at, survivors, data, out);
+    }
+
+    /// A view of these members begins: durable first, then said to all, the views before it too, since a member that is
+    /// behind finds what it lacks at other addresses now.
+    pub(super) fn begin_view(
+        &mut self,
+        now: Tick,
+        begins_at: Step,
+        members: &BTreeSet<usize>,
+        data: crate::event::DataFacts,
+        out: &mut Vec<Action>,
+    ) {
+        self.last_view = ViewId(self.last_view.0.saturating_add(1));
+        let view = View { id: self.last_view, begins_at, members: self.members.members_of(members) };
+        let Some(training) = &mut self.training else { return };
+        note(out, false, format!("view {} begins at step {begins_at} with {} peers", view.id, members.len()));
+        training.views.retain(|older| older.begins_at < begins_at);
+        training.views.push(view.clone());
+        training.lease.change_view(now, begins_at, members);
+        training.agreement.forget_from(begins_at);
+        out.push(Action::Record(Entry::View { view, data }));
+        self.say_views(&self.members.streams(), out);
+        self.moved(now);
+    }
+
+    /// The newest first, so that what is void is never taken for valid.
+    pub(super) fn say_views(&self, streams: &[crate::event::StreamId], out: &mut Vec<Action>) {
+        let Some(training) = &self.training else { return };
+        for view in training.views.iter().rev() {
+            let mut view = view.clone();
+            self.readdress(training, &mut view);
+            out.push(Action::Send { streams: streams.to_vec(), message: ToPeer::View(view) });
+        }
+    }
+
+    fn readdress(&self, training: &Training, view: &mut View) {
+        let now_in: BTreeSet<usize> = self.in_view();
+        for member in &mut view.members {
+            // Whoever left the cohort has a log that nobody serves but those who received it.
+            let left = !now_in.contains(&member.index);
+            let relay = training.relayed_by.get(&member.index).filter(|_| left);
+            if let Some(address) = self.members.address(*relay.unwrap_or(&member.index)) {
+                member.address = address.to_owned();
+            }
+        }
+    }
+}

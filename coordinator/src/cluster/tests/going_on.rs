@@ -1,0 +1,271 @@
+//! A cohort of three that goes on without the one it loses.
+
+use super::*;
+
+/// Three peers that go on as long as two are left.
+fn three() -> World {
+    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\n");
+    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history());
+    for peer in ["a", "b", "c"] {
+        world.join(peer).unwrap();
+        world.attend(peer);
+    }
+    assert_eq!(world.cluster.phase(), Phase::Running);
+    world
+}
+
+fn report_in(view: u64, peer: &str, step: Step, others: &[&str]) -> FromPeer {
+    let digest = |peer: &str| Digest::of(format!("{view}{peer}{step}"));
+    let consumed = others.iter().map(|other| (name(other), digest(other))).collect();
+    FromPeer::Report(StepReport {
+        view: ViewId(view),
+        own_digest: digest(peer),
+        consumed,
+        ..report(peer, step)
+    })
+}
+
+/// All take steps in a view, saving every ten.
+fn train(world: &mut World, view: u64, peers: &[&'static str], steps: std::ops::Range<Step>) {
+    for step in steps {
+        for peer in peers {
+            let others: Vec<&str> = peers.iter().copied().filter(|other| other != peer).collect();
+            let actions = world.say(peer, report_in(view, peer, step, &others));
+            assert_eq!(stops(&actions), vec![], "step {step} of {peer}");
+            if (step + 1) % 10 == 0 {
+                world.say(peer, FromPeer::CheckpointSaved { step: step + 1, held: vec![step + 1] });
+            }
+        }
+    }
+}
+
+fn flushes(actions: &[Action]) -> Vec<(u64, Vec<&str>, usize)> {
+    let flush = |action| match action {
+        &Action::Send { ref streams, message: ToPeer::Flush { id, ref peers } } => {
+            Some((id, peers.iter().map(PeerName::as_str).collect(), streams.len()))
+        }
+        _ => None,
+    };
+    actions.iter().filter_map(flush).collect()
+}
+
+fn received(flush: u64, of: &[(&str, Step)]) -> FromPeer {
+    FromPeer::Received { flush, of: of.iter().map(|(peer, step)| (name(peer), *step)).collect() }
+}
+
+fn views(actions: &[Action]) -> Vec<(u64, Step, usize)> {
+    let view = |action: &Action| match action {
+        Action::Record(Entry::View { view, .. }) => Some((view.id.0, view.begins_at, view.members.len())),
+        _ => None,
+    };
+    actions.iter().filter_map(view).collect()
+}
+
+/// The address of a member, by the last time that a view was said.
+fn said_address(actions: &[Action], view: u64, member: usize) -> String {
+    let address = |action: &Action| match action {
+        Action::Send { message: ToPeer::View(said), .. } if said.id.0 == view => {
+            said.members.iter().find(|said| said.index == member).map(|member| member.address.clone())
+        }
+        _ => None,
+    };
+    actions.iter().filter_map(address).next_back().unwrap()
+}
+
+#[test]
+fn the_survivors_begin_a_view_where_nobody_has_all_of_what_the_lost_one_said() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("c");
+    let actions = world.wait(5_000, &["a", "b"]);
+    assert_eq!(flushes(&actions), vec![(1, vec!["c"], 2)]);
+    assert_eq!(views(&world.say("a", received(1, &[("c", 12)]))), vec![], "not before all have answered");
+    let actions = world.say("b", received(1, &[("c", 13)]));
+    assert_eq!(views(&actions), vec![(2, 13, 2)]);
+    let durable = actions.iter().position(|action| matches!(action, Action::Record(Entry::View { .. })));
+    let said = actions.iter().position(|a| matches!(a, Action::Send { message: ToPeer::View(_), .. }));
+    assert!(durable < said, "{actions:?}");
+    assert_eq!(said_address(&actions, 1, 2), "127.0.0.1:4098", "what a lacks of c it finds at b");
+    train(&mut world, 2, &["a", "b"], 13..13);
+    let step_12 = |peer, others: &[&str]| report_in(1, peer, 12, others);
+    assert_eq!(stops(&world.say("a", step_12("a", &["b", "c"]))), vec![]);
+    assert_eq!(stops(&world.say("b", step_12("b", &["a", "c"]))), vec![]);
+    train(&mut world, 2, &["a", "b"], 13..20);
+    assert_eq!(world.cluster.steps_done(0), 20);
+    assert_eq!(world.cluster.message(world.now), "", "nobody is waited for");
+}
+
+#[test]
+fn what_the_lost_one_told_of_steps_that_are_taken_anew_is_void() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..3);
+    // It completed a step of which the others have not heard what it said.
+    world.say("c", report_in(1, "c", 3, &["a", "b"]));
+    world.hang_up("c");
+    world.wait(5_000, &["a", "b"]);
+    world.say("a", received(1, &[("c", 3)]));
+    assert_eq!(views(&world.say("b", received(1, &[("c", 3)]))), vec![(2, 3, 2)]);
+    assert_eq!(world.cluster.steps_done(2), 3);
+    train(&mut world, 2, &["a", "b"], 3..8);
+}
+
+#[test]
+fn another_death_asks_anew_and_too_few_wait() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("c");
+    world.wait(5_000, &["a", "b"]);
+    world.say("a", received(1, &[("c", 12)]));
+    world.hang_up("b");
+    assert_eq!(flushes(&world.wait(5_000, &["a"])), vec![], "one is fewer than min_peers");
+    assert!(world.cluster.message(world.now).contains("waiting for b (given up"));
+    // It comes back without a memory: both begin anew from a checkpoint, without c.
+    let actions = started_again(&mut world, "b", &[10]);
+    assert_eq!((views(&actions), starts(&actions)), (vec![(2, 10, 2)], vec![(10, 2)]));
+    train(&mut world, 2, &["a", "b"], 10..15);
+}
+
+#[test]
+fn it_comes_in_again_where_the_lease_ends() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("c");
+    // Its new process shows that it is gone: nobody waits for the timeout.
+    let actions = started_again(&mut world, "c", &[10]);
+    assert_eq!(flushes(&actions), vec![], "that was done when it joined");
+    let until = world.cluster.lease_until();
+    world.say("a", received(1, &[("c", 12)]));
+    let actions = world.say("b", received(1, &[("c", 12)]));
+    assert_eq!(views(&actions), vec![(2, 12, 2), (3, until, 3)]);
+    let start = Start { step: until, checkpoint: 10 };
+    let told = Action::Send { streams: vec![world.streams["c"]], message: ToPeer::Start(start) };
+    assert!(actions.contains(&told), "{actions:?}");
+    world.say("c", FromPeer::CheckpointSaved { step: until, held: vec![10, until] });
+    train(&mut world, 2, &["a", "b"], 12..until);
+    train(&mut world, 3, &["a", "b", "c"], until..until + 3);
+    assert_eq!(world.cluster.steps_done(2), until + 3);
+}
+
+#[test]
+fn one_that_was_cut_off_comes_in_again_like_one_that_died() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.wait(10_000, &["a", "b"]);
+    world.say("a", received(1, &[("c", 12)]));
+    assert_eq!(views(&world.say("b", received(1, &[("c", 12)]))), vec![(2, 12, 2)]);
+    let standing = Standing { session: world.sessions["c"], steps_done: 12, log_from: 0, lease_until: 14 };
+    let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![10] });
+    let request = JoinRequest { standing: Some(standing), checkpoints, ..world.request("c") };
+    let session = world.present(request, "127.0.0.1").unwrap().session;
+    world.sessions.insert("c", session);
+    assert_eq!(starts(&world.attend("c")), vec![(world.cluster.view().unwrap().begins_at, 1)]);
+}
+
+/// All heartbeats arrive, but what c says does not.
+#[test]
+fn one_that_lives_and_is_not_heard_is_left_behind_for_a_while() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    let mut asked = vec![];
+    for second in 1..=20 {
+        world.now = world.now.plus(1_000);
+        let waits = |peer: &str| Waiting { sources: vec![name(peer)], ms: 1_000 * second };
+        for (peer, waits) in [("a", waits("c")), ("b", waits("c")), ("c", waits("a"))] {
+            asked.extend(world.say(peer, FromPeer::Heartbeat(waits)));
+        }
+    }
+    assert_eq!(flushes(&asked), vec![(1, vec!["c"], 2)]);
+    world.say("a", received(1, &[("c", 12)]));
+    let actions = world.say("b", received(1, &[("c", 12)]));
+    assert_eq!(views(&actions), vec![(2, 12, 2)], "it does not come in at once");
+    train(&mut world, 2, &["a", "b"], 12..13);
+    assert_eq!(views(&world.wait(19_000, &["a", "b", "c"])), vec![]);
+    assert_eq!(views(&world.wait(2_000, &["a", "b", "c"])).len(), 1);
+}
+
+#[test]
+fn a_peer_that_is_wrong_or_gives_up_is_left_behind() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..3);
+    let wrong = report_in(9, "c", 3, &["a", "b"]);
+    let actions = world.say("c", wrong);
+    assert_eq!((flushes(&actions), stops(&actions)), (vec![(1, vec!["c"], 2)], vec![]));
+    let mut world = three();
+    let actions =
+        world.say("c", FromPeer::Leaving { steps_done: 0, finished: false, reason: "disk full".into() });
+    assert_eq!((flushes(&actions), stops(&actions)), (vec![(1, vec!["c"], 2)], vec![]));
+}
+
+#[test]
+fn an_answer_from_a_stream_that_broke_does_not_count() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("c");
+    world.wait(5_000, &["a", "b"]);
+    world.say("a", received(1, &[("c", 12)]));
+    world.hang_up("a");
+    assert_eq!(views(&world.say("b", received(1, &[("c", 12)]))), vec![]);
+    let actions = world.attend("a");
+    assert_eq!((flushes(&actions), views(&actions)), (vec![(1, vec!["c"], 1)], vec![]));
+    assert_eq!(views(&world.say("a", received(1, &[("c", 13)]))), vec![(2, 13, 2)]);
+}
+
+#[test]
+fn the_run_finishes_without_one_that_never_came_back() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("c");
+    world.wait(5_000, &["a", "b"]);
+    world.say("a", received(1, &[("c", 12)]));
+    world.say("b", received(1, &[("c", 12)]));
+    train(&mut world, 2, &["a", "b"], 12..100);
+    assert_eq!(world.cluster.phase(), Phase::Finished);
+}
+
+#[test]
+fn a_coordinator_that_was_started_again_does_not_wait_for_ever() {
+    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\n");
+    let toml = format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n");
+    let before = three();
+    let record = PeerRecord { completed: 12, checkpoints: vec![10], said: vec![] };
+    let history = History {
+        starts: 1,
+        views: vec![before.cluster.view().unwrap().clone()],
+        data: before.cluster.members().data(),
+        lease_until: 14,
+        records: vec![record; 3],
+        ..history()
+    };
+    let mut world = World::with(&toml, &history);
+    for peer in ["a", "b"] {
+        let standing = Some(Standing { session: 4, steps_done: 12, log_from: 10, lease_until: 14 });
+        let session =
+            world.present(JoinRequest { standing, ..world.request(peer) }, "127.0.0.1").unwrap().session;
+        world.sessions.insert(peer, session);
+        world.attend(peer);
+    }
+    assert_eq!(flushes(&world.wait(19_999, &["a", "b"])), vec![]);
+    assert_eq!(flushes(&world.wait(1, &["a", "b"])), vec![(1, vec!["c"], 2)]);
+    world.say("a", received(1, &[("c", 12)]));
+    assert_eq!(views(&world.say("b", received(1, &[("c", 12)]))), vec![(2, 12, 2)]);
+}
+
+/// What it would have said begins where it comes in, and nobody has waited for it yet.
+#[test]
+fn one_that_is_lost_again_before_it_came_in() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("c");
+    started_again(&mut world, "c", &[10]);
+    let until = world.cluster.lease_until();
+    world.say("a", received(1, &[("c", 12)]));
+    world.say("b", received(1, &[("c", 12)]));
+    train(&mut world, 2, &["a", "b"], 12..14);
+    world.hang_up("c");
+    assert_eq!(flushes(&world.wait(5_000, &["a", "b"])), vec![(2, vec!["c"], 2)]);
+    world.say("a", received(2, &[("c", 15)]));
+    let actions = world.say("b", received(2, &[("c", 14)]));
+    assert_eq!(views(&actions), vec![(4, until, 2)]);
+    train(&mut world, 2, &["a", "b"], 14..until);
+    train(&mut world, 4, &["a", "b"], until..until + 2);
+}

@@ -1,0 +1,160 @@
+//! The memory banks of a run at one peer: a replica of the bank of every network, its own and the others', which follow
+//! from the run's seed and from what was said in every step, and so are the same bits at every peer.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Result, Tensor};
+use cohort_proto::limits::BANKS_BYTES_MAX;
+use cohort_proto::rng::{SplitMix64, key_of};
+use cohort_proto::spec::RunSpec;
+
+use super::draws::Classes;
+use crate::error::PeerError;
+use crate::methods::Heard;
+use crate::methods::memory::{BANK_BYTES_MAX, Bank, BankParams, Blended, Recall};
+use crate::models::{StateDict, StateError};
+
+/// Where the names of banks begin in a checkpoint: `bank.I` of the network of index I.
+pub const BANK_PREFIX: &str = "bank.";
+
+// What a run spec allows to all banks together is refused there, in words about its keys, and never by one bank.
+const _: () = assert!(BANKS_BYTES_MAX <= BANK_BYTES_MAX);
+
+/// The banks of all networks of a run.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    banks: BTreeMap<usize, Bank>,
+    classes: Classes,
+    params: BankParams,
+    seed: u64,
+}
+
+/// What a batch will leave in the banks, by index.
+#[derive(Debug, Clone)]
+pub struct Remembrance(Vec<(usize, Blended)>);
+
+impl Memory {
+    /// Banks of a run over the labels of its training samples, each as the seed and the name of its peer make it; none
+    /// if the method has none.
+    ///
+    /// # Errors
+    /// Labels that cannot be drawn from as the run asks, or banks larger than a peer holds.
+    pub fn new(
+        spec: &RunSpec,
+        labels: &[u8],
+        params: Option<BankParams>,
+    ) -> std::result::Result<Option<Self>, PeerError> {
+        let (Some(params), Some((_, width))) = (params, spec.banks()) else { return Ok(None) };
+        spec.check_banks(labels)?;
+        let mut banks = BTreeMap::new();
+        for (index, peer) in spec.peers.iter().enumerate() {
+            let mut rng = SplitMix64::keyed(&[spec.run.seed, key_of("bank"), key_of(peer.name.as_str())]);
+            banks.insert(index, Bank::new(labels.len(), width, || rng.unit_f64())?);
+        }
+        tracing::info!(
+            "memory banks of {} networks: {} samples of width {width}, {:.1} MB in all",
+            banks.len(),
+            labels.len(),
+            spec.bank_bytes(labels.len()) as f64 / f64::from(1 << 20)
+        );
+        Ok(Some(Self { banks, classes: Classes::new(labels), params, seed: spec.run.seed }))
+    }
+
+    /// The bank of each network by its index.
+    pub fn banks(&self) -> &BTreeMap<usize, Bank> {
+        &self.banks
+    }
+
+    /// What is remembered when network `me` and those that were heard look at the samples `indices` of a step.
+    ///
+    /// # Errors
+    /// A network without a bank, or a sample without a label.
+    pub fn recall(&self, me: usize, heard: &[Heard], step: u64, indices: &[u32]) -> Result<Recall<'_>> {
+        let BankParams { positives, negatives, .. } = self.params;
+        Ok(Recall {
+            own: self.bank(me)?,
+            others: heard.iter().map(|other| self.bank(other.index)).collect::<Result<_>>()?,
+            draws: self.classes.draw(indices, (self.seed, step), positives, negatives)?,
+        })
+    }
+
+    /// What the banks will hold of the samples `indices`, from the last of the embeddings that network `me` made of them
+    /// and from the last that each other one said; in ascending index. Nothing changes yet.
+    ///
+    /// # Errors
+    /// A network without a bank or an embedding; shapes that do not fit.
+    pub fn blend(
+        &self,
+        (me, own): (usize, &[Tensor]),
+        heard: &[Heard],
+        indices: &[u32],
+    ) -> Result<Remembrance> {
+        let others = heard.iter().map(|other| (other.index, other.embeddings.as_slice()));
+        let mut all: Vec<(usize, &[Tensor])> = others.chain([(me, own)]).collect();
+        all.sort_by_key(|(index, _)| *index);
+        let mut blended = Vec::with_capacity(all.len());
+        for (index, embeddings) in all {
+            let Some(last) = embeddings.last() else {
+                candle_core::bail!("network {index} has no embedding to remember");
+            };
+            blended.push((index, self.bank(index)?.blended(indices, last, self.params.momentum)?));
+        }
+        Ok(Remembrance(blended))
+    }
+
+    /// Remembers a batch. It cannot fail, so that either all of a step is done or nothing.
+    pub fn remember(&mut self, remembrance: &Remembrance) {
+        for (index, blended) in &remembrance.0 {
+            if let Some(bank) = self.banks.get_mut(index) {
+                bank.remember(blended);
+            }
+        }
+    }
+
+    /// The rows `[N, E]` of each bank under its name in a checkpoint.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn state_dict(&self) -> Result<StateDict> {
+        self.banks.iter().map(|(index, bank)| Ok((name_of(*index), bank.to_tensor()?))).collect()
+    }
+
+    /// Goes back to the banks of a checkpoint.
+    ///
+    /// # Errors
+    /// If they are not those of this run; nothing has changed then.
+    pub fn load(&mut self, state: &StateDict) -> std::result::Result<(), StateError> {
+        let mut banks = BTreeMap::new();
+        for (index, held) in &self.banks {
+            let name = name_of(*index);
+            let Some(rows) = state.get(&name) else {
+                return Err(unfit(format!("the checkpoint has no {name}")));
+            };
+            if rows.dims() != [held.samples(), held.width()] {
+                let expected = [held.samples(), held.width()];
+                return Err(unfit(format!("{name} is {:?}, expected {expected:?}", rows.dims())));
+            }
+            banks.insert(*index, Bank::from_tensor(rows)?);
+        }
+        if state.len() != banks.len() {
+            return Err(unfit(format!("the checkpoint has {} banks, expected {}", state.len(), banks.len())));
+        }
+        self.banks = banks;
+        Ok(())
+    }
+
+    fn bank(&self, index: usize) -> Result<&Bank> {
+        match self.banks.get(&index) {
+            Some(bank) => Ok(bank),
+            None => candle_core::bail!("there is no memory bank of network {index}"),
+        }
+    }
+}
+
+fn name_of(index: usize) -> String {
+    format!("{BANK_PREFIX}{index}")
+}
+
+fn unfit(sentence: String) -> StateError {
+    StateError::Tensor(candle_core::Error::Msg(sentence))
+}

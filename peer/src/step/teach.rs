@@ -1,0 +1,42 @@
+//! The step of a teacher: it says what its network makes of the batch and hears what the others say, in the same rounds
+//! as everybody. Nothing of it changes, so there is no loss, no update, and nothing to put back.
+
+use cohort_proto::contribution::Position;
+use cohort_proto::control::StepReport;
+
+use super::listen::Listened;
+use super::meta::{self, Exchanged};
+use super::{Company, Interruption, forward, load, report, say};
+use crate::clock::Acts;
+use crate::data::loader::Batch;
+use crate::kernels::threads::compute;
+use crate::learner::Learner;
+
+/// Takes one step of a teacher: forward and exchange, and the exchanges of the meta-update if one follows. It listens so
+/// that all peers are at most a step apart, and so that its report shows that it heard what the others did.
+///
+/// # Errors
+/// [`Interruption`].
+pub fn teach(
+    learner: &mut Learner,
+    company: &mut dyn Company,
+    batch: &Batch,
+) -> Result<StepReport, Interruption> {
+    let at = Position::of(batch.step);
+    let mut acts = Acts::new();
+    let input = load::load(batch, &learner.device)?;
+    acts.done("load");
+    let forward = compute(|| forward::forward(learner, &input))?;
+    acts.done("forward");
+    let own = say::say(learner, company, at, batch.hash, &forward)?;
+    acts.done("say");
+    let consumed = Listened::digests(&company.listen(at, batch.hash)?);
+    acts.done("listen");
+    let mut exchanged = Exchanged { own: own.digest, tensors: own.tensors, consumed };
+    let mut terms = Vec::new();
+    if let Some(schedule) = learner.meta.clone().filter(|meta| meta.follows(batch.position_in_epoch)) {
+        terms.extend(meta::meta(learner, company, &schedule, (batch, &input), &mut exchanged)?);
+        acts.done("meta");
+    }
+    Ok(report::report(batch, company, exchanged, terms, acts))
+}
