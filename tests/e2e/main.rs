@@ -14,6 +14,8 @@ mod bad_input;
 mod refusals;
 mod attacks;
 mod failures;
+mod disk_full;
+mod chaos;
 mod l_mcl;
 mod bank;
 mod teacher;

@@ -1,14 +1,12 @@
 //! Coordinator and peers on hosts of their own: network namespaces that are joined by a bridge, with addresses that
 //! exist nowhere else. Needs root and iproute2; where that is not given, the tests say so on stderr and pass.
 
-mod net;
-
 use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use cohort_proto::exit::Exit;
+use cohort_tests::net::Net;
 use cohort_tests::process::{Coordinator, Process, Site, wait_until};
-use net::Net;
 use rusqlite::Connection;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cohort");

@@ -7,3 +7,4 @@ pub mod joint_lmcl;
 pub mod joint_meta;
 pub mod joint_memory;
 pub mod process;
+pub mod net;

@@ -1,11 +1,11 @@
 //! Real processes under test: where they live, how they are started, waited for, asked to stop and killed. Nothing here
 //! sleeps for a fixed time: whoever waits names a condition, and a deadline only ends a wait that has failed anyway.
 
-use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -74,6 +74,19 @@ impl Process {
         command.stdout(File::create(&stdout)?).stderr(File::create(&stderr)?);
         let child = command.spawn().with_context(|| format!("starting {name}"))?;
         Ok(Self { name: name.to_owned(), child, stdout, stderr })
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it has ended, if it has.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// What it has written to stdout so far.
@@ -166,7 +179,7 @@ pub struct Site {
     folder: TempDir,
     program: PathBuf,
     /// Names the output files of a process that is started again.
-    started: Cell<u32>,
+    started: AtomicU32,
 }
 
 /// A coordinator that listens.
@@ -191,8 +204,11 @@ impl Site {
     /// # Errors
     /// If the system gives no temporary folder.
     pub fn new(program: &str, run_toml: &str) -> Result<Self> {
-        let site =
-            Self { folder: tempfile::tempdir()?, program: PathBuf::from(program), started: Cell::new(0) };
+        let site = Self {
+            folder: tempfile::tempdir()?,
+            program: PathBuf::from(program),
+            started: AtomicU32::new(0),
+        };
         fs::write(site.run_toml(), run_toml)?;
         Ok(site)
     }
@@ -232,8 +248,7 @@ impl Site {
             }
         };
         command.args(args).current_dir(self.path());
-        let number = self.started.get();
-        self.started.set(number + 1);
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
         Process::start(command, &format!("{name}-{number}"), &self.path().join("logs"))
     }
 

@@ -1,5 +1,7 @@
 //! The journal in a temporary folder: what is written, what is read back, what is refused.
 
+mod crash;
+
 use cohort_proto::control::{StepReport, TensorDigest, Term, Timing};
 use cohort_proto::id::{Digest, PeerName, ViewId};
 use cohort_proto::view::{Member, View};

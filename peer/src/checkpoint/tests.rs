@@ -1,5 +1,7 @@
 //! Checkpoints: what is written is read back, and what is damaged is found.
 
+mod damage;
+
 use super::*;
 use candle_core::{Device, Tensor};
 use cohort_proto::id::RunId;

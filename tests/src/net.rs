@@ -1,6 +1,7 @@
 //! Network namespaces as hosts, each with a cable to a bridge in a namespace of its own. All of it is private to the
-//! test process and goes when [`Net`] is dropped.
+//! process that makes it and goes when [`Net`] is dropped.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,7 @@ const SUBNET: &str = "10.77.0";
 
 /// Hosts on a network.
 #[derive(Debug)]
-pub(crate) struct Net {
+pub struct Net {
     /// Begins the name of every namespace: unique for this process and network.
     prefix: String,
     hosts: Vec<String>,
@@ -21,7 +22,7 @@ impl Net {
     ///
     /// # Errors
     /// If this is not permitted here; what was made is removed again.
-    pub(crate) fn new(letter: char, hosts: &[&str]) -> Result<Self> {
+    pub fn new(letter: char, hosts: &[&str]) -> Result<Self> {
         ensure!(nix::unistd::geteuid().is_root(), "that needs root");
         let prefix = format!("cohort-{}{letter}", std::process::id());
         let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
@@ -48,6 +49,11 @@ impl Net {
         format!("{}-hub", self.prefix)
     }
 
+    /// The file by which a thread enters a host's namespace.
+    pub fn door(&self, host: &str) -> PathBuf {
+        PathBuf::from("/var/run/netns").join(self.space(host))
+    }
+
     fn space(&self, host: &str) -> String {
         format!("{}-{host}", self.prefix)
     }
@@ -61,19 +67,78 @@ impl Net {
     }
 
     /// A host's address.
-    pub(crate) fn address(&self, host: &str) -> Result<String> {
+    ///
+    /// # Errors
+    /// If there is no such host.
+    pub fn address(&self, host: &str) -> Result<String> {
         Ok(format!("{SUBNET}.{}", self.number(host)? + 1))
     }
 
     /// The words before a command that is to run on a host.
-    pub(crate) fn enter(&self, host: &str) -> Result<Vec<String>> {
+    ///
+    /// # Errors
+    /// If there is no such host.
+    pub fn enter(&self, host: &str) -> Result<Vec<String>> {
         self.number(host)?;
         Ok(vec!["ip".into(), "netns".into(), "exec".into(), self.space(host)])
     }
 
     /// Pulls a host's cable.
-    pub(crate) fn cut(&self, host: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// If there is no such host.
+    pub fn cut(&self, host: &str) -> Result<()> {
         ip(&["-n", &self.hub(), "link", "set", &self.port(host)?, "down"])
+    }
+
+    /// Plugs it in again.
+    ///
+    /// # Errors
+    /// If there is no such host.
+    pub fn mend(&self, host: &str) -> Result<()> {
+        ip(&["-n", &self.hub(), "link", "set", &self.port(host)?, "up"])
+    }
+
+    /// Parts two hosts that both still reach all others: each believes that the other's card has an address which
+    /// nobody has, so packets vanish without a word.
+    ///
+    /// # Errors
+    /// If there is no such host.
+    pub fn part(&self, one: &str, other: &str) -> Result<()> {
+        for (from, to) in [(one, other), (other, one)] {
+            let words = ["lladdr", "02:00:00:00:00:01", "nud", "permanent", "dev", "eth0"];
+            let args = ["-n", &self.space(from), "neigh", "replace", &self.address(to)?];
+            ip(&[args.as_slice(), &words].concat())?;
+        }
+        Ok(())
+    }
+
+    /// Ends what [`Net::part`] began.
+    ///
+    /// # Errors
+    /// If there is no such host, or they were not parted.
+    pub fn unite(&self, one: &str, other: &str) -> Result<()> {
+        for (from, to) in [(one, other), (other, one)] {
+            ip(&["-n", &self.space(from), "neigh", "delete", &self.address(to)?, "dev", "eth0"])?;
+        }
+        Ok(())
+    }
+
+    /// Loses so many of a hundred packets that leave a host; none if 0.
+    ///
+    /// # Errors
+    /// If the kernel cannot do that.
+    pub fn lose(&self, host: &str, percent: u8) -> Result<()> {
+        let space = self.space(host);
+        let on = ["-n", &space, "qdisc"];
+        match percent {
+            0 => run("tc", &[on.as_slice(), &["delete", "dev", "eth0", "root"]].concat()),
+            _ => {
+                let loss = format!("{percent}%");
+                let netem = ["replace", "dev", "eth0", "root", "netem", "loss", &loss];
+                run("tc", &[on.as_slice(), &netem].concat())
+            }
+        }
     }
 }
 
@@ -88,8 +153,13 @@ impl Drop for Net {
 }
 
 fn ip(args: &[&str]) -> Result<()> {
-    let done = Command::new("ip").args(args).output().context("running ip (of iproute2)")?;
+    run("ip", args)
+}
+
+fn run(program: &str, args: &[&str]) -> Result<()> {
+    let done = Command::new(program).args(args).output();
+    let done = done.with_context(|| format!("running {program} (of iproute2)"))?;
     let words = String::from_utf8_lossy(&done.stderr);
-    ensure!(done.status.success(), "ip {}: {}", args.join(" "), words.trim());
+    ensure!(done.status.success(), "{program} {}: {}", args.join(" "), words.trim());
     Ok(())
 }
