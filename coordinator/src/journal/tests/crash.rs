@@ -22,7 +22,7 @@ fn dump(folder: &Path) -> Vec<String> {
     let mut rows = Vec::new();
     for table in tables {
         let mut statement = reader.prepare(&format!("SELECT * FROM {table}")).unwrap();
-        let names: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let row = |row: &rusqlite::Row<'_>| {
             let cells = names.iter().enumerate().filter(|(_, name)| *name != "starts");
             let cells: rusqlite::Result<Vec<Value>> = cells.map(|(i, _)| row.get(i)).collect();
