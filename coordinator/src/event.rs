@@ -174,9 +174,11 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// Whether others may act on it only when it is on the disk.
+    /// Whether others may act on it only when it is on the disk, and with it all that was written before: on a view and
+    /// a lease anybody acts; on a checkpoint, by letting go of what came before it; on the word that training starts
+    /// somewhere, by keeping no entry from before.
     pub fn must_be_durable(&self) -> bool {
-        matches!(self, Self::View { .. } | Self::Lease { .. })
+        !matches!(self, Self::Report { .. })
     }
 }
 

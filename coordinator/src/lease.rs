@@ -87,7 +87,7 @@ impl Lease {
             Self { until, total, members, slowest: 0, slowest_since: now, pace_us: None, retain_from: 0 };
         lease.slowest = lease.in_view().map(|member| member.completed).min().unwrap_or(0);
         lease.until = until.max(lease.slowest).min(total);
-        lease.retain_from = lease.newest_common().unwrap_or(0);
+        lease.retain_from = lease.common();
         lease
     }
 
@@ -95,9 +95,18 @@ impl Lease {
         self.members.iter().filter(|member| member.in_view)
     }
 
-    /// The newest checkpoint that all in the view hold.
-    pub fn newest_common(&self) -> Option<Step> {
-        newest_common(self.in_view().map(|member| &member.checkpoints))
+    /// The newest checkpoint that every member of the view holds and that none has still to reach, by what is on record:
+    /// nobody will ask for anything from before it, and whoever starts there reports all that is not on record.
+    pub fn common(&self) -> Step {
+        let reached = self.in_view().map(|member| member.next).min().unwrap_or(0);
+        let within = |member: &Progress| member.checkpoints.range(..=reached).copied().collect();
+        let within: Vec<BTreeSet<Step>> = self.in_view().map(within).collect();
+        newest_common(within.iter()).unwrap_or(0)
+    }
+
+    /// Whether a member has said before that it holds a checkpoint.
+    pub fn is_known(&self, member: usize, step: Step) -> bool {
+        self.checkpoints(member).is_some_and(|held| held.contains(&step))
     }
 
     /// From a step on these members are in the view. One that was not has nothing to take before it; of those who are not
@@ -140,14 +149,20 @@ impl Lease {
         self.members.get(member).map(|progress| &progress.checkpoints)
     }
 
-    /// All go back to a step: what they did beyond it no longer counts.
-    pub fn fall_back(&mut self, now: Tick, step: Step) {
-        for member in &mut self.members {
-            member.completed = member.completed.min(step);
+    /// These go back to the newest checkpoint that all of them hold, which is returned: what they did beyond it no longer
+    /// counts. What was granted stays granted, since nobody who was told of it forgets it.
+    pub fn fall_back(&mut self, now: Tick, members: &BTreeSet<usize>) -> Step {
+        for (index, member) in self.members.iter_mut().enumerate() {
+            member.in_view = members.contains(&index);
             member.next = member.completed;
         }
-        (self.until, self.retain_from) = (self.until.min(step), self.retain_from.min(step));
-        (self.slowest, self.slowest_since) = (self.slowest.min(step), now);
+        let step = self.common();
+        for member in self.members.iter_mut().filter(|member| member.in_view) {
+            (member.completed, member.next) = (step, step);
+        }
+        self.retain_from = self.retain_from.min(step);
+        (self.slowest, self.slowest_since) = (step, now);
+        step
     }
 
     /// The next report of a member: where it is now, which is behind what is on record while it replays.
@@ -275,7 +290,7 @@ impl Lease {
             return Err(OutOfOrder::BeyondLease { got: step.saturating_sub(1), until: self.until });
         }
         self.holds(member, held.iter().copied().chain([step]));
-        let grown = self.newest_common().filter(|common| *common > self.retain_from);
+        let grown = Some(self.common()).filter(|common| *common > self.retain_from);
         self.retain_from = grown.unwrap_or(self.retain_from);
         Ok(grown)
     }
@@ -378,15 +393,17 @@ mod tests {
     fn all_go_back_together() {
         let mut lease = paced(0, 9, 1000);
         lease.renew();
-        lease.fall_back(Tick(0), 4);
-        assert_eq!((lease.completed(0), lease.next(1), lease.until(), lease.slowest()), (4, 4, 4, 4));
-        assert!(lease.renew().is_some());
+        let until = lease.until();
+        lease.holds(0, [4, 8]);
+        lease.holds(1, [4, 6]);
+        assert_eq!(lease.fall_back(Tick(0), &BTreeSet::from([0, 1])), 4);
+        assert_eq!((lease.completed(0), lease.next(1), lease.until(), lease.slowest()), (4, 4, until, 4));
         assert_eq!(lease.report(Tick(0), 0, 4), Ok(Told::New));
     }
 
     #[test]
     fn the_log_is_kept_back_to_the_newest_common_checkpoint() {
-        let mut lease = paced(0, 2, 1000);
+        let mut lease = paced(0, 25, 1000);
         lease.renew();
         assert_eq!(lease.saved(0, 10, &[]), Ok(None));
         assert_eq!(lease.saved(0, 20, &[10]), Ok(None));

@@ -180,9 +180,12 @@ impl Membership {
         self.peers.iter().all(|peer| peer.stream().is_some())
     }
 
-    /// Whether somebody attends or may come back.
+    /// Whether somebody attends, is about to, or may come back.
     pub fn any_present(&self) -> bool {
-        self.peers.iter().any(|p| matches!(p.presence, Presence::Attending(_) | Presence::Suspected { .. }))
+        let present = |presence: &Presence| {
+            matches!(presence, Presence::Accepted | Presence::Attending(_) | Presence::Suspected { .. })
+        };
+        self.peers.iter().any(|peer| present(&peer.presence))
     }
 
     /// Whether somebody said goodbye.

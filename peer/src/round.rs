@@ -184,13 +184,15 @@ impl Rounds {
         let holds = self.view_at(header.position.step).map(|view| view.id);
         let due = self.due(&source_name);
         let Some(inbox) = self.inbox.get_mut(&source_name) else { return Err(Stray::Source(source_name)) };
+        // What was said in a view that is void: its source has still to hear of that, and may have been far ahead.
+        if Some(header.view) != holds {
+            return Ok(false);
+        }
         if header.position.step >= due.saturating_add(INBOX_PER_SOURCE as u64) {
             return Err(Stray::Ahead { source_name, step: header.position.step, expected: due });
         }
-        // What was consumed before is sent again by a source that replays; it is skipped. So is what was said in a view
-        // that is void since all fell back.
-        let wanted = header.position.step >= self.next && Some(header.view) == holds;
-        let kept = wanted && !inbox.contains_key(&header.position);
+        // What was consumed before is sent again by a source that replays; it is skipped.
+        let kept = header.position.step >= self.next && !inbox.contains_key(&header.position);
         if kept {
             inbox.insert(header.position, contribution);
         }
@@ -249,9 +251,10 @@ impl Rounds {
         self.stop.as_ref()
     }
 
-    /// Whether a step that has begun must be given up: nobody will say what it waits for.
+    /// Whether a step that has begun must be given up: nobody will say what it waits for. A run can be finished for one
+    /// that is taking its last steps again.
     pub fn abandon(&self) -> Option<&Stop> {
-        self.stop.as_ref().filter(|stop| stop.kind == StopKind::AtOnce)
+        self.stop.as_ref().filter(|stop| stop.kind != StopKind::Graceful)
     }
 
     /// Whether a step that began in a view must be given up: training starts elsewhere, or another view holds.

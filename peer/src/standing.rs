@@ -37,16 +37,17 @@ impl Place {
         self.lease_until = self.lease_until.max(until);
     }
 
-    /// It completed a step. One of before it was told to start elsewhere is not kept.
-    pub fn completed(&mut self, report: StepReport) {
+    /// It completed a step; says whether that counts: one of before it was told to start elsewhere does not.
+    pub fn completed(&mut self, report: StepReport) -> bool {
         if self.steps_done != Some(report.step) {
-            return;
+            return false;
         }
         self.steps_done = Some(report.step + 1);
         self.reports.push_back(report);
         if self.reports.len() > REPORTS_KEPT {
             self.reports.pop_front();
         }
+        true
     }
 
     /// The first step that it may still have to take.
@@ -113,8 +114,11 @@ mod tests {
         assert_eq!(place.standing(0), None, "it was not told where to start");
         place.starts(4);
         place.granted(9);
-        (4..8).for_each(|step| place.completed(report(step)));
-        place.completed(report(2));
+        assert!((4..8).all(|step| place.completed(report(step))));
+        assert!(
+            !place.completed(report(2)),
+            "it still says what it did before it was told to start elsewhere"
+        );
         let standing = Standing { session: 1, steps_done: 8, log_from: 4, lease_until: 9 };
         assert_eq!(place.standing(4), Some(standing));
         let again = place.accepted_again(&accepted(2, 6));
@@ -131,7 +135,7 @@ mod tests {
     fn reports_are_bounded() {
         let mut place = Place::new(&accepted(1, 0), vec![]);
         place.starts(0);
-        (0..2 * REPORTS_KEPT as Step).for_each(|step| place.completed(report(step)));
+        (0..2 * REPORTS_KEPT as Step).for_each(|step| _ = place.completed(report(step)));
         assert_eq!(place.accepted_again(&accepted(2, 0)).len(), REPORTS_KEPT);
     }
 }

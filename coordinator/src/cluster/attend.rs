@@ -33,6 +33,11 @@ impl Cluster {
         }
         note(out, false, format!("peer {name} attends"));
         self.say_views(&[stream], out);
+        if self.readdress_members() {
+            // Those who came before were told where it was earlier.
+            let others = self.members.streams().into_iter().filter(|other| *other != stream);
+            self.say_views(&others.collect::<Vec<_>>(), out);
+        }
         let mut say = |message| out.push(Action::Send { streams: vec![stream], message });
         if let Some(training) = &self.training {
             say(ToPeer::Lease(training.lease.until()));
@@ -55,6 +60,8 @@ impl Cluster {
             FromPeer::Hello { .. } => self.fault(now, index, "said hello twice on one stream", out),
             FromPeer::Report(report) => self.report(now, index, report, out),
             FromPeer::CheckpointSaved { step, held } => self.saved(now, index, step, &held, out),
+            // It has yet to hear that all have fallen back: since then every log holds all that anybody asks for.
+            FromPeer::CannotFollow(_) if self.is_falling_back(index) => {}
             FromPeer::CannotFollow(sentence) => {
                 let why = format!("peer {} cannot follow: {sentence}", self.members.name(index));
                 self.fall_back(now, &why, out);
@@ -93,6 +100,7 @@ impl Cluster {
             return self.fault(now, index, &what, out);
         }
         let said = Said { digest: own_digest, tensors: report.said.clone() };
+        training.falling_back.remove(&index);
         match training.lease.report(now, index, step) {
             Err(error) => return self.fault(now, index, &error.to_string(), out),
             Ok(Told::Again) => {
@@ -112,6 +120,11 @@ impl Cluster {
         out.push(Action::Record(Entry::Report { peer, report: report.clone() }));
         self.members.reported(index, report);
         self.after_progress(now, out);
+    }
+
+    /// Whether a member was told to fall back and has reported nothing since.
+    fn is_falling_back(&self, index: usize) -> bool {
+        self.training.as_ref().is_some_and(|training| training.falling_back.contains(&index))
     }
 
     fn disagreement(&self, step: Step, difference: Disagreement) -> String {

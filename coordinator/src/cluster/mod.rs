@@ -95,6 +95,10 @@ struct Training {
     relayed_by: BTreeMap<usize, usize>,
     /// Members whose replay has been found to differ, which is said once a replay.
     diverged: BTreeSet<usize>,
+    /// Members that have reported nothing since all were told to fall back.
+    falling_back: BTreeSet<usize>,
+    /// Whether one of these lost its connection, and may not have been told.
+    unheard: bool,
 }
 
 impl Training {
@@ -346,16 +350,26 @@ impl Cluster {
         let member = self.in_view().contains(&index);
         if let Some(training) = &mut self.training {
             let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied());
+            for step in held.clone().filter(|step| !training.lease.is_known(index, *step)) {
+                out.push(Action::Record(Entry::Checkpoint { peer: request.name.clone(), step }));
+            }
             training.lease.holds(index, held);
             match request.standing {
                 Some(standing) if member => {
+                    // Nobody knows whether it was told, so that what it says in this view cannot be understood.
+                    training.unheard |= training.falling_back.contains(&index);
                     training.lease.resume(index, standing.steps_done);
                     accepted.reported = training.lease.next(index);
                 }
                 // The others have gone on without it, so what it remembers is void.
                 Some(_) => self.members.forgets(index),
-                None if self.others_remember(index) => _ = self.lose(now, index, out),
-                None => {}
+                None => {
+                    // It is not on its way to anywhere before it is told where to start.
+                    training.lease.resume(index, Step::MAX);
+                    if self.others_remember(index) {
+                        self.lose(now, index, out);
+                    }
+                }
             }
         }
         Ok(accepted)
@@ -434,6 +448,8 @@ impl Cluster {
             agreement: Agreement::default(),
             relayed_by: BTreeMap::new(),
             diverged: BTreeSet::new(),
+            falling_back: BTreeSet::new(),
+            unheard: false,
         });
         self.stage = Stage::Running;
         self.start_waiting(now, out);
@@ -491,12 +507,18 @@ fn recall(now: Tick, history: &History) -> Option<Training> {
             agreement.remember(index, *step, said.clone());
         }
     }
+    // All of whom nothing is on record in a view that is not the first may not know of it.
+    let begins_at = Some(last).filter(|view| view.id > ViewId(1)).map(|view| view.begins_at);
+    let unheard = |(_, record): &(usize, &PeerRecord)| Some(record.completed) == begins_at;
+    let falling_back = history.records.iter().enumerate().filter(unheard).map(|(index, _)| index).collect();
     let mut training = Training {
         views: history.views.clone(),
         lease,
         agreement,
         relayed_by: BTreeMap::new(),
         diverged: BTreeSet::new(),
+        falling_back,
+        unheard: false,
     };
     training.retain_from(training.lease.retain_from());
     Some(training)

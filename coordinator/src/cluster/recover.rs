@@ -1,12 +1,13 @@
 //! How members come back into a run that has begun: each is told from which of its checkpoints to start, so that every
 //! entry that it will ask for is still in a log, and every entry that others will ask of it is said again.
 //!
-//! A member that lost its memory starts at a step `c` with three properties. It holds a checkpoint of `c`. The logs of
-//! those who kept their memory reach back to `c`, so it can hear again what it heard. And none of these has completed
-//! fewer than `c` steps, so whatever they have not heard of it yet, it will say again; a checkpoint can be ahead of
-//! what its owner managed to say. Several that lost their memory start at the same step, since each needs the others
-//! from there on. The newest checkpoint that all members hold has the last two properties at any time, for logs are kept
-//! back to it; only if it was damaged meanwhile do all fall back together.
+//! A member that lost its memory starts at the newest checkpoint `c` with three properties, by what is on record. All
+//! members hold a checkpoint of `c`: it can go there, and so can all others if they should die later. No member that kept
+//! its memory has completed fewer than `c` steps: whatever it has not heard of the others yet, they will say again; a
+//! checkpoint can be ahead of what its owner managed to say. And the logs of those reach back to `c`, so what was heard
+//! can be heard again. Several that lost their memory start at the same step, since each needs the others from there on.
+//! Logs are kept back to the newest step that has the first two properties, and the third follows; only if a checkpoint
+//! is damaged there may be no such step, and all fall back together.
 
 use std::collections::BTreeSet;
 
@@ -15,9 +16,10 @@ use cohort_proto::id::Step;
 use cohort_proto::limits::FALLBACKS_MAX;
 use cohort_proto::view::View;
 
-use super::{Cluster, Stage, StopKind, note};
+use super::{Cluster, Stage, StopKind, Training, note};
 use crate::event::{Action, Entry, Phase, Tick};
 use crate::lease::newest_common;
+use crate::membership::Membership;
 
 impl Cluster {
     /// Tells those who wait for it where to start, once all members are here: before, nobody could complete a step that
@@ -26,10 +28,13 @@ impl Cluster {
         let mut fresh = self.members.without_memory();
         let members = self.in_view();
         fresh.retain(|index| members.contains(index));
-        if fresh.is_empty() || !self.all_here() {
+        let Some(training) = &self.training else { return };
+        if !self.all_here() || (fresh.is_empty() && !training.unheard) {
             return;
         }
-        let Some(training) = &self.training else { return };
+        if training.unheard {
+            return self.fall_back(now, "one of them lost its connection when all fell back", out);
+        }
         match start_of(training, &self.members, &fresh) {
             Some(step) => self.start(now, &fresh, step, out),
             None => self.fall_back(now, "no checkpoint of its own fits the logs of the others", out),
@@ -39,6 +44,8 @@ impl Cluster {
     /// These members go to their checkpoint of a step. The views are said again to all, since who was started again may
     /// have another address.
     fn start(&mut self, now: Tick, fresh: &[usize], step: Step, out: &mut Vec<Action>) {
+        // Whoever starts there keeps no entry from before: that all have come so far must not be forgotten.
+        out.push(Action::Record(Entry::Phase(Phase::Running)));
         let Some(training) = &mut self.training else { return };
         for &index in fresh {
             training.lease.resume(index, step);
@@ -50,7 +57,6 @@ impl Cluster {
         out.push(Action::Send { streams, message: ToPeer::Start(Start::at(step)) });
         let names: Vec<&str> = fresh.iter().map(|index| self.members.name(*index)).collect();
         note(out, false, format!("{} start from step {step}", names.join(", ")));
-        out.push(Action::Record(Entry::Phase(Phase::Running)));
         self.moved(now);
     }
 
@@ -71,9 +77,7 @@ impl Cluster {
         why: &str,
         out: &mut Vec<Action>,
     ) {
-        let (Some(data), Some(training)) = (self.members.data(), &mut self.training) else { return };
-        let step = newest_common(members.iter().filter_map(|index| training.lease.checkpoints(*index)));
-        let step = step.unwrap_or(0);
+        let Some(data) = self.members.data() else { return };
         self.fallbacks += 1;
         if self.fallbacks > FALLBACKS_MAX {
             let sentence = format!(
@@ -81,8 +85,10 @@ impl Cluster {
             );
             return self.stop(now, StopKind::AtOnce, sentence, out);
         }
+        let Some(training) = &mut self.training else { return };
+        let step = training.lease.fall_back(now, members);
+        (training.falling_back, training.unheard) = (members.clone(), false);
         note(out, true, format!("all fall back to step {step}: {why}"));
-        training.lease.fall_back(now, step);
         self.begin_view(now, step, members, data, out);
         let everybody: Vec<usize> = members.iter().copied().collect();
         self.start(now, &everybody, step, out);
@@ -91,27 +97,25 @@ impl Cluster {
 }
 
 /// Where those without memory may start; `None` if nowhere.
-fn start_of(
-    training: &super::Training,
-    members: &crate::membership::Membership,
-    fresh: &[usize],
-) -> Option<Step> {
+fn start_of(training: &Training, members: &Membership, fresh: &[usize]) -> Option<Step> {
+    let lease = &training.lease;
     let last = training.views.last()?;
-    let listens = last.members.iter().any(|member| !member.schema.tensors().is_empty());
-    // Back to where somebody was a member whose log is lost, and no further back than any of them has been a member.
-    let here = |view: &&View| view.members.iter().all(|member| last.member(&member.name).is_some());
-    let of_all =
-        |view: &&View| fresh.iter().all(|index| view.members.iter().any(|member| member.index == *index));
-    let views = training.views.iter().rev().take_while(|view| here(view) && of_all(view));
-    let first = views.last()?;
-    let floor = if training.views.first() == Some(first) { 0 } else { first.begins_at };
-    let mut range = floor..=Step::MAX;
-    for member in last.members.iter().filter(|member| listens && !fresh.contains(&member.index)) {
-        let log_from = members.log_from(member.index)?.max(training.lease.retain_from());
-        range = (*range.start()).max(log_from)..=(*range.end()).min(training.lease.next(member.index));
+    if last.members.iter().all(|member| member.schema.tensors().is_empty()) {
+        // Nobody listens to anybody: only what is on record counts.
+        let held = |index: &usize| {
+            let reached = lease.completed(*index);
+            lease.checkpoints(*index).map(|held| held.range(..=reached).copied().collect::<BTreeSet<_>>())
+        };
+        return newest_common(fresh.iter().filter_map(held).collect::<Vec<_>>().iter());
     }
-    let held = fresh.iter().filter_map(|index| training.lease.checkpoints(*index));
-    let fitting: Vec<BTreeSet<Step>> =
-        held.map(|held| held.iter().copied().filter(|step| range.contains(step)).collect()).collect();
-    newest_common(fitting.iter())
+    // Back to where somebody was a member whose log is lost, or one of these was none yet.
+    let same = |view: &&View| {
+        view.members.iter().map(|member| member.index).eq(last.members.iter().map(|m| m.index))
+    };
+    let first = training.views.iter().rev().take_while(same).last()?;
+    let floor = if training.views.first() == Some(first) { 0 } else { first.begins_at };
+    let step = lease.common();
+    let mut rest = last.members.iter().map(|member| member.index).filter(|index| !fresh.contains(index));
+    let held = rest.all(|index| members.log_from(index).is_some_and(|log_from| log_from <= step));
+    (held && lease.retain_from() <= step && floor <= step).then_some(step)
 }

@@ -197,7 +197,9 @@ impl Cluster {
         training.views.push(view.clone());
         training.lease.change_view(now, begins_at, members);
         training.agreement.forget_from(begins_at);
+        let until = training.lease.until();
         out.push(Action::Record(Entry::View { view, data }));
+        out.push(Action::Record(Entry::Lease { until }));
         self.say_views(&self.members.streams(), out);
         self.moved(now);
     }
@@ -210,6 +212,19 @@ impl Cluster {
             self.readdress(training, &mut view);
             out.push(Action::Send { streams: streams.to_vec(), message: ToPeer::View(view) });
         }
+    }
+
+    /// Writes down where the members are now; says whether one is elsewhere than was written.
+    pub(super) fn readdress_members(&mut self) -> bool {
+        let Some(training) = &mut self.training else { return false };
+        let mut moved = false;
+        for member in training.views.last_mut().into_iter().flat_map(|view| &mut view.members) {
+            if let Some(address) = self.members.address(member.index).filter(|now| *now != member.address) {
+                member.address = address.to_owned();
+                moved = true;
+            }
+        }
+        moved
     }
 
     fn readdress(&self, training: &Training, view: &mut View) {

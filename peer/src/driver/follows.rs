@@ -2,16 +2,17 @@
 //! view is said, or a source may be found at another address.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use cohort_proto::contribution::Position;
 use cohort_proto::id::{PeerName, RunId, Step};
 use cohort_proto::meta::Agenda;
 use cohort_proto::view::{Member, View};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::error::PeerError;
-use crate::net::follow::{Following, Reached, follow};
+use crate::net::follow::{Following, Reached, follow, places};
 use crate::trainer::Word;
 
 /// Whose logs are followed, and how far.
@@ -24,7 +25,8 @@ pub(super) struct Follows {
     /// Whether training was told where to start; nobody is followed before.
     started: bool,
     epoch: u64,
-    reached: BTreeMap<PeerName, Reached>,
+    /// Of each source: what has been delivered, and the places that are left for more.
+    sources: BTreeMap<PeerName, (Reached, Arc<Semaphore>)>,
     /// The views that were said, ascending.
     views: Vec<View>,
     /// Those who are gone: nothing more is taken of them until another view is said.
@@ -33,9 +35,9 @@ pub(super) struct Follows {
 
 impl Follows {
     pub(super) fn new(me: PeerName, run: RunId, agenda: Agenda) -> Self {
-        let (tasks, reached) = (JoinSet::new(), BTreeMap::new());
+        let (tasks, sources) = (JoinSet::new(), BTreeMap::new());
         let (views, gone) = (Vec::new(), BTreeSet::new());
-        Self { me, run, agenda, tasks, started: false, epoch: 0, reached, views, gone }
+        Self { me, run, agenda, tasks, started: false, epoch: 0, sources, views, gone }
     }
 
     /// Whether any view was said.
@@ -46,7 +48,7 @@ impl Follows {
     /// Training starts at a step: everybody is to be followed from there. Returns the number of the new epoch.
     pub(super) fn restart(&mut self) -> u64 {
         self.tasks.abort_all();
-        self.reached.clear();
+        self.sources.clear();
         self.started = true;
         self.epoch += 1;
         self.epoch
@@ -56,7 +58,7 @@ impl Follows {
     /// did not know, everything from there on is heard again, since what was heard may be void.
     pub(super) fn viewed(&mut self, view: View, next: Step) {
         if !self.views.iter().any(|known| known.id == view.id) {
-            self.reached.clear();
+            self.sources.clear();
             self.gone.clear();
         }
         self.views
@@ -93,24 +95,31 @@ impl Follows {
         for (name, source) in
             sources.into_iter().filter(|(name, _)| **name != self.me && !self.gone.contains(name))
         {
-            let reached = self.reached.entry(name.clone());
             let begins =
                 self.views.iter().find(|view| view.member(name).is_some()).map(|view| view.begins_at);
             // It says nothing to steps before it was a member.
             let from = Position::of(next.max(begins.unwrap_or(0)));
-            let reached = reached.or_insert_with(|| Reached::at(from)).clone();
+            let fresh = || (Reached::at(from), places());
+            let (reached, places) = self.sources.entry(name.clone()).or_insert_with(fresh).clone();
             let following = Following {
                 source: source.clone(),
                 me: self.me.clone(),
                 run: self.run,
                 agenda: self.agenda,
                 reached,
+                places,
                 views: known.clone().into(),
                 epoch: self.epoch,
             };
             let (epoch, words) = (self.epoch, words.clone());
             self.tasks.spawn(async move { (epoch, follow(following, words).await) });
         }
+    }
+
+    /// A step is complete: nothing of it, or from before it, is wanted any more, even where a log that begins anew
+    /// cannot know which entry was the last one of that step.
+    pub(super) fn completed(&self, step: Step) {
+        self.sources.values().for_each(|(reached, _)| reached.raise(Position::of(step + 1)));
     }
 
     /// How the next task ended that ended by itself; `None` while there is no task.

@@ -259,7 +259,9 @@ impl Driver {
     async fn pass_on(&mut self, news: News, trainer: &Trainer) {
         match news {
             News::Step(report) => {
-                self.place.completed(report.clone());
+                if self.place.completed(report.clone()) {
+                    self.follows.completed(report.step);
+                }
                 self.up(FromPeer::Report(report));
             }
             News::Saved { step, held } => {
@@ -336,8 +338,17 @@ impl Driver {
                 for report in self.place.accepted_again(&accepted) {
                     self.up(FromPeer::Report(report));
                 }
+                // One may have been saved since the request was made.
+                let held = self.place.held().to_vec();
+                if let Some(step) = held.last().copied() {
+                    self.up(FromPeer::CheckpointSaved { step, held });
+                }
             }
-            Err(PeerError::Unreachable(cause)) => {
+            // An attempt whose answer was lost may have left a stream behind that nobody has missed yet.
+            Err(
+                PeerError::Unreachable(cause)
+                | PeerError::Refused(Refusal { reason: RefusalReason::TakenName, sentence: cause }),
+            ) => {
                 if let Some(sentence) = self.absence.failed(&cause) {
                     tell(trainer, Word::Stop(Stop { kind: StopKind::AtOnce, sentence })).await;
                 }

@@ -66,9 +66,10 @@ impl Reached {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything before this is there.
-    pub fn set(&self, position: Position) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = position;
+    /// Nothing before this is wanted.
+    pub fn raise(&self, position: Position) {
+        let mut reached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *reached = position.max(*reached);
     }
 }
 
@@ -89,6 +90,13 @@ pub struct Following {
     pub views: Arc<[(Step, ViewId)]>,
     /// Which time that this peer follows its sources.
     pub epoch: u64,
+    /// Places in the inbox, shared as `reached` is: what an earlier task delivered may still be waiting there.
+    pub places: Arc<Semaphore>,
+}
+
+/// The places of one source in an inbox that is empty.
+pub fn places() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(INBOX_PER_SOURCE))
 }
 
 /// Follows until the receiver hangs up. A connection that breaks is made again from the entry after the last one
@@ -98,19 +106,25 @@ pub async fn follow<W: From<Delivery>>(
     following: Following,
     deliver: mpsc::Sender<W>,
 ) -> Result<(), PeerError> {
-    let places = Arc::new(Semaphore::new(INBOX_PER_SOURCE));
     let jitter = key_of(following.me.as_str()) ^ key_of(following.source.name.as_str());
     let mut backoff = Backoff::new(jitter);
+    let mut patience = Backoff::new(jitter);
     let mut told = false;
     loop {
         let before = following.reached.get();
-        let broke = match follow_once(&following, &deliver, &places).await? {
+        let broke = match follow_once(&following, &deliver).await? {
             Ended::NobodyListens => return Ok(()),
             Ended::Broke(cause) => cause,
+            // It may have still to go back to where all others are already.
+            Ended::Released(cause) if patience.next_pause().is_none() => {
+                return Err(PeerError::LogReleased(cause));
+            }
+            Ended::Released(cause) => cause,
         };
         let reached = following.reached.get();
         if reached > before {
             (backoff, told) = (Backoff::new(jitter ^ reached.step), false);
+            patience = backoff.clone();
         }
         let pause = backoff.next_pause_always();
         let name = &following.source.name;
@@ -127,6 +141,8 @@ pub async fn follow<W: From<Delivery>>(
 enum Ended {
     NobodyListens,
     Broke(String),
+    /// The source no longer holds what is wanted.
+    Released(String),
 }
 
 impl Following {
@@ -139,9 +155,8 @@ impl Following {
 async fn follow_once<W: From<Delivery>>(
     following: &Following,
     deliver: &mpsc::Sender<W>,
-    places: &Arc<Semaphore>,
 ) -> Result<Ended, PeerError> {
-    let Following { source, me, run, agenda, epoch, .. } = following.clone();
+    let Following { source, me, run, agenda, epoch, places, .. } = following.clone();
     let who = format!("peer {}", source.name);
     let channel = match channel::connect_once(&source.address).await? {
         Ok(channel) => channel,
@@ -200,7 +215,7 @@ async fn follow_once<W: From<Delivery>>(
             return Ok(Ended::NobodyListens);
         }
         // Not before it is delivered: this task may be ended while it waits for room.
-        following.reached.set(next);
+        following.reached.raise(next);
     }
 }
 
@@ -215,7 +230,7 @@ fn ended(who: &str, status: &tonic::Status) -> Result<Ended, PeerError> {
         | Code::Internal
         | Code::Aborted
         | Code::ResourceExhausted => Ok(Ended::Broke(status.message().to_owned())),
-        Code::DataLoss => Err(PeerError::LogReleased(words)),
+        Code::DataLoss => Ok(Ended::Released(words)),
         Code::OutOfRange => Err(PeerError::Contribution(format!(
             "{words} (a message larger than the agreed schema is refused)"
         ))),
