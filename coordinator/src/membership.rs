@@ -1,11 +1,13 @@
 //! Who is expected, who attends, who is silent and who is gone. Sans-IO: whoever composes it decides what follows.
 
+mod waiting;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use cohort_proto::control::{Accepted, JoinRequest, Refusal, RefusalReason, StepReport, Waiting};
 use cohort_proto::id::{Digest, PeerName, RunId, Step};
-use cohort_proto::limits::{SESSION_BITS, WAITS_FOR_MAX};
+use cohort_proto::limits::SESSION_BITS;
 use cohort_proto::schema::Schema;
 use cohort_proto::spec::RunSpec;
 use cohort_proto::view::Member;
@@ -180,63 +182,9 @@ impl Membership {
         self.peers.iter().all(|peer| peer.stream().is_some())
     }
 
-    /// Whether somebody attends, is about to, or may come back.
-    pub fn any_present(&self) -> bool {
-        let present = |presence: &Presence| {
-            matches!(presence, Presence::Accepted | Presence::Attending(_) | Presence::Suspected { .. })
-        };
-        self.peers.iter().any(|peer| present(&peer.presence))
-    }
-
-    /// Whether somebody said goodbye.
-    pub fn any_left(&self) -> bool {
-        self.peers.iter().any(|peer| matches!(peer.presence, Presence::Left { .. }))
-    }
-
-    /// Who is waited for and since when; empty if nobody is.
-    pub fn waiting_for(&self, now: Tick, concerns: impl Fn(usize) -> bool) -> String {
-        let seconds = |since: Tick| now.since(since) as f64 / 1000.0;
-        let mut waits: Vec<String> = Vec::new();
-        for (_, peer) in self.peers.iter().enumerate().filter(|(index, _)| concerns(*index)) {
-            let Peer { name, presence, waiting, .. } = peer;
-            match presence {
-                Presence::Expected | Presence::Accepted | Presence::Left { .. } => {
-                    waits.push(name.to_string())
-                }
-                Presence::Suspected { broke_at, cause } => {
-                    waits.push(format!("{name} ({:.1} s; its connection {cause})", seconds(*broke_at)));
-                }
-                Presence::Dead { since, cause } => {
-                    waits.push(format!("{name} (given up {:.1} s ago: {cause})", seconds(*since)));
-                }
-                Presence::Attending(_) if waiting.ms > self.failure_timeout_ms => {
-                    let sources: Vec<&str> = waiting.sources.iter().map(PeerName::as_str).collect();
-                    let waited = waiting.ms as f64 / 1000.0;
-                    waits.push(format!("word from {} to {name} ({waited:.1} s)", sources.join(", ")));
-                }
-                Presence::Attending(_) => {}
-            }
-        }
-        if waits.is_empty() {
-            return String::new();
-        }
-        let more = waits.len().saturating_sub(WAITS_FOR_MAX);
-        waits.truncate(WAITS_FOR_MAX);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        format!("waiting for {}{more}", waits.join(", "))
-    }
-
     /// Whether somebody attends.
     pub fn any_attends(&self) -> bool {
         !self.by_stream.is_empty()
-    }
-
-    /// The names of those whose streams broke, whether they may still come back by themselves or not.
-    pub fn broken(&self) -> Vec<&str> {
-        let broken =
-            |presence: &Presence| matches!(presence, Presence::Suspected { .. } | Presence::Dead { .. });
-        let peers = self.peers.iter().filter(|peer| broken(&peer.presence));
-        peers.map(|peer| peer.name.as_str()).collect()
     }
 
     /// Those who attend and are to be told where to start.
@@ -269,32 +217,6 @@ impl Membership {
     /// Where a peer's log is served.
     pub fn address(&self, index: usize) -> Option<&str> {
         Some(&self.peers.get(index)?.joined.as_ref()?.address)
-    }
-
-    /// Of those concerned, the one for whom most others wait for longer than the failure timeout.
-    pub fn most_missed(&self, concerned: &BTreeSet<usize>) -> Option<usize> {
-        let mut missed: BTreeMap<usize, usize> = BTreeMap::new();
-        for peer in concerned.iter().filter_map(|index| self.peers.get(*index)) {
-            if peer.waiting.ms > self.failure_timeout_ms {
-                let sources = peer.waiting.sources.iter().filter_map(|name| self.index(name));
-                sources
-                    .filter(|index| concerned.contains(index))
-                    .for_each(|index| *missed.entry(index).or_default() += 1);
-            }
-        }
-        missed.into_iter().max_by_key(|(index, times)| (*times, *index)).map(|(index, _)| index)
-    }
-
-    /// A peer told what it waits for.
-    pub fn waits(&mut self, index: usize, waiting: Waiting) {
-        if let Some(peer) = self.peers.get_mut(index) {
-            peer.waiting = waiting;
-        }
-    }
-
-    /// The names of those who do not attend.
-    pub fn missing(&self) -> Vec<&str> {
-        self.peers.iter().filter(|peer| peer.stream().is_none()).map(|peer| peer.name.as_str()).collect()
     }
 
     /// The view's members, in the order of the spec.

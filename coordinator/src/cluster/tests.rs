@@ -11,7 +11,8 @@ use cohort_proto::limits::LEASE_STEPS_MIN;
 use proptest::prelude::*;
 
 use super::*;
-use crate::event::{StreamId, Ticket};
+use crate::agreement::Said;
+use crate::event::{DataFacts, StreamId, Ticket};
 
 const TOML: &str = r#"
 [run]

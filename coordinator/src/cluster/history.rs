@@ -1,0 +1,77 @@
+//! A run that began under an earlier start of the coordinator: what the journal says of it, and how it goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cohort_proto::id::{RunId, Step, ViewId};
+use cohort_proto::view::View;
+
+use super::Training;
+use crate::agreement::{Agreement, Said};
+use crate::event::{DataFacts, Tick};
+use crate::lease::{Lease, Progress};
+
+/// What the journal knows of a run from earlier starts of the coordinator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History {
+    /// The run.
+    pub run: RunId,
+    /// How often its coordinator was started before.
+    pub starts: u64,
+    /// The views that members may still need, in order; none before the run began.
+    pub views: Vec<View>,
+    /// What they train on.
+    pub data: Option<DataFacts>,
+    /// Steps below this were granted.
+    pub lease_until: Step,
+    /// What is on record of each peer, by index.
+    pub records: Vec<PeerRecord>,
+}
+
+/// What is on record of one peer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerRecord {
+    /// Its completed steps.
+    pub completed: Step,
+    /// The checkpoints that it said are on its disk.
+    pub checkpoints: Vec<Step>,
+    /// What it said in the steps that it may take again.
+    pub said: Vec<(Step, Said)>,
+}
+
+/// The training of a run that began under an earlier start of the coordinator.
+pub(super) fn recall(now: Tick, history: &History) -> Option<Training> {
+    let data = history.data?;
+    let last = history.views.last()?;
+    let since = |index: usize| {
+        let member = |view: &&View| view.members.iter().any(|member| member.index == index);
+        history.views.iter().rev().take_while(member).last().map(|view| view.begins_at)
+    };
+    let progress = |(index, record): (usize, &PeerRecord)| {
+        let completed = record.completed.max(since(index).unwrap_or(0));
+        let progress = Progress::new(completed, record.checkpoints.iter().copied());
+        Progress { in_view: last.members.iter().any(|member| member.index == index), ..progress }
+    };
+    let members = history.records.iter().enumerate().map(progress).collect();
+    let lease = Lease::new(now, data.total_steps, members, history.lease_until);
+    let mut agreement = Agreement::default();
+    for (index, record) in history.records.iter().enumerate() {
+        for (step, said) in &record.said {
+            agreement.remember(index, *step, said.clone());
+        }
+    }
+    // All of whom nothing is on record in a view that is not the first may not know of it.
+    let begins_at = Some(last).filter(|view| view.id > ViewId(1)).map(|view| view.begins_at);
+    let unheard = |(_, record): &(usize, &PeerRecord)| Some(record.completed) == begins_at;
+    let falling_back = history.records.iter().enumerate().filter(unheard).map(|(index, _)| index).collect();
+    let mut training = Training {
+        views: history.views.clone(),
+        lease,
+        agreement,
+        relayed_by: BTreeMap::new(),
+        diverged: BTreeSet::new(),
+        falling_back,
+        unheard: false,
+    };
+    training.retain_from(training.lease.retain_from());
+    Some(training)
+}
