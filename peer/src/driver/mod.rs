@@ -23,6 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::error::PeerError;
 use crate::log::ContributionLog;
+use crate::net::backoff::Backoff;
 use crate::net::control::{Attendance, Control};
 use crate::net::serve::{Served, bind, serve};
 use crate::relay::Relay;
@@ -122,7 +123,8 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
 
     let listens = !facts.schema.tensors().is_empty();
     let request = join_request(&config, address, facts);
-    let accepted = control.join(request.clone()).await?;
+    let patience = Duration::from_millis(spec.policy.failure_timeout_ms);
+    let accepted = join(&mut control, &request, patience + patience / 2).await?;
     // Set once: this process joins one run.
     let _ = served.run.set(accepted.run);
     tracing::info!("joined run {} ({}) as {}", accepted.run, spec.run.name, config.name);
@@ -166,6 +168,32 @@ fn join_request(config: &Config, address: String, facts: Facts) -> JoinRequest {
         total_steps: facts.total_steps,
         checkpoints: facts.checkpoints,
         standing: None,
+    }
+}
+
+/// Joins. The process that had this name before may have died so lately that the coordinator has not missed it yet, so
+/// that a name that is taken is worth waiting for as long as that may take.
+async fn join(
+    control: &mut Control,
+    request: &JoinRequest,
+    patience: Duration,
+) -> Result<Accepted, PeerError> {
+    let mut backoff = Backoff::new(Control::jitter(request.name.as_str()));
+    let until = Instant::now() + patience;
+    let mut told = false;
+    loop {
+        match control.join(request.clone()).await {
+            Err(PeerError::Refused(Refusal { reason: RefusalReason::TakenName, sentence }))
+                if Instant::now() < until =>
+            {
+                if !told {
+                    tracing::warn!("{sentence}; waiting in case that one has died");
+                    told = true;
+                }
+                tokio::time::sleep(backoff.next_pause_always()).await;
+            }
+            outcome => return outcome,
+        }
     }
 }
 
