@@ -231,8 +231,11 @@ impl Supervisor<'_> {
         true
     }
 
-    /// Asks the coordinator or a peer to stop.
+    /// Asks the coordinator or a peer to stop, while there is a coordinator to tell all others.
     fn ask_to_stop(&mut self, dice: &mut SplitMix64) -> bool {
+        if !self.fleet.slots.get(FIRST).is_some_and(|slot| slot.up()) {
+            return false;
+        }
         let attending: Vec<usize> = {
             let seen = self.watch.seen();
             let attends = |place: &usize| {
