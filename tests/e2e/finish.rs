@@ -134,7 +134,8 @@ fn memory_does_not_grow_with_the_steps() -> Result<()> {
         let printed: serde_json::Value = serde_json::from_str(ended.stdout.trim())?;
         printed["peak_rss_mb"].as_f64().context("a number")
     };
-    let (few, many) = (peak("2")?, peak("60")?);
-    ensure!(many < 1.05 * few, "{few} MB after 2 steps, {many} MB after 60");
+    // What the allocator touches differs from run to run by 1.6 MB of 30; what stayed of every step would add up.
+    let (few, many) = (peak("20")?, peak("400")?);
+    ensure!(many < 1.1 * few, "{few} MB after 20 steps, {many} MB after 400");
     Ok(())
 }
