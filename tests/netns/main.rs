@@ -22,7 +22,7 @@ fn site(run: &str) -> Result<Site> {
     let text = format!(
         "[run]\nname = \"netns\"\nseed = 7\n{run}\n[data]\ndataset = \"fashion-mnist\"\npath = {DATA:?}\n\
          train_limit = 200\nbatch = 20\n[method]\nname = \"mcl\"\n[optim]\nlr = 0.05\n\
-         [policy]\nfailure_timeout_ms = 6000\n{peers}"
+         [policy]\nfailure_timeout_ms = 4000\nwait_timeout_ms = 9000\n{peers}"
     );
     Site::new(PROGRAM, &text)
 }
@@ -86,7 +86,7 @@ fn a_host_that_is_cut_off_ends_the_run_for_the_others() -> Result<()> {
     })?;
     net.cut("b")?;
     let [a, b, c]: [Process; 3] = peers.try_into().ok().context("three peers")?;
-    let words = ["peer b died", "nothing was heard of it"];
+    let words = ["no step was completed for 9.0 s", "b (given up", "nothing was heard of it"];
     for process in [a, c, coordinator.process] {
         process.wait()?.check(Exit::Stopped, &words)?;
     }

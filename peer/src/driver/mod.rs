@@ -131,6 +131,8 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
     // The thread is waiting for exactly this word.
     let _ = trainer.words.send(Word::Joined(accepted.run)).await;
     let hello = FromPeer::Hello { run: accepted.run, name: config.name.clone(), session: accepted.session };
+    // Whoever sees this peer attend may ask it to stop.
+    let signals = Signals::listen().map_err(|error| PeerError::Internal(format!("signals: {error}")))?;
     let attendance = control.attend(hello).await?;
     let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied()).collect();
     let driver = Driver {
@@ -149,7 +151,7 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
         stop_deadline: None,
         wishes: 0,
     };
-    let ending = driver.attend(trainer, Duration::from_millis(accepted.heartbeat_ms.max(1))).await;
+    let ending = driver.attend(trainer, signals, Duration::from_millis(accepted.heartbeat_ms.max(1))).await;
     drop(stop_serving);
     server.abort();
     ending
@@ -220,9 +222,12 @@ struct Driver {
 }
 
 impl Driver {
-    async fn attend(mut self, mut trainer: Trainer, heartbeat: Duration) -> Result<Ending, PeerError> {
-        let mut signals =
-            Signals::listen().map_err(|error| PeerError::Internal(format!("signals: {error}")))?;
+    async fn attend(
+        mut self,
+        mut trainer: Trainer,
+        mut signals: Signals,
+        heartbeat: Duration,
+    ) -> Result<Ending, PeerError> {
         let mut heartbeats = tokio::time::interval(heartbeat);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
