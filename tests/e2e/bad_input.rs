@@ -269,8 +269,10 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() -> Result<()> {
     let coordinator = site.coordinator()?;
     let url = coordinator.url();
     let mut a = site.peer(&url, "a", &[])?;
-    let b = site.peer(&url, "b", &[])?;
     a.wait_for_words(&["checkpoint-6", "damaged", "passed over"])?;
+    // One that has finished would not wait for it.
+    a.wait_for_words(&["joined run"])?;
+    let b = site.peer(&url, "b", &[])?;
     a.wait_for_words(&["going on from", "checkpoint-4"])?;
     for process in [a, b, coordinator.process] {
         process.wait()?.check(Exit::Finished, &[])?;
