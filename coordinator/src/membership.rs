@@ -177,6 +177,16 @@ impl Membership {
         self.peers.iter().filter_map(|peer| peer.stream()).collect()
     }
 
+    /// Whether a peer attends.
+    pub fn attends(&self, index: usize) -> bool {
+        self.peers.get(index).is_some_and(|peer| peer.stream().is_some())
+    }
+
+    /// The streams of those of these who attend.
+    pub fn streams_of(&self, indices: impl IntoIterator<Item = usize>) -> Vec<StreamId> {
+        indices.into_iter().filter_map(|index| self.peers.get(index)?.stream()).collect()
+    }
+
     /// Whether every peer attends.
     pub fn all_attend(&self) -> bool {
         self.peers.iter().all(|peer| peer.stream().is_some())

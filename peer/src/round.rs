@@ -9,7 +9,7 @@ use cohort_proto::contribution::{Contribution, Position};
 use cohort_proto::control::{Start, Stop, StopKind};
 use cohort_proto::id::{PeerName, RunId, Step, ViewId};
 use cohort_proto::limits::{INBOX_PER_SOURCE, VIEWS_MAX};
-use cohort_proto::view::View;
+use cohort_proto::view::{View, Views};
 
 /// Something arrived.
 #[derive(Debug, Clone)]
@@ -100,7 +100,7 @@ pub struct Rounds {
     total: Step,
     next: Step,
     /// Ascending in number and first step; each holds until the next one begins.
-    views: Vec<View>,
+    views: Views,
     /// Where training is to start, until it has.
     start: Option<Start>,
     /// Whether it was told at all.
@@ -115,7 +115,7 @@ pub struct Rounds {
 impl Rounds {
     /// A peer that has heard nothing yet. `total` is the number of steps of the whole run.
     pub fn new(me: PeerName, run: RunId, total: Step, listens: bool) -> Self {
-        let (views, inbox) = (Vec::new(), BTreeMap::new());
+        let (views, inbox) = (Views::default(), BTreeMap::new());
         Self {
             me,
             run,
@@ -156,21 +156,16 @@ impl Rounds {
 
     /// A view that begins no later than others takes their place, and what was said in them from there on is void.
     fn viewed(&mut self, view: View) {
-        self.views
-            .retain(|known| known.id > view.id || (known.id < view.id && known.begins_at < view.begins_at));
         let sources = view.members.iter().map(|member| &member.name).filter(|name| **name != self.me);
         for name in sources {
             self.inbox.entry(name.clone()).or_default();
         }
-        let place = self.views.partition_point(|known| known.id < view.id);
-        self.views.insert(place, view);
-        while self.views.len() > VIEWS_MAX {
-            self.views.remove(0);
-        }
+        self.views.insert(view);
+        self.views.keep_newest(VIEWS_MAX);
         let Self { inbox, views, .. } = self;
         for said in inbox.values_mut() {
             said.retain(|position, entry| {
-                view_at(views, position.step).is_some_and(|view| view.id == entry.header().view)
+                views.at(position.step).is_some_and(|view| view.id == entry.header().view)
             });
         }
     }
@@ -181,8 +176,8 @@ impl Rounds {
         if header.run != self.run {
             return Err(Stray::Run { source_name, run: header.run });
         }
-        let holds = self.view_at(header.position.step).map(|view| view.id);
-        let due = self.due(&source_name);
+        let holds = self.views.at(header.position.step).map(|view| view.id);
+        let due = self.views.due(&source_name, self.next);
         let Some(inbox) = self.inbox.get_mut(&source_name) else { return Err(Stray::Source(source_name)) };
         // What was said in a view that is void: its source has still to hear of that, and may have been far ahead.
         if Some(header.view) != holds {
@@ -206,18 +201,7 @@ impl Rounds {
 
     /// The view that holds for the next step.
     pub fn view(&self) -> Option<&View> {
-        self.view_at(self.next)
-    }
-
-    /// The first step to come of which a source is to say something.
-    fn due(&self, source: &PeerName) -> Step {
-        let holds = self.views.iter().rposition(|view| view.begins_at <= self.next).unwrap_or(0);
-        let first = self.views.iter().skip(holds).find(|view| view.member(source).is_some());
-        first.map_or(self.next, |view| view.begins_at.max(self.next))
-    }
-
-    fn view_at(&self, step: Step) -> Option<&View> {
-        view_at(&self.views, step)
+        self.views.at(self.next)
     }
 
     /// Training is where it was told to start.
@@ -264,7 +248,7 @@ impl Rounds {
 
     /// The sources whose contribution to a round has not arrived.
     pub fn missing(&self, position: Position) -> Vec<PeerName> {
-        let members = self.view_at(position.step).into_iter().flat_map(|view| &view.members);
+        let members = self.views.at(position.step).into_iter().flat_map(|view| &view.members);
         let said = |name: &PeerName| self.inbox.get(name).is_some_and(|said| said.contains_key(&position));
         let silent = members.filter(|member| self.listens && member.name != self.me && !said(&member.name));
         silent.map(|member| member.name.clone()).collect()
@@ -276,7 +260,8 @@ impl Rounds {
             return None;
         }
         let Self { inbox, views, .. } = self;
-        let taken = view_at(views, position.step)
+        let taken = views
+            .at(position.step)
             .into_iter()
             .flat_map(|view| &view.members)
             .filter_map(|member| Some((member.index, inbox.get_mut(&member.name)?.remove(&position)?)))
@@ -292,11 +277,6 @@ impl Rounds {
         let next = self.next;
         self.inbox.values_mut().for_each(|said| said.retain(|position, _| position.step >= next));
     }
-}
-
-/// The view that holds for a step.
-fn view_at(views: &[View], step: Step) -> Option<&View> {
-    views.iter().rev().find(|view| view.begins_at <= step)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use cohort_proto::exit::Exit;
-use cohort_tests::process::{Signal, Site, wait_until};
+use cohort_tests::process::{Coordinator, Process, Signal, Site, wait_until};
 use rusqlite::Connection;
 
 use crate::setting::{PROGRAM, run_toml};
@@ -14,6 +14,27 @@ fn going_on(steps: u64) -> Result<Site> {
     let text = run_toml("mcl", THREE, &format!("steps = {steps}\ncheckpoint_every = 10"));
     let policy = "failure_timeout_ms = 2000\non_failure = \"continue\"";
     Site::new(PROGRAM, &text.replace("failure_timeout_ms = 6000", policy))
+}
+
+/// Three peers in the middle of their run, with a checkpoint to come back to.
+struct Running {
+    site: Site,
+    coordinator: Coordinator,
+    url: String,
+    a: Process,
+    b: Process,
+    c: Process,
+}
+
+fn running() -> Result<Running> {
+    let site = going_on(STEPS)?;
+    let coordinator = site.coordinator()?;
+    let url = coordinator.url();
+    let [a, b, c] = [site.peer(&url, "a", &[])?, site.peer(&url, "b", &[])?, site.peer(&url, "c", &[])?];
+    wait_until("c to have saved something", || {
+        Ok(site.checkpoints("c").is_ok_and(|held| held.len() > 1).then_some(()))
+    })?;
+    Ok(Running { site, coordinator, url, a, b, c })
 }
 
 fn rows(site: &Site, sql: &str) -> Result<Vec<String>> {
@@ -63,13 +84,7 @@ fn check_steps(site: &Site, steps: u64) -> Result<()> {
 
 #[test]
 fn two_go_on_and_the_third_comes_in_again() -> Result<()> {
-    let site = going_on(STEPS)?;
-    let mut coordinator = site.coordinator()?;
-    let url = coordinator.url();
-    let (a, b, mut c) = (site.peer(&url, "a", &[])?, site.peer(&url, "b", &[])?, site.peer(&url, "c", &[])?);
-    wait_until("c to have saved something", || {
-        Ok(site.checkpoints("c").is_ok_and(|held| held.len() > 1).then_some(()))
-    })?;
+    let Running { site, mut coordinator, url, a, b, mut c } = running()?;
     c.signal(Signal::SIGKILL)?;
     drop(c);
     coordinator.process.wait_for_words(&["the others go on without c"])?;
@@ -95,13 +110,7 @@ fn two_go_on_and_the_third_comes_in_again() -> Result<()> {
 /// One that hangs is left behind, and comes in again when it moves.
 #[test]
 fn one_that_hangs_is_left_behind() -> Result<()> {
-    let site = going_on(STEPS)?;
-    let mut coordinator = site.coordinator()?;
-    let url = coordinator.url();
-    let (a, b, mut c) = (site.peer(&url, "a", &[])?, site.peer(&url, "b", &[])?, site.peer(&url, "c", &[])?);
-    wait_until("c to have saved something", || {
-        Ok(site.checkpoints("c").is_ok_and(|held| held.len() > 1).then_some(()))
-    })?;
+    let Running { site, mut coordinator, a, b, mut c, .. } = running()?;
     c.signal(Signal::SIGSTOP)?;
     coordinator.process.wait_for_words(&["view 2 begins", "with 2 peers"])?;
     c.signal(Signal::SIGCONT)?;
@@ -115,14 +124,7 @@ fn one_that_hangs_is_left_behind() -> Result<()> {
 /// With too few left, the cohort waits, whatever the policy.
 #[test]
 fn too_few_wait() -> Result<()> {
-    let site = going_on(STEPS)?;
-    let mut coordinator = site.coordinator()?;
-    let url = coordinator.url();
-    let (a, mut b, mut c) =
-        (site.peer(&url, "a", &[])?, site.peer(&url, "b", &[])?, site.peer(&url, "c", &[])?);
-    wait_until("c to have saved something", || {
-        Ok(site.checkpoints("c").is_ok_and(|held| held.len() > 1).then_some(()))
-    })?;
+    let Running { site, mut coordinator, url, a, mut b, mut c } = running()?;
     b.signal(Signal::SIGKILL)?;
     c.signal(Signal::SIGKILL)?;
     drop((b, c));

@@ -66,7 +66,7 @@ impl Cluster {
                 let why = format!("peer {} cannot follow: {sentence}", self.members.name(index));
                 self.fall_back(now, &why, out);
             }
-            FromPeer::Received { flush, of } => self.received(now, index, flush, of, out),
+            FromPeer::Received { flush, of } => self.received(index, flush, of),
             FromPeer::StopWish(reason) => self.stop_wish(now, index, &reason, out),
             FromPeer::Leaving { steps_done, finished, reason } => {
                 self.leaving(now, index, steps_done, finished, &reason, out);
@@ -79,7 +79,7 @@ impl Cluster {
             return self.fault(now, index, "reported a step before the run began", out);
         };
         let StepReport { step, view, own_digest, .. } = report;
-        let holds = training.view_at(step).map_or(ViewId(0), |view| view.id);
+        let holds = training.views.at(step).map_or(ViewId(0), |view| view.id);
         if view < holds {
             // It was under way when all fell back, and will be taken again.
             return;
@@ -200,7 +200,7 @@ impl Cluster {
             // Nothing has begun that the others would have to end: that one peer may go.
             Stage::Gathering => {
                 note(out, false, sentence.clone());
-                let streams = self.members.peer(index).and_then(|peer| peer.stream()).into_iter().collect();
+                let streams = self.members.streams_of([index]);
                 let message = ToPeer::Stop(Stop { kind: StopKind::AtOnce, sentence });
                 out.push(Action::Send { streams, message });
             }
@@ -234,7 +234,7 @@ impl Cluster {
         let sentence = format!("peer {name} left after {steps_done} steps{why}");
         // Who leaves before the end of the lease leaves steps that the others cannot take without it.
         let early = !finished && steps_done < self.lease_until();
-        if !finished && self.lose(now, index, out) {
+        if !finished && self.lose(index, out) {
             return note(out, true, sentence);
         }
         match &self.stage {
@@ -268,7 +268,7 @@ impl Cluster {
             return note(out, true, sentence);
         }
         let outside = matches!(self.stage, Stage::Running) && !self.in_view().contains(&index);
-        if outside || self.lose(now, index, out) {
+        if outside || self.lose(index, out) {
             let presence = Presence::Dead { since: now, cause: what.to_owned() };
             if let Some(stream) = self.members.gone(index, presence) {
                 out.push(Action::Close { stream, error: Some(sentence.clone()) });

@@ -91,7 +91,7 @@ impl Cluster {
             out.push(Action::Close { stream, error: Some(format!("given up: {cause}")) });
         }
         if matches!(self.stage, Stage::Running) {
-            if self.lose(now, index, out) || !self.in_view().contains(&index) {
+            if self.lose(index, out) || !self.in_view().contains(&index) {
                 let name = self.members.name(index);
                 return note(out, true, format!("peer {name} died at step {at}: {cause}"));
             }
@@ -144,7 +144,7 @@ impl Cluster {
             let name = self.members.name(index);
             note(out, true, format!("peer {name} lives, but what it says does not reach the others"));
             self.moved(now);
-            if self.lose(now, index, out) {
+            if self.lose(index, out) {
                 self.bar(now, index);
             }
         }

@@ -26,7 +26,7 @@ impl Cluster {
         let mut members = self.in_view();
         let waits = |index: &usize| {
             !members.contains(index)
-                && self.members.peer(*index).is_some_and(|peer| peer.stream().is_some())
+                && self.members.attends(*index)
                 && self.barred.get(index).is_none_or(|(until, _)| *until <= now)
         };
         let waiting: BTreeSet<usize> = (0..self.members.peers().len()).filter(waits).collect();
@@ -36,6 +36,7 @@ impl Cluster {
             self.members.starts(*index, begins_at);
         }
         self.begin_view(now, begins_at, &members, data, out);
+        self.say_views(&self.members.streams(), out);
         for index in waiting {
             let Some(training) = &mut self.training else { return };
             training.relayed_by.remove(&index);
@@ -43,7 +44,7 @@ impl Cluster {
             let newest =
                 training.lease.checkpoints(index).and_then(|held| held.range(..=begins_at).next_back());
             let start = Start { step: begins_at, checkpoint: newest.copied().unwrap_or(0) };
-            let streams = self.members.peer(index).and_then(|peer| peer.stream()).into_iter().collect();
+            let streams = self.members.streams_of([index]);
             out.push(Action::Send { streams, message: ToPeer::Start(start) });
             let name = self.members.name(index);
             note(

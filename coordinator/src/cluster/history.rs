@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_proto::id::{RunId, Step, ViewId};
-use cohort_proto::view::View;
+use cohort_proto::view::{View, Views};
 
 use super::Training;
 use crate::agreement::{Agreement, Said};
@@ -17,8 +17,8 @@ pub struct History {
     pub run: RunId,
     /// How often its coordinator was started before.
     pub starts: u64,
-    /// The views that members may still need, in order; none before the run began.
-    pub views: Vec<View>,
+    /// The views that members may still need; none before the run began.
+    pub views: Views,
     /// What they train on.
     pub data: Option<DataFacts>,
     /// Steps below this were granted.

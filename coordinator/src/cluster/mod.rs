@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use cohort_proto::control::{Accepted, JoinRequest, Refusal, RefusalReason, Stop, StopKind, ToPeer};
 use cohort_proto::id::{RunId, Step, ViewId};
 use cohort_proto::spec::RunSpec;
-use cohort_proto::view::View;
+use cohort_proto::view::{View, Views};
 
 use crate::admission;
 use crate::agreement::Agreement;
@@ -62,8 +62,8 @@ pub struct Cluster {
 /// What exists from the first view on.
 #[derive(Debug, Clone, PartialEq)]
 struct Training {
-    /// The views that a member may still need, ascending in number and in step; the last one holds.
-    views: Vec<View>,
+    /// The views that a member may still need; the last one holds.
+    views: Views,
     lease: Lease,
     agreement: Agreement,
     /// Who serves what was received of those who are no longer members.
@@ -77,23 +77,10 @@ struct Training {
 }
 
 impl Training {
-    /// The view that holds for a step.
-    fn view_at(&self, step: Step) -> Option<&View> {
-        self.views.iter().rev().find(|view| view.begins_at <= step)
-    }
-
-    /// The first step from one on to which a member is to say something: before it comes in, nobody waits for it.
-    fn due_from(&self, index: usize, step: Step) -> Step {
-        let holds = self.views.iter().rposition(|view| view.begins_at <= step).unwrap_or(0);
-        let member = |view: &&View| view.members.iter().any(|member| member.index == index);
-        self.views.iter().skip(holds).find(member).map_or(step, |view| view.begins_at.max(step))
-    }
-
     /// Logs reach back to a step, and nobody takes an earlier one again.
     fn retain_from(&mut self, step: Step) {
         self.agreement.forget_below(step);
-        let holds = self.views.iter().rposition(|view| view.begins_at <= step).unwrap_or(0);
-        self.views.drain(..holds);
+        self.views.retain_from(step);
     }
 }
 
@@ -342,7 +329,7 @@ impl Cluster {
                     // It is not on its way to anywhere before it is told where to start.
                     training.lease.resume(index, Step::MAX);
                     if self.others_remember(index) {
-                        self.lose(now, index, out);
+                        self.lose(index, out);
                     }
                 }
             }
@@ -418,7 +405,7 @@ impl Cluster {
         };
         let progress = self.members.peers().iter().map(progress).collect();
         self.training = Some(Training {
-            views: vec![view],
+            views: view.into(),
             lease: Lease::new(now, data.total_steps, progress, 0),
             agreement: Agreement::default(),
             relayed_by: BTreeMap::new(),

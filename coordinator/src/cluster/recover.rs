@@ -53,7 +53,7 @@ impl Cluster {
             self.members.starts(index, step);
         }
         self.say_views(&self.members.streams(), out);
-        let streams = fresh.iter().filter_map(|index| self.members.peer(*index)?.stream()).collect();
+        let streams = self.members.streams_of(fresh.iter().copied());
         out.push(Action::Send { streams, message: ToPeer::Start(Start::at(step)) });
         let names: Vec<&str> = fresh.iter().map(|index| self.members.name(*index)).collect();
         note(out, false, format!("{} start from step {step}", names.join(", ")));

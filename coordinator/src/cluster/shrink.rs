@@ -14,8 +14,8 @@ use cohort_proto::spec::FailurePolicy;
 use cohort_proto::view::View;
 
 use super::{Cluster, Stage, Training, note};
-use crate::event::{Action, Entry, Tick};
-use crate::membership::Presence;
+use crate::event::{Action, DataFacts, Entry, StreamId, Tick};
+use crate::membership::{Peer, Presence};
 
 /// A question that survivors are still answering.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,10 +37,7 @@ impl Cluster {
     pub(super) fn all_here(&self) -> bool {
         match self.view() {
             None => self.members.all_attend(),
-            Some(view) => {
-                let attends = |index| self.members.peer(index).is_some_and(|peer| peer.stream().is_some());
-                view.members.iter().all(|member| attends(member.index))
-            }
+            Some(view) => view.members.iter().all(|member| self.members.attends(member.index)),
         }
     }
 
@@ -52,7 +49,7 @@ impl Cluster {
     }
 
     /// A member of the view is lost to it. Returns whether the others go on without it, rather than wait.
-    pub(super) fn lose(&mut self, now: Tick, index: usize, out: &mut Vec<Action>) -> bool {
+    pub(super) fn lose(&mut self, index: usize, out: &mut Vec<Action>) -> bool {
         if !matches!(self.stage, Stage::Running) || !self.in_view().contains(&index) {
             return false;
         }
@@ -60,9 +57,7 @@ impl Cluster {
             return true;
         }
         // Those who are waited for already are given up with it, or not at all.
-        let gone = |peer: &crate::membership::Peer| {
-            matches!(peer.presence, Presence::Dead { .. } | Presence::Left { .. })
-        };
+        let gone = |peer: &Peer| matches!(peer.presence, Presence::Dead { .. } | Presence::Left { .. });
         let mut lost: BTreeSet<usize> = self.in_view();
         lost.retain(|index| self.members.peer(*index).is_some_and(gone));
         lost.extend(self.flush.iter().flat_map(|flush| &flush.lost));
@@ -74,10 +69,7 @@ impl Cluster {
         let names: Vec<&str> = lost.iter().map(|index| self.members.name(*index)).collect();
         note(out, true, format!("the others go on without {}", names.join(", ")));
         self.flush = Some(Flush { id: self.flushes, lost, answers: BTreeMap::new() });
-        let survivors = self.survivors();
-        let streams = survivors.iter().filter_map(|index| self.members.peer(*index)?.stream()).collect();
-        self.ask(streams, out);
-        self.decide_cut(now, out);
+        self.ask(self.members.streams_of(self.survivors()), out);
         true
     }
 
@@ -88,7 +80,7 @@ impl Cluster {
     }
 
     /// Asks on these streams, if there is a question.
-    pub(super) fn ask(&self, streams: Vec<crate::event::StreamId>, out: &mut Vec<Action>) {
+    pub(super) fn ask(&self, streams: Vec<StreamId>, out: &mut Vec<Action>) {
         let Some(flush) = &self.flush else { return };
         let name = |index: &usize| self.members.peer(*index).map(|peer| peer.name.clone());
         let peers = flush.lost.iter().filter_map(name).collect();
@@ -96,7 +88,7 @@ impl Cluster {
     }
 
     /// A survivor that comes back is asked again: what it answered may no longer be all that it has.
-    pub(super) fn ask_again(&mut self, index: usize, stream: crate::event::StreamId, out: &mut Vec<Action>) {
+    pub(super) fn ask_again(&mut self, index: usize, stream: StreamId, out: &mut Vec<Action>) {
         if !self.survivors().contains(&index) {
             return;
         }
@@ -107,27 +99,18 @@ impl Cluster {
     }
 
     /// An answer came; one to an older question no longer counts.
-    pub(super) fn received(
-        &mut self,
-        now: Tick,
-        index: usize,
-        id: u64,
-        of: Vec<(PeerName, Step)>,
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn received(&mut self, index: usize, id: u64, of: Vec<(PeerName, Step)>) {
         let of = of.into_iter().filter_map(|(name, step)| Some((self.members.index(&name)?, step))).collect();
         if let Some(flush) = self.flush.as_mut().filter(|flush| flush.id == id) {
             flush.answers.insert(index, of);
-            self.decide_cut(now, out);
         }
     }
 
-    /// Once all survivors have answered: the view without the lost.
+    /// Once all survivors have answered, which every event may bring about: the view without the lost.
     pub(super) fn decide_cut(&mut self, now: Tick, out: &mut Vec<Action>) {
         let survivors = self.survivors();
         let Some(flush) = &self.flush else { return };
-        let attend = |index: &usize| self.members.peer(*index).is_some_and(|peer| peer.stream().is_some());
-        if !survivors.iter().all(attend) {
+        if !survivors.iter().all(|index| self.members.attends(*index)) {
             return;
         }
         if survivors.iter().any(|index| self.members.log_from(*index).is_none()) {
@@ -141,7 +124,7 @@ impl Cluster {
         let Some(training) = &self.training else { return };
         let answer = |survivor: &usize, lost: &usize| {
             let step = flush.answers.get(survivor).and_then(|of| of.get(lost)).copied().unwrap_or(0);
-            training.due_from(*lost, step)
+            self.members.peer(*lost).map_or(step, |peer| training.views.due(&peer.name, step))
         };
         let best = |lost: &usize| {
             let answers = survivors.iter().map(|survivor| (answer(survivor, lost), *survivor));
@@ -177,35 +160,34 @@ impl Cluster {
         }
         training.relayed_by.extend(providers);
         self.begin_view(now, begins_at, survivors, data, out);
+        self.say_views(&self.members.streams(), out);
     }
 
-    /// A view of these members begins: durable first, then said to all, the views before it too, since a member that is
-    /// behind finds what it lacks at other addresses now.
+    /// A view of these members begins, durable before it is said: to all, with the views before it, since a member that
+    /// is behind finds what it lacks at other addresses now.
     pub(super) fn begin_view(
         &mut self,
         now: Tick,
         begins_at: Step,
         members: &BTreeSet<usize>,
-        data: crate::event::DataFacts,
+        data: DataFacts,
         out: &mut Vec<Action>,
     ) {
         self.last_view = ViewId(self.last_view.0.saturating_add(1));
         let view = View { id: self.last_view, begins_at, members: self.members.members_of(members) };
         let Some(training) = &mut self.training else { return };
         note(out, false, format!("view {} begins at step {begins_at} with {} peers", view.id, members.len()));
-        training.views.retain(|older| older.begins_at < begins_at);
-        training.views.push(view.clone());
+        training.views.insert(view.clone());
         training.lease.change_view(now, begins_at, members);
         training.agreement.forget_from(begins_at);
         let until = training.lease.until();
         out.push(Action::Record(Entry::View { view, data }));
         out.push(Action::Record(Entry::Lease { until }));
-        self.say_views(&self.members.streams(), out);
         self.moved(now);
     }
 
     /// The newest first, so that what is void is never taken for valid.
-    pub(super) fn say_views(&self, streams: &[crate::event::StreamId], out: &mut Vec<Action>) {
+    pub(super) fn say_views(&self, streams: &[StreamId], out: &mut Vec<Action>) {
         let Some(training) = &self.training else { return };
         for view in training.views.iter().rev() {
             let mut view = view.clone();
@@ -218,7 +200,7 @@ impl Cluster {
     pub(super) fn readdress_members(&mut self) -> bool {
         let Some(training) = &mut self.training else { return false };
         let mut moved = false;
-        for member in training.views.last_mut().into_iter().flat_map(|view| &mut view.members) {
+        for member in training.views.newest_members_mut() {
             if let Some(address) = self.members.address(member.index).filter(|now| *now != member.address) {
                 member.address = address.to_owned();
                 moved = true;

@@ -44,7 +44,7 @@ struct World {
 }
 
 fn history() -> History {
-    History { run: RunId(7), starts: 0, views: vec![], data: None, lease_until: 0, records: vec![] }
+    History { run: RunId(7), starts: 0, views: Views::default(), data: None, lease_until: 0, records: vec![] }
 }
 
 fn name(name: &str) -> PeerName {
@@ -654,7 +654,7 @@ fn of_a_run(steps: Step, held: &[Step]) -> History {
     let record = |peer: &str| PeerRecord { completed: steps, checkpoints: held.to_vec(), said: said(peer) };
     History {
         starts: 1,
-        views: vec![world.cluster.view().unwrap().clone()],
+        views: world.cluster.view().unwrap().clone().into(),
         data: Some(DataFacts { fingerprint: Digest::of("data"), total_steps: 100 }),
         lease_until: steps + 5,
         records: vec![record("a"), record("b")],

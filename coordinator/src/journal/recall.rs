@@ -5,9 +5,10 @@ use cohort_proto::control::TensorDigest;
 use cohort_proto::id::{Digest, PeerName, RunId, Step, ViewId};
 use cohort_proto::limits::DIGEST_STEPS_MAX;
 use cohort_proto::spec::RunSpec;
-use cohort_proto::view::{Member, View};
+use cohort_proto::view::{Member, View, Views};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::store::whole;
 use crate::agreement::Said;
 use crate::cluster::{History, PeerRecord};
 use crate::event::DataFacts;
@@ -41,15 +42,14 @@ pub(super) fn history(connection: &Connection, spec: &RunSpec) -> rusqlite::Resu
     })
 }
 
-/// The views that hold for some step: one that begins no later than an older one has taken its place.
-fn views(connection: &Connection, spec: &RunSpec) -> rusqlite::Result<Vec<View>> {
+/// The views that hold for some step.
+fn views(connection: &Connection, spec: &RunSpec) -> rusqlite::Result<Views> {
     let mut statement = connection.prepare("SELECT view, begins_at FROM views ORDER BY view")?;
     let rows = statement.query_map([], |row| Ok((count(row.get(0)?), count(row.get(1)?))))?;
-    let mut views: Vec<View> = Vec::new();
+    let mut views = Views::default();
     for row in rows {
         let (id, begins_at) = row?;
-        views.retain(|older| older.begins_at < begins_at);
-        views.push(View { id: ViewId(id), begins_at, members: members(connection, spec, id)? });
+        views.insert(View { id: ViewId(id), begins_at, members: members(connection, spec, id)? });
     }
     Ok(views)
 }
@@ -126,10 +126,6 @@ fn digest(column: usize, hex: &str) -> rusqlite::Result<Digest> {
         *byte = u8::from_str_radix(digits, 16).map_err(|error| unreadable(column, error))?;
     }
     Ok(Digest(bytes))
-}
-
-fn whole(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn count(number: i64) -> u64 {

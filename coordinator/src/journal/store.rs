@@ -199,7 +199,7 @@ fn said_to_json(said: &[TensorDigest]) -> String {
 }
 
 /// SQLite's integers are signed; a count that does not fit is a hostile one, and its greatest value says that too.
-fn whole(number: u64) -> i64 {
+pub(super) fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 

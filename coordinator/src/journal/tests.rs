@@ -4,7 +4,7 @@ mod crash;
 
 use cohort_proto::control::{StepReport, TensorDigest, Term, Timing};
 use cohort_proto::id::{Digest, PeerName, ViewId};
-use cohort_proto::view::{Member, View};
+use cohort_proto::view::{Member, View, Views};
 use rusqlite::Connection;
 
 use super::*;
@@ -61,7 +61,7 @@ async fn what_was_written_is_read_back() {
     let fresh = History {
         run: RunId(u64::MAX),
         starts: 0,
-        views: vec![],
+        views: Views::default(),
         data: None,
         lease_until: 0,
         records: vec![PeerRecord::default()],
@@ -97,7 +97,7 @@ async fn what_was_written_is_read_back() {
     let member = Member { index: 0, name: name(), address: "h:1".into(), schema: Default::default() };
     let later = History {
         starts: 1,
-        views: vec![View { id: ViewId(1), begins_at: 3, members: vec![member] }],
+        views: View { id: ViewId(1), begins_at: 3, members: vec![member] }.into(),
         data: Some(data()),
         lease_until: 5,
         // A step below the newest common checkpoint is not taken again.

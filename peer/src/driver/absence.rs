@@ -40,7 +40,7 @@ impl Absence {
     /// The coordinator is gone.
     pub(super) fn begin(&mut self) {
         let now = Instant::now();
-        let mut backoff = Backoff::new(self.jitter ^ now.elapsed().as_nanos() as u64);
+        let mut backoff = Backoff::new(self.jitter);
         let next = Some(now + backoff.next_pause_always());
         self.gone = Some(Gone { since: now, backoff, next, attempt: None });
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cohort_proto::contribution::Position;
 use cohort_proto::id::{PeerName, RunId, Step};
 use cohort_proto::meta::Agenda;
-use cohort_proto::view::{Member, View};
+use cohort_proto::view::{Member, View, Views};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
@@ -28,7 +28,7 @@ pub(super) struct Follows {
     /// Of each source: what has been delivered, and the places that are left for more.
     sources: BTreeMap<PeerName, (Reached, Arc<Semaphore>)>,
     /// The views that were said, ascending.
-    views: Vec<View>,
+    views: Views,
     /// Those who are gone: nothing more is taken of them until another view is said.
     gone: BTreeSet<PeerName>,
 }
@@ -36,7 +36,7 @@ pub(super) struct Follows {
 impl Follows {
     pub(super) fn new(me: PeerName, run: RunId, agenda: Agenda) -> Self {
         let (tasks, sources) = (JoinSet::new(), BTreeMap::new());
-        let (views, gone) = (Vec::new(), BTreeSet::new());
+        let (views, gone) = (Views::default(), BTreeSet::new());
         Self { me, run, agenda, tasks, started: false, epoch: 0, sources, views, gone }
     }
 
@@ -61,13 +61,8 @@ impl Follows {
             self.sources.clear();
             self.gone.clear();
         }
-        self.views
-            .retain(|known| known.id > view.id || (known.id < view.id && known.begins_at < view.begins_at));
-        let place = self.views.partition_point(|known| known.id < view.id);
-        self.views.insert(place, view);
-        // Views that hold for no step any more.
-        let holds = self.views.iter().rposition(|view| view.begins_at <= next).unwrap_or(0);
-        self.views.drain(..holds);
+        self.views.insert(view);
+        self.views.retain_from(next);
     }
 
     /// Takes nothing more of these; nothing of theirs is under way when this returns.
@@ -88,17 +83,15 @@ impl Follows {
         if !self.started {
             return;
         }
-        let known = self.views.iter().map(|view| (view.begins_at, view.id)).collect::<Vec<_>>();
+        let known = Arc::new(self.views.clone());
         let members = self.views.iter().flat_map(|view| &view.members);
         // The newest view has the newest address.
         let sources: BTreeMap<&PeerName, &Member> = members.map(|member| (&member.name, member)).collect();
         for (name, source) in
             sources.into_iter().filter(|(name, _)| **name != self.me && !self.gone.contains(name))
         {
-            let begins =
-                self.views.iter().find(|view| view.member(name).is_some()).map(|view| view.begins_at);
             // It says nothing to steps before it was a member.
-            let from = Position::of(next.max(begins.unwrap_or(0)));
+            let from = Position::of(self.views.due(name, next));
             let fresh = || (Reached::at(from), places());
             let (reached, places) = self.sources.entry(name.clone()).or_insert_with(fresh).clone();
             let following = Following {
@@ -108,7 +101,7 @@ impl Follows {
                 agenda: self.agenda,
                 reached,
                 places,
-                views: known.clone().into(),
+                views: known.clone(),
                 epoch: self.epoch,
             };
             let (epoch, words) = (self.epoch, words.clone());

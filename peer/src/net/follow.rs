@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cohort_proto::contribution::{Contribution, Position};
 use cohort_proto::control::Follow;
 use cohort_proto::convert::open_contribution;
-use cohort_proto::id::{PeerName, RunId, Step, ViewId};
+use cohort_proto::id::{PeerName, RunId};
 use cohort_proto::limits::{EXCHANGE_MESSAGE_BYTES_MAX, INBOX_PER_SOURCE, PROTOCOL_VERSION};
 use cohort_proto::meta::Agenda;
 use cohort_proto::rng::key_of;
-use cohort_proto::view::Member;
+use cohort_proto::view::{Member, Views};
 use cohort_proto::wire;
 use cohort_proto::wire::exchange_client::ExchangeClient;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -86,8 +86,8 @@ pub struct Following {
     pub agenda: Agenda,
     /// The first entry wanted.
     pub reached: Reached,
-    /// The views that this peer knows, ascending, each with its first step: an entry of another view is not taken.
-    pub views: Arc<[(Step, ViewId)]>,
+    /// The views that this peer knows: an entry of another view is not taken.
+    pub views: Arc<Views>,
     /// Which time that this peer follows its sources.
     pub epoch: u64,
     /// Places in the inbox, shared as `reached` is: what an earlier task delivered may still be waiting there.
@@ -100,8 +100,8 @@ pub fn places() -> Arc<Semaphore> {
 }
 
 /// Follows until the receiver hangs up. A connection that breaks is made again from the entry after the last one
-/// delivered, with pauses that grow, for as long as the run goes on: it is the coordinator that
-/// says who is waited for and how long. An entry that cannot be used ends the following.
+/// delivered, with pauses that grow, for as long as the run goes on: it is the coordinator that says who is waited for
+/// and how long. An entry that cannot be used ends the following.
 pub async fn follow<W: From<Delivery>>(
     following: Following,
     deliver: mpsc::Sender<W>,
@@ -143,13 +143,6 @@ enum Ended {
     Broke(String),
     /// The source no longer holds what is wanted.
     Released(String),
-}
-
-impl Following {
-    /// The view that holds for a step, as far as this peer knows.
-    fn view_at(&self, step: Step) -> Option<ViewId> {
-        self.views.iter().rev().find(|(begins_at, _)| *begins_at <= step).map(|(_, id)| *id)
-    }
 }
 
 async fn follow_once<W: From<Delivery>>(
@@ -201,7 +194,7 @@ async fn follow_once<W: From<Delivery>>(
         if contribution.header().source != source.name {
             return Err(refused(format!("it is signed {}", contribution.header().source)));
         }
-        let (said_in, holds) = (contribution.header().view, following.view_at(step));
+        let (said_in, holds) = (contribution.header().view, following.views.at(step).map(|view| view.id));
         if Some(said_in) != holds {
             // One of the two has not heard of a change of views yet; what is right will be said, or has been.
             let known = holds.map_or("none".to_owned(), |view| view.to_string());

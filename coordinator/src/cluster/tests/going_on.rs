@@ -230,7 +230,7 @@ fn a_coordinator_that_was_started_again_does_not_wait_for_ever() {
     let record = PeerRecord { completed: 12, checkpoints: vec![10], said: vec![] };
     let history = History {
         starts: 1,
-        views: vec![before.cluster.view().unwrap().clone()],
+        views: before.cluster.view().unwrap().clone().into(),
         data: before.cluster.members().data(),
         lease_until: 14,
         records: vec![record; 3],

@@ -132,7 +132,7 @@ fn a_crash_while_the_tables_are_made() {
         let crashed = crash(written.folder.path(), cut);
         let (_, history) = restart(crashed.path());
         assert!(history.run == RunId(6) || history.run == RunId(9), "{history:?}");
-        assert_eq!((history.views, history.data), (vec![], None));
+        assert_eq!((history.views, history.data), (Default::default(), None));
     }
 }
 
