@@ -15,6 +15,7 @@ mod refusals;
 mod attacks;
 mod failures;
 mod disk_full;
+mod slow_disk;
 mod chaos;
 mod l_mcl;
 mod bank;

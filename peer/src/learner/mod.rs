@@ -3,12 +3,14 @@
 mod model;
 mod draws;
 mod memory;
+mod state;
 
 #[cfg(test)]
 mod tests;
 
 pub use draws::Classes;
 pub use memory::{BANK_PREFIX, Memory, Remembrance};
+pub use state::Before;
 pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX, Model, Outputs};
 
 use std::path::Path;
@@ -19,12 +21,11 @@ use cohort_proto::spec::{
     RunSpec,
 };
 
-use crate::checkpoint::Checkpoint;
 use crate::error::PeerError;
 use crate::meta::Schedule;
 use crate::methods::memory::BankParams;
 use crate::methods::{DmlParams, LMclParams, Matching, MclParams, Method, Reduce, Students, Target};
-use crate::models::{ImageShape, Params, StateDict, StateError, Strictness, state};
+use crate::models::{ImageShape, Params, Strictness, state as weights};
 use crate::optim::{Sgd, SgdConfig};
 
 /// Beginnings of the names that a method adds to a network's own: initial weights may lack them or bring others.
@@ -129,73 +130,6 @@ impl Learner {
     pub fn in_precision(&self, dtype: DType) -> &Model {
         self.twin.as_ref().filter(|twin| twin.params.dtype() == dtype).unwrap_or(&self.model)
     }
-
-    /// Goes back to a checkpoint.
-    ///
-    /// # Errors
-    /// If its tensors are not those of this network and optimiser.
-    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), StateError> {
-        let state = checkpoint.optimizer.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
-        let (banks, optimizer): (StateDict, StateDict) =
-            state.partition(|(name, _)| self.memory.is_some() && name.starts_with(BANK_PREFIX));
-        let (matching, every_step): (StateDict, StateDict) =
-            optimizer.into_iter().partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
-        self.model.params.load(&checkpoint.model, Strictness::Strict)?;
-        self.optimizer.load(&every_step)?;
-        self.matching_optimizer.load(&matching)?;
-        if let Some(memory) = &mut self.memory {
-            memory.load(&banks)?;
-        }
-        Ok(())
-    }
-
-    /// Copies of all parameters and buffers, and of the state of both optimisers, whose names differ since no parameter
-    /// has two. Memory banks are with the optimisers' state: no network has them.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn state(&self) -> candle_core::Result<(StateDict, StateDict)> {
-        let mut optimizer = self.optimizer.state_dict()?;
-        optimizer.extend(self.matching_optimizer.state_dict()?);
-        if let Some(memory) = &self.memory {
-            optimizer.extend(memory.state_dict()?);
-        }
-        Ok((self.model.params.state_dict()?, optimizer))
-    }
-}
-
-/// Everything that a step with a meta-update changes, as it was before. Such steps have no memory banks: these know no
-/// learned matching.
-#[derive(Debug)]
-pub struct Before {
-    model: StateDict,
-    optimizer: StateDict,
-    matching_optimizer: StateDict,
-}
-
-impl Learner {
-    /// Copies what a step changes.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn before(&self) -> candle_core::Result<Before> {
-        Ok(Before {
-            model: self.model.params.state_dict()?,
-            optimizer: self.optimizer.state_dict()?,
-            matching_optimizer: self.matching_optimizer.state_dict()?,
-        })
-    }
-
-    /// Puts it back, bit for bit.
-    ///
-    /// # Errors
-    /// If the device fails.
-    pub fn put_back(&mut self, before: &Before) -> Result<(), StateError> {
-        self.model.params.restore(&before.model)?;
-        self.optimizer.load(&before.optimizer)?;
-        self.matching_optimizer.load(&before.matching_optimizer)?;
-        Ok(())
-    }
 }
 
 fn load_initial(params: &Params, path: &Path, role: Role) -> Result<(), PeerError> {
@@ -211,7 +145,7 @@ fn load_initial(params: &Params, path: &Path, role: Role) -> Result<(), PeerErro
         Role::Student => Strictness::Lenient { prefixes },
         Role::Teacher => Strictness::Complete { prefixes },
     };
-    let source = state::load_safetensors(path).map_err(unusable)?;
+    let source = weights::load_safetensors(path).map_err(unusable)?;
     let report = params.load(&source, strictness).map_err(unusable)?;
     tracing::info!("initial weights from {}: {report:?}", path.display());
     Ok(())

@@ -212,7 +212,9 @@ async fn follow_once<W: From<Delivery>>(
     }
 }
 
-/// What an error status means: a broken connection is tried again; a refusal or a message over the limit is final.
+/// What an error status means: a broken connection is tried again, and so is an address at which somebody else answers
+/// now (a port is given to another once its process is dead, and the coordinator says where the source went); a refusal
+/// or a message over the limit is final.
 fn ended(who: &str, status: &tonic::Status) -> Result<Ended, PeerError> {
     use tonic::Code;
     let words = format!("{who}: {}", status.message());
@@ -222,11 +224,31 @@ fn ended(who: &str, status: &tonic::Status) -> Result<Ended, PeerError> {
         | Code::Cancelled
         | Code::Internal
         | Code::Aborted
-        | Code::ResourceExhausted => Ok(Ended::Broke(status.message().to_owned())),
+        | Code::ResourceExhausted
+        | Code::NotFound
+        | Code::Unimplemented => Ok(Ended::Broke(status.message().to_owned())),
         Code::DataLoss => Ok(Ended::Released(words)),
         Code::OutOfRange => Err(PeerError::Contribution(format!(
             "{words} (a message larger than the agreed schema is refused)"
         ))),
         _ => Err(PeerError::Mismatch(words)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stranger_at_the_address_is_waited_out_and_a_refusal_is_final() {
+        let of = |code| ended("peer b", &tonic::Status::new(code, "words"));
+        for code in [tonic::Code::NotFound, tonic::Code::Unimplemented, tonic::Code::Unavailable] {
+            assert!(matches!(of(code), Ok(Ended::Broke(_))), "{code:?}");
+        }
+        assert!(matches!(of(tonic::Code::DataLoss), Ok(Ended::Released(_))));
+        for code in [tonic::Code::PermissionDenied, tonic::Code::FailedPrecondition] {
+            assert!(matches!(of(code), Err(PeerError::Mismatch(_))), "{code:?}");
+        }
+        assert!(matches!(of(tonic::Code::OutOfRange), Err(PeerError::Contribution(_))));
     }
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use cohort_proto::control::{Start, StepReport, Stop};
+use cohort_proto::control::{Start, StepReport, Stop, Timing};
 use cohort_proto::id::{PeerName, RunId, Step};
 use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH};
 use cohort_proto::meta::Agenda;
@@ -19,6 +19,7 @@ use cohort_proto::view::View;
 use tokio::sync::mpsc;
 
 use crate::checkpoint::{Progress, Store};
+use crate::clock::seconds_of;
 use crate::data::loader::{Batch, Loader, LoaderInputs};
 use crate::error::PeerError;
 use crate::learner::Learner;
@@ -30,6 +31,9 @@ use crate::step::{self, Interruption};
 use crate::waits::Waits;
 use company::Live;
 use prepare::Fresh;
+
+/// The act of writing a checkpoint, in the timings of the step after it.
+const SAVE: &str = "save";
 
 /// To the training thread.
 #[derive(Debug)]
@@ -175,6 +179,8 @@ struct Training<'a> {
     saved: Step,
     /// Those of all checkpoints on disk that were found good or written by this process.
     held: BTreeSet<Step>,
+    /// How long checkpoints took since the last report, which tells it.
+    saving: Option<Timing>,
 }
 
 fn train(
@@ -210,7 +216,7 @@ fn train(
     let checkpoint_every = spec.run.checkpoint_every;
     let progress = Progress { run, ..progress };
     let mut training =
-        Training { learner, fresh, company, outbox, store, progress, checkpoint_every, saved: 0, held };
+        Training { learner, fresh, company, outbox, store, progress, checkpoint_every, saved: 0, held, saving: None };
     let cause = training.run(loader);
     training.end(cause)
 }
@@ -278,8 +284,9 @@ impl Training<'_> {
         Ok(())
     }
 
-    fn completed(&mut self, report: StepReport, total: Step) -> Result<(), PeerError> {
+    fn completed(&mut self, mut report: StepReport, total: Step) -> Result<(), PeerError> {
         self.progress.steps_done = report.step + 1;
+        report.timings.extend(self.saving.take());
         self.company.completed();
         self.tell(News::Step(report))?;
         let done = self.progress.steps_done;
@@ -289,8 +296,12 @@ impl Training<'_> {
         Ok(())
     }
 
+    /// A step is reported before its checkpoint is written, so that no checkpoint is ahead of what the coordinator knows;
+    /// what it cost is in the report of the next step.
     fn save_and_tell(&mut self) -> Result<(), PeerError> {
-        self.save()?;
+        let (saved, seconds) = seconds_of(|| self.save());
+        saved?;
+        self.saving = Some(Timing { act: SAVE.to_owned(), ms: seconds * 1e3 });
         let held = self.held.iter().copied().collect();
         self.tell(News::Saved { step: self.saved, held })
     }

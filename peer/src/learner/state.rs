@@ -1,0 +1,102 @@
+//! What a checkpoint holds of a learner, and what a step that is given up puts back: everything that training changes.
+//!
+//! Saving and loading both take the learner apart without a `..`: whoever gives it another field says in both places
+//! whether the field is saved, or this does not compile. A loss that must remember something from step to step keeps it
+//! in such a field; [`Method`](crate::methods::Method) itself is only ever borrowed unchanged.
+
+use candle_core::Result;
+
+use super::{BANK_PREFIX, Learner, MATCHING_PREFIX};
+use crate::checkpoint::Checkpoint;
+use crate::models::{StateDict, StateError, Strictness};
+
+/// Everything that a step changes, as it was before.
+#[derive(Debug)]
+pub struct Before {
+    model: StateDict,
+    rest: StateDict,
+}
+
+impl Learner {
+    /// Copies of all parameters and buffers, and of the rest: the state of both optimisers, whose names differ since no
+    /// parameter has two, and the memory banks, which no network has.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn state(&self) -> Result<(StateDict, StateDict)> {
+        let Self {
+            model,
+            optimizer,
+            matching_optimizer,
+            memory,
+            // The run spec says these, and it is the same after a restart.
+            index: _,
+            role: _,
+            method: _,
+            meta: _,
+            device: _,
+            // It takes its values from the model each time before it is used.
+            twin: _,
+        } = self;
+        let mut rest = optimizer.state_dict()?;
+        rest.extend(matching_optimizer.state_dict()?);
+        if let Some(memory) = memory {
+            rest.extend(memory.state_dict()?);
+        }
+        Ok((model.params.state_dict()?, rest))
+    }
+
+    /// Goes back to a checkpoint.
+    ///
+    /// # Errors
+    /// If its tensors are not those of this network, its optimisers and its banks.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> std::result::Result<(), StateError> {
+        self.model.params.load(&checkpoint.model, Strictness::Strict)?;
+        self.load_rest(&checkpoint.optimizer)
+    }
+
+    /// Copies what a step changes.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn before(&self) -> Result<Before> {
+        let (model, rest) = self.state()?;
+        Ok(Before { model, rest })
+    }
+
+    /// Puts it back, bit for bit.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn put_back(&mut self, before: &Before) -> std::result::Result<(), StateError> {
+        self.model.params.restore(&before.model)?;
+        self.load_rest(&before.rest)
+    }
+
+    fn load_rest(&mut self, rest: &StateDict) -> std::result::Result<(), StateError> {
+        let Self {
+            optimizer,
+            matching_optimizer,
+            memory,
+            // Its parameters are loaded by whoever calls this; the rest of it is built from the run spec.
+            model: _,
+            index: _,
+            role: _,
+            method: _,
+            meta: _,
+            device: _,
+            twin: _,
+        } = self;
+        let rest = rest.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+        let (banks, optimizers): (StateDict, StateDict) =
+            rest.partition(|(name, _)| memory.is_some() && name.starts_with(BANK_PREFIX));
+        let (matching, every_step): (StateDict, StateDict) =
+            optimizers.into_iter().partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
+        optimizer.load(&every_step)?;
+        matching_optimizer.load(&matching)?;
+        if let Some(memory) = memory {
+            memory.load(&banks)?;
+        }
+        Ok(())
+    }
+}
