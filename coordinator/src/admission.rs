@@ -163,7 +163,7 @@ pub(crate) fn check_schema(request: &JoinRequest, spec: &RunSpec, index: usize) 
         let sentence = format!(
             "the peer will say {}, but with method {} a peer with {} says {expected}; use the same version",
             request.schema,
-            spec.method.name(),
+            spec.method_name(),
             request.arch
         );
         return Err(refuse(sentence));

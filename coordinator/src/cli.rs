@@ -24,7 +24,7 @@ struct Cli {
 enum Command {
     /// Serve a run until it is over.
     Serve(ServeArgs),
-    /// Print the batch plan of a run, one JSON object a line.
+    /// Print the batch plan of a run, one JSON object a line, or its graph.
     Plan(PlanArgs),
     /// Show how far a run is.
     Status(StatusArgs),
@@ -62,6 +62,12 @@ struct PlanArgs {
     /// Only the first so many steps.
     #[arg(long, value_name = "K")]
     steps: Option<u64>,
+    /// Print the graph of the run instead: every term of every peer's loss, with all defaults, and what travels for it.
+    #[arg(long, conflicts_with_all = ["data", "steps"])]
+    show_graph: bool,
+    /// How to show the graph.
+    #[arg(long, value_enum, default_value = "text", requires = "show_graph")]
+    format: Format,
 }
 
 /// `status`.

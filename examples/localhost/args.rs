@@ -111,7 +111,7 @@ impl Args {
         // `--full` must not find the part that is bundled, so it asks for all images.
         let data = self.data.clone().or_else(|| self.full.then(|| PathBuf::from(FULL_DATA)));
         let wants_baseline = !self.no_baseline && (self.baseline || self.run.is_none());
-        let alone = match wants_baseline && spec.method.name() != "alone" {
+        let alone = match wants_baseline && spec.method_name() != "alone" {
             false => None,
             true => {
                 let text = alone_text(&text)?;
@@ -257,7 +257,7 @@ impl Plan {
         let then = if self.alone.is_some() { ", then the same networks alone" } else { "" };
         format!(
             "{} on {images} training images of {}, {length}, {} threads a peer: {}{then}",
-            spec.method.name(),
+            spec.method_name(),
             spec.data.dataset,
             threads,
             peers.join(" and "),

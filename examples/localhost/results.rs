@@ -105,7 +105,7 @@ pub(crate) async fn evaluate(
     let members: Vec<&[f64]> = members.iter().map(Vec::as_slice).collect();
     let mean = ensemble::mean_of_softmax(&members, classes).map_err(Failure::internal)?;
     let ensemble = evaluate::evaluate(&mean, classes, &labels).map_err(Failure::internal)?;
-    Ok(Results { method: job.spec.method.name().to_owned(), peers, ensemble, wall_s })
+    Ok(Results { method: job.spec.method_name().to_owned(), peers, ensemble, wall_s })
 }
 
 fn last_checkpoint(peer: &Path) -> Result<(u64, PathBuf), Failure> {

@@ -1,7 +1,7 @@
 //! What a peer waits for, and what it may do next: no clock, no socket, no tensor. The training thread tells it what
 //! has arrived and asks it before every step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -107,14 +107,15 @@ pub struct Rounds {
     has_started: bool,
     lease: Step,
     stop: Option<Stop>,
-    /// Whether this peer needs what the others say.
-    listens: bool,
+    /// Those that this peer learns from, as long as they are members.
+    sources: BTreeSet<PeerName>,
     inbox: BTreeMap<PeerName, BTreeMap<Position, Arc<Contribution>>>,
 }
 
 impl Rounds {
-    /// A peer that has heard nothing yet. `total` is the number of steps of the whole run.
-    pub fn new(me: PeerName, run: RunId, total: Step, listens: bool) -> Self {
+    /// A peer that has heard nothing yet. `total` is the number of steps of the whole run, `sources` are those that it
+    /// learns from.
+    pub fn new(me: PeerName, run: RunId, total: Step, sources: BTreeSet<PeerName>) -> Self {
         let (views, inbox) = (Views::default(), BTreeMap::new());
         Self {
             me,
@@ -126,7 +127,7 @@ impl Rounds {
             has_started: false,
             lease: 0,
             stop: None,
-            listens,
+            sources,
             inbox,
         }
     }
@@ -156,8 +157,8 @@ impl Rounds {
 
     /// A view that begins no later than others takes their place, and what was said in them from there on is void.
     fn viewed(&mut self, view: View) {
-        let sources = view.members.iter().map(|member| &member.name).filter(|name| **name != self.me);
-        for name in sources {
+        let members = view.members.iter().map(|member| &member.name);
+        for name in members.filter(|name| self.sources.contains(*name)) {
             self.inbox.entry(name.clone()).or_default();
         }
         self.views.insert(view);
@@ -250,7 +251,7 @@ impl Rounds {
     pub fn missing(&self, position: Position) -> Vec<PeerName> {
         let members = self.views.at(position.step).into_iter().flat_map(|view| &view.members);
         let said = |name: &PeerName| self.inbox.get(name).is_some_and(|said| said.contains_key(&position));
-        let silent = members.filter(|member| self.listens && member.name != self.me && !said(&member.name));
+        let silent = members.filter(|member| self.sources.contains(&member.name) && !said(&member.name));
         silent.map(|member| member.name.clone()).collect()
     }
 
@@ -316,8 +317,12 @@ mod tests {
         Stop { kind, sentence: "asked".into() }
     }
 
+    fn sources() -> BTreeSet<PeerName> {
+        ["a", "c"].map(name).into()
+    }
+
     fn peer_b() -> Rounds {
-        let mut rounds = Rounds::new(name("b"), RunId(5), 10, true);
+        let mut rounds = Rounds::new(name("b"), RunId(5), 10, sources());
         rounds.arrived(Arrival::View(view())).unwrap();
         rounds.arrived(Arrival::Start(Start::at(2))).unwrap();
         rounds.started();
@@ -327,7 +332,7 @@ mod tests {
 
     #[test]
     fn waits_for_view_then_lease_then_goes() {
-        let mut rounds = Rounds::new(name("b"), RunId(5), 10, true);
+        let mut rounds = Rounds::new(name("b"), RunId(5), 10, sources());
         assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::View));
         rounds.arrived(Arrival::View(view())).unwrap();
         assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::View), "nobody said where to start");

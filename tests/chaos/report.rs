@@ -30,7 +30,7 @@ pub(crate) fn json(
         "seed": args.seed,
         "held": verdict.failures.is_empty(),
         "failures": verdict.failures,
-        "method": setting.spec.method.name(),
+        "method": setting.spec.method_name(),
         "policy": if setting.waits { "wait" } else { "continue" },
         "peers": setting.peers().collect::<Vec<_>>(),
         "kills": kinds(true),

@@ -2,7 +2,7 @@
 //! what they say passes between them as sealed contributions, bytes and digests included. Only sockets and the
 //! coordinator are missing, so a difference from the joint trainer is a difference of arithmetic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -31,7 +31,8 @@ struct Board {
 struct Seat {
     board: Arc<Board>,
     index: usize,
-    peers: usize,
+    /// Those that it learns from, by ascending index.
+    sources: BTreeSet<usize>,
     name: PeerName,
     schema: Schema,
     agenda: Agenda,
@@ -66,13 +67,9 @@ impl Company for Seat {
     }
 
     fn listen(&mut self, at: Position, _: u64) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
-        if self.schema.tensors().is_empty() {
-            return Ok(Vec::new());
-        }
         let mut said = self.board.said.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let others = (0..self.peers).filter(|index| *index != self.index);
-            let heard = others.map(|index| Some((index, said.get(&(at, index))?.clone())));
+            let heard = self.sources.iter().map(|index| Some((*index, said.get(&(at, *index))?.clone())));
             if let Some(heard) = heard.collect::<Option<Vec<_>>>() {
                 return Ok(heard);
             }
@@ -175,7 +172,7 @@ fn peer(
     let mut seat = Seat {
         board,
         index,
-        peers: spec.peers.len(),
+        sources: spec.sources(index),
         name: peer.name.clone(),
         schema,
         agenda: Agenda::of(spec),

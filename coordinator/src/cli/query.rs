@@ -71,6 +71,16 @@ fn print(line: &str) -> Result<bool, Failure> {
 
 pub(super) fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
     let spec = load(&args.run)?;
+    if args.show_graph {
+        let graph = spec.graph();
+        let text = match args.format {
+            Format::Text => graph.text().trim_end().to_owned(),
+            Format::Json => {
+                serde_json::to_string(&graph).map_err(|error| Failure::new(Exit::Internal, error))?
+            }
+        };
+        return print(&text).map(|_| Exit::Finished);
+    }
     let RunSpec { data: DataSpec { dataset, path, train_limit, .. }, .. } = &spec;
     let told = args.data.as_deref().or(path.as_deref());
     let bad_data = |error: DatasetError| Failure::new(Exit::BadData, error);

@@ -19,6 +19,8 @@ use crate::trainer::Word;
 #[derive(Debug)]
 pub(super) struct Follows {
     me: PeerName,
+    /// Those that this peer learns from.
+    from: BTreeSet<PeerName>,
     run: RunId,
     agenda: Agenda,
     tasks: JoinSet<(u64, Result<(), PeerError>)>,
@@ -34,10 +36,10 @@ pub(super) struct Follows {
 }
 
 impl Follows {
-    pub(super) fn new(me: PeerName, run: RunId, agenda: Agenda) -> Self {
+    pub(super) fn new(from: BTreeSet<PeerName>, run: RunId, me: PeerName, agenda: Agenda) -> Self {
         let (tasks, sources) = (JoinSet::new(), BTreeMap::new());
         let (views, gone) = (Views::default(), BTreeSet::new());
-        Self { me, run, agenda, tasks, started: false, epoch: 0, sources, views, gone }
+        Self { me, from, run, agenda, tasks, started: false, epoch: 0, sources, views, gone }
     }
 
     /// Whether any view was said.
@@ -76,7 +78,7 @@ impl Follows {
         self.gone.clear();
     }
 
-    /// Follows the members of all views that hold for a step to come, each from the first entry of it that has not been
+    /// Follows the sources among the members of all views that hold for a step to come, each from the first entry of it that has not been
     /// delivered.
     pub(super) fn follow(&mut self, next: Step, words: &mpsc::Sender<Word>) {
         self.tasks.abort_all();
@@ -88,7 +90,7 @@ impl Follows {
         // The newest view has the newest address.
         let sources: BTreeMap<&PeerName, &Member> = members.map(|member| (&member.name, member)).collect();
         for (name, source) in
-            sources.into_iter().filter(|(name, _)| **name != self.me && !self.gone.contains(name))
+            sources.into_iter().filter(|(name, _)| self.from.contains(*name) && !self.gone.contains(name))
         {
             // It says nothing to steps before it was a member.
             let from = Position::of(self.views.due(name, next));

@@ -121,7 +121,7 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
     let (stop_serving, stopped) = oneshot::channel();
     let server = tokio::spawn(serve(listener, served.clone(), stopped));
 
-    let listens = !facts.schema.tensors().is_empty();
+    let sources = facts.sources.clone();
     let request = join_request(&config, address, facts);
     let patience = Duration::from_millis(spec.policy.failure_timeout_ms);
     let accepted = join(&mut control, &request, patience + patience / 2).await?;
@@ -136,12 +136,11 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
     let attendance = control.attend(hello).await?;
     let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied()).collect();
     let driver = Driver {
-        follows: Follows::new(config.name.clone(), accepted.run, Agenda::of(&spec)),
+        follows: Follows::new(sources, accepted.run, config.name.clone(), Agenda::of(&spec)),
         absence: Absence::new(config.coordinator, config.name.as_str(), &spec),
         place: Place::new(&accepted, held),
         me: config.name,
         run: accepted.run,
-        listens,
         failure_timeout: Duration::from_millis(spec.policy.failure_timeout_ms),
         request,
         log,
@@ -202,7 +201,6 @@ async fn join(
 struct Driver {
     me: PeerName,
     run: RunId,
-    listens: bool,
     failure_timeout: Duration,
     /// With what this peer presents itself, but for where it stands.
     request: JoinRequest,
@@ -398,9 +396,7 @@ impl Driver {
     }
 
     fn follow(&mut self, trainer: &Trainer) {
-        if self.listens {
-            self.follows.follow(self.place.next(), &trainer.words);
-        }
+        self.follows.follow(self.place.next(), &trainer.words);
     }
 
     async fn asked_to_stop(&mut self, trainer: &Trainer) {

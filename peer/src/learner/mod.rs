@@ -4,13 +4,15 @@ mod model;
 mod draws;
 mod memory;
 mod state;
+mod node;
 
 #[cfg(test)]
 mod tests;
 
 pub use draws::Classes;
 pub use memory::{BANK_PREFIX, Memory, Remembrance};
-pub use state::Before;
+pub use node::{Extent, Named, Node, Scene};
+pub use state::{Before, PAST};
 pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX, Model, Outputs};
 
 use std::path::Path;
@@ -24,6 +26,7 @@ use cohort_proto::spec::{
 use crate::error::PeerError;
 use crate::meta::Schedule;
 use crate::methods::memory::BankParams;
+use crate::methods::terms::past::Past;
 use crate::methods::{DmlParams, LMclParams, Matching, MclParams, Method, Reduce, Students, Target};
 use crate::models::{ImageShape, Params, Strictness, state as weights};
 use crate::optim::{Sgd, SgdConfig};
@@ -47,6 +50,12 @@ pub struct Learner {
     pub method: Method,
     /// The meta-updates of the run, if it makes any.
     pub meta: Option<Schedule>,
+    /// What it minimises besides its share of the method.
+    pub node: Node,
+    /// How long the run is, as far as that is known.
+    pub extent: Extent,
+    /// What it said of every training sample the last time, if it learns from that.
+    pub past: Option<Past>,
     /// The memory banks of all networks, if the method contrasts with them.
     pub memory: Option<Memory>,
     /// Where it computes.
@@ -69,9 +78,13 @@ impl Learner {
         device: Device,
     ) -> Result<Self, PeerError> {
         let params = Params::new(spec.run.seed, peer.name.as_str(), DType::F32, &device)?;
-        let method = method_of(&spec.method);
+        let method = match spec.is_coupled(index) {
+            true => method_of(&spec.method),
+            false => Method::Alone,
+        };
         let shape = (image, spec.data.dataset.classes());
-        let model = Model::build(&peer.arch, shape, Additions::from(&method), params)?;
+        let additions = node::additions(spec, index, Additions::from(&method));
+        let model = Model::build(&peer.arch, shape, additions, params)?;
         if let Some(path) = &peer.init {
             load_initial(&model.params, path, peer.role)?;
         }
@@ -82,7 +95,8 @@ impl Learner {
             clip_norm: spec.optim.clip_norm,
         };
         let configs = (config, matching_config(&spec.method, config));
-        Ok(Self { role: peer.role, meta: Schedule::of(spec), ..Self::new(index, model, method, configs)? })
+        let (role, meta, node) = (peer.role, Schedule::of(spec), Node::of(spec, index));
+        Ok(Self { role, meta, node, ..Self::new(index, model, method, configs)? })
     }
 
     /// A student: puts optimisers at rest beside a model, the one of every step and the one of the matching.
@@ -99,18 +113,37 @@ impl Learner {
         let matching_optimizer =
             Sgd::over(&model.params, matching, |name| name.starts_with(MATCHING_PREFIX))?;
         let device = model.params.device().clone();
-        let (meta, memory, twin) = (None, None, None);
-        let role = Role::Student;
-        Ok(Self { index, role, model, optimizer, matching_optimizer, method, meta, memory, device, twin })
+        let node = Node::whole(!method.stages());
+        Ok(Self {
+            index,
+            role: Role::Student,
+            model,
+            optimizer,
+            matching_optimizer,
+            method,
+            meta: None,
+            node,
+            extent: Extent { steps: u64::MAX, epochs: u64::MAX },
+            past: None,
+            memory: None,
+            device,
+            twin: None,
+        })
     }
 
-    /// Gives the learner the memory banks of a run over the labels of its training samples, if its method has any.
+    /// Gives the learner what it needs to know of the training samples of a run, by their labels: how many steps there
+    /// are, and what it remembers of each sample, if its terms do.
     ///
     /// # Errors
-    /// As [`Memory::new`].
+    /// As [`Memory::new`] and [`Past::new`]; samples that make no batch.
     pub fn with_memory(self, spec: &RunSpec, labels: &[u8]) -> Result<Self, PeerError> {
         let memory = Memory::new(spec, labels, self.method.bank())?;
-        Ok(Self { memory, ..self })
+        let plan = spec.batch_plan(labels).map_err(|error| PeerError::Usage(error.to_string()))?;
+        let extent = Extent { steps: plan.total_steps(), epochs: plan.epochs() };
+        let classes: Vec<usize> = labels.iter().copied().map(usize::from).collect();
+        let remembers = self.node.remembers();
+        let past = remembers.then(|| Past::new(&classes, spec.data.dataset.classes())).transpose()?;
+        Ok(Self { memory, extent, past, ..self })
     }
 
     /// Gives the network a twin in another precision with the values that it has now. It is kept, since a meta-update

@@ -5,6 +5,8 @@ use candle_core::{DType, Result, Tensor, Var};
 use crate::error::PeerError;
 use crate::kernels::Maps;
 use crate::methods::primitives::unit;
+use crate::methods::terms::hypersphere::{self, HypersphereParams};
+use crate::methods::terms::kd_fn::{self, KdFnParams};
 use crate::methods::{Method, Own, embedding_name, lmcl, matching_name};
 use crate::models::layers::Linear;
 use crate::models::{
@@ -19,7 +21,7 @@ pub const AGGREGATOR_PREFIX: &str = "aggregator.";
 pub const AUXILIARY_PREFIX: &str = "auxiliary_classifier.";
 
 /// What a method adds to a network.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Additions {
     /// A classifier for every stage, and the aggregator over them.
     pub stages: bool,
@@ -27,12 +29,16 @@ pub struct Additions {
     pub embedding: Option<usize>,
     /// The width of the matching feature of every stage; only with `stages`.
     pub matching: Option<usize>,
+    /// The norm of the features behind [`Outputs::fn_logits`].
+    pub fn_norm: Option<KdFnParams>,
+    /// The norm of the features behind [`Outputs::sphere_logits`].
+    pub radius: Option<f64>,
 }
 
 impl From<&Method> for Additions {
     fn from(method: &Method) -> Self {
         let (embedding, matching) = (method.needs_embedding(), method.needs_matching());
-        Self { stages: method.stages(), embedding, matching }
+        Self { stages: method.stages(), embedding, matching, ..Self::default() }
     }
 }
 
@@ -68,6 +74,10 @@ pub struct Outputs {
     pub matching: Vec<Tensor>,
     /// The stages' logits as the aggregator weighs them `[B, C]`; none for a model without stages.
     pub aggregated: Option<Tensor>,
+    /// What the classifier makes of the last feature at the norm of feature-normalised KD `[B, C]`, if that is asked for.
+    pub fn_logits: Option<Tensor>,
+    /// The same at the radius of a hypersphere embedding `[B, C]`.
+    pub sphere_logits: Option<Tensor>,
 }
 
 impl Outputs {
@@ -135,6 +145,7 @@ impl Model {
     /// If `images` do not have the shape the network was built for, or the device fails.
     pub fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Outputs> {
         let Output { logits, feature, stages } = self.network.forward(images, pass)?;
+        let (fn_logits, sphere_logits) = self.classify_at_norms(&feature, pass)?;
         let (features, stage_logits) = self.classify_stages(&logits, feature, &stages, pass)?;
         let heads = self.embed.iter().zip(&features);
         let embeddings = heads.map(|(head, f)| unit(&head.forward(f, pass)?)).collect::<Result<Vec<_>>>()?;
@@ -145,7 +156,19 @@ impl Model {
         };
         let aggregated = self.aggregator.as_ref().map(aggregate).transpose()?;
         pass.check_gates()?;
-        Ok(Outputs { logits, stage_logits, embeddings, matching, aggregated })
+        Ok(Outputs { logits, stage_logits, embeddings, matching, aggregated, fn_logits, sphere_logits })
+    }
+
+    /// What the classifier makes of the last feature at the norms that are asked for, in the dtype of the network.
+    fn classify_at_norms(&self, feature: &Tensor, pass: &Pass) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Additions { fn_norm, radius, .. } = self.additions;
+        let classifier = self.network.classifier();
+        let (weight, bias) = (pass.read(classifier.weight()), pass.read(classifier.bias()));
+        let narrow = |logits: Tensor| logits.to_dtype(feature.dtype());
+        let fn_logits = fn_norm.map(|norm| narrow(kd_fn::logits(feature, &weight, Some(&bias), &norm)?));
+        let on_sphere = |rho| hypersphere::logits(feature, &weight, Some(&bias), &HypersphereParams { rho });
+        let sphere_logits = radius.map(|radius| narrow(on_sphere(radius)?));
+        Ok((fn_logits.transpose()?, sphere_logits.transpose()?))
     }
 
     /// Features `[B, d]` and logits `[B, C]` of every stage; without stages the network's own feature alone.

@@ -8,7 +8,12 @@ use candle_core::Result;
 
 use super::{BANK_PREFIX, Learner, MATCHING_PREFIX};
 use crate::checkpoint::Checkpoint;
+use crate::methods::terms::past::Past;
+use crate::models::state::Mismatch;
 use crate::models::{StateDict, StateError, Strictness};
+
+/// The name of what a network said of every training sample, in a checkpoint.
+pub const PAST: &str = "past";
 
 /// Everything that a step changes, as it was before.
 #[derive(Debug)]
@@ -19,7 +24,7 @@ pub struct Before {
 
 impl Learner {
     /// Copies of all parameters and buffers, and of the rest: the state of both optimisers, whose names differ since no
-    /// parameter has two, and the memory banks, which no network has.
+    /// parameter has two, and the memory banks and the past, which no network has.
     ///
     /// # Errors
     /// If the device fails.
@@ -29,11 +34,14 @@ impl Learner {
             optimizer,
             matching_optimizer,
             memory,
+            past,
             // The run spec says these, and it is the same after a restart.
             index: _,
             role: _,
             method: _,
             meta: _,
+            node: _,
+            extent: _,
             device: _,
             // It takes its values from the model each time before it is used.
             twin: _,
@@ -42,6 +50,9 @@ impl Learner {
         rest.extend(matching_optimizer.state_dict()?);
         if let Some(memory) = memory {
             rest.extend(memory.state_dict()?);
+        }
+        if let Some(past) = past {
+            rest.insert(PAST.to_owned(), past.to_tensor()?);
         }
         Ok((model.params.state_dict()?, rest))
     }
@@ -78,16 +89,24 @@ impl Learner {
             optimizer,
             matching_optimizer,
             memory,
+            past,
             // Its parameters are loaded by whoever calls this; the rest of it is built from the run spec.
             model: _,
             index: _,
             role: _,
             method: _,
             meta: _,
+            node: _,
+            extent: _,
             device: _,
             twin: _,
         } = self;
-        let rest = rest.iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+        if let Some(past) = past {
+            let rows = rest.get(PAST).ok_or_else(|| StateError::Mismatch(Mismatch { missing: vec![PAST.to_owned()], ..Mismatch::default() }))?;
+            *past = Past::from_tensor(rows, past.samples(), past.classes())?;
+        }
+        let rest = rest.iter().filter(|(name, _)| *name != PAST);
+        let rest = rest.map(|(name, tensor)| (name.clone(), tensor.clone()));
         let (banks, optimizers): (StateDict, StateDict) =
             rest.partition(|(name, _)| memory.is_some() && name.starts_with(BANK_PREFIX));
         let (matching, every_step): (StateDict, StateDict) =

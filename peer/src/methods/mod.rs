@@ -9,6 +9,8 @@
 //! Sums over networks run in ascending index, so that every peer forms the same bits from the same contributions.
 //! Nothing here knows a network's layers, a file, a clock or another process.
 
+use std::borrow::Cow;
+
 use candle_core::{DType, Result, Tensor};
 
 pub mod primitives;
@@ -33,6 +35,9 @@ use memory::{BankParams, MemoryParams, Recall, Remembered};
 
 /// The name under which a peer publishes its logits `[B, C]`.
 pub const LOGITS: &str = "logits";
+
+/// The name under which a peer publishes the logits `[B, C]` of its last features at one norm.
+pub const FN_LOGITS: &str = "fn_logits";
 
 /// The name under which a peer publishes the unit embedding `[B, E]` of the k-th stage that has one.
 pub fn embedding_name(stage: usize) -> String {
@@ -95,12 +100,21 @@ pub struct Heard {
     pub matching: Vec<Tensor>,
     /// `[B, C]`, where the method exchanges the aggregated logits.
     pub aggregated: Option<Tensor>,
+    /// `[B, C]`, where somebody learns from the logits of features of one norm.
+    pub fn_logits: Option<Tensor>,
 }
 
 impl Heard {
     /// Of a network that has said nothing yet.
     pub fn nothing(index: usize) -> Self {
-        Self { index, logits: None, embeddings: Vec::new(), matching: Vec::new(), aggregated: None }
+        Self {
+            index,
+            logits: None,
+            embeddings: Vec::new(),
+            matching: Vec::new(),
+            aggregated: None,
+            fn_logits: None,
+        }
     }
 }
 
@@ -113,7 +127,7 @@ pub struct Terms {
     /// `soft_vcl`, `icl`, `soft_icl` for MCL as far as their weight is not 0; `logit_kd` on the peers that learn from
     /// the ensemble. For L-MCL `ce` is the sum over the stages, `ce_aggregated` and `kl_aggregated` concern the
     /// aggregated logits, and the four contrastive terms are sums over pairs of stages.
-    pub named: Vec<(&'static str, Tensor)>,
+    pub named: Vec<(Cow<'static, str>, Tensor)>,
 }
 
 impl Method {
@@ -149,47 +163,58 @@ impl Method {
         labels: &Tensor,
         recall: Option<&Recall<'_>>,
     ) -> Result<Terms> {
+        let mut terms = Vec::new();
+        if !self.stages() {
+            terms.push(("ce", 1.0, cross_entropy(own.logits, labels)?));
+        }
+        terms.extend(self.coupling(me, cohort, own, heard, labels, recall)?);
+        Terms::sum(terms, own.logits.dtype())
+    }
+
+    /// The terms of the share that couple network `me` to the others, and, for a method that makes networks expose their
+    /// stages, its cross-entropies as well: everything but the plain cross-entropy.
+    ///
+    /// # Errors
+    /// As [`Method::loss_with`].
+    pub fn coupling(
+        &self,
+        me: usize,
+        cohort: usize,
+        own: Own<'_>,
+        heard: &[Heard],
+        labels: &Tensor,
+        recall: Option<&Recall<'_>>,
+    ) -> Result<Vec<Weighted>> {
         let position = position(me, cohort, heard)?;
         if self.bank().is_some() != recall.is_some() {
             candle_core::bail!("memory banks are for the methods that have them, and for these always");
         }
-        if let Self::LMcl(params) = self {
-            let terms = match recall {
-                Some(recall) => lmcl::share_of_memory(own, heard, labels, params, recall)?,
-                None => lmcl::share(position, own, heard, labels, params)?,
-            };
-            return Terms::sum(terms)?.narrow(own.logits.dtype());
-        }
-        let ce = cross_entropy(own.logits, labels)?;
-        let mut terms = Terms { total: ce.clone(), named: vec![("ce", ce)] };
-        match self {
-            Self::Alone | Self::LMcl(_) => {}
+        Ok(match self {
+            Self::Alone => Vec::new(),
+            Self::Dml(_) if cohort < 2 => Vec::new(),
             Self::Dml(params) => {
-                if cohort > 1 {
-                    let logits = logits_of_all(position, own, heard)?;
-                    terms.add("kl", 1.0, dml::mimicry(position, &logits, params)?)?;
-                }
+                let logits = logits_of_all(position, own, heard)?;
+                vec![("kl", 1.0, dml::mimicry(position, &logits, params)?)]
             }
             Self::Mcl(params) => {
+                let mut terms = Vec::new();
                 if let Some(recall) = recall {
-                    for (name, weight, value) in share_of_memory(own, heard, params, recall)? {
-                        terms.add(name, weight, value)?;
-                    }
+                    terms.extend(share_of_memory(own, heard, params, recall)?);
                 } else if params.contrasts() {
                     let embeddings = embeddings_of_all(position, own, heard, 0)?;
-                    let scores = Scores::share(position, &embeddings, labels, params)?;
-                    for (name, weight, value) in scores.terms(params)? {
-                        terms.add(name, weight, value)?;
-                    }
+                    terms.extend(Scores::share(position, &embeddings, labels, params)?.terms(params)?);
                 }
                 if params.logit_kd.include(position, cohort) {
                     let logits = logits_of_all(position, own, heard)?;
-                    let value = logit_kd::ensemble_kl(position, &logits, params.kd_t)?;
-                    terms.add("logit_kd", 1.0, value)?;
+                    terms.push(("logit_kd", 1.0, logit_kd::ensemble_kl(position, &logits, params.kd_t)?));
                 }
+                terms
             }
-        }
-        terms.narrow(own.logits.dtype())
+            Self::LMcl(params) => match recall {
+                Some(recall) => lmcl::share_of_memory(own, heard, labels, params, recall)?,
+                None => lmcl::share(position, own, heard, labels, params)?,
+            },
+        })
     }
 
     /// The memory banks of the method, if it has any.
@@ -245,35 +270,26 @@ impl Method {
 pub type Weighted = (&'static str, f64, Tensor);
 
 impl Terms {
-    /// The weighted sum of named terms.
+    /// The weighted sum of named terms, for logits of a type.
     ///
     /// # Errors
     /// No terms, or the device fails.
-    pub fn sum(terms: Vec<Weighted>) -> Result<Self> {
-        let mut terms = terms.into_iter();
-        let Some((name, weight, first)) = terms.next() else {
-            candle_core::bail!("a loss needs at least one term");
-        };
-        let mut sum = Self { total: (&first * weight)?, named: vec![(name, first)] };
-        for (name, weight, value) in terms {
-            sum.add(name, weight, value)?;
-        }
-        Ok(sum)
-    }
-
-    fn add(&mut self, name: &'static str, weight: f64, value: Tensor) -> Result<()> {
-        self.total = (&self.total + (&value * weight)?)?;
-        self.named.push((name, value));
-        Ok(())
-    }
-
-    fn narrow(mut self, logits: DType) -> Result<Self> {
+    pub fn sum<N: Into<Cow<'static, str>>>(
+        terms: impl IntoIterator<Item = (N, f64, Tensor)>,
+        logits: DType,
+    ) -> Result<Self> {
         let dtype = if logits == DType::F64 { DType::F64 } else { DType::F32 };
-        self.total = self.total.to_dtype(dtype)?;
-        for (_, value) in &mut self.named {
-            *value = value.to_dtype(dtype)?;
+        let (mut total, mut named) = (None, Vec::new());
+        for (name, weight, value) in terms {
+            let weighted = (&value * weight)?;
+            total = Some(match total {
+                Some(sum) => (sum + weighted)?,
+                None => weighted,
+            });
+            named.push((name.into(), value.to_dtype(dtype)?));
         }
-        Ok(self)
+        let Some(total) = total else { candle_core::bail!("a loss needs at least one term") };
+        Ok(Self { total: total.to_dtype(dtype)?, named })
     }
 }
 

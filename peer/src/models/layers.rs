@@ -142,6 +142,16 @@ impl Linear {
         Ok(Self { weight, bias: scope.trainable("bias", &[outputs], bias)? })
     }
 
+    /// `[outputs, inputs]`.
+    pub fn weight(&self) -> &Var {
+        &self.weight
+    }
+
+    /// `[outputs]`.
+    pub fn bias(&self) -> &Var {
+        &self.bias
+    }
+
     /// `[B, inputs]` to `[B, outputs]`.
     ///
     /// # Errors

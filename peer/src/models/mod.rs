@@ -26,6 +26,7 @@ pub use state::{LoadReport, StateDict, StateError, Strictness};
 use candle_core::{Result, Tensor};
 
 use crate::kernels::Maps;
+use layers::Linear;
 
 /// What a network says about a batch of `B` images.
 #[derive(Debug, Clone)]
@@ -60,6 +61,9 @@ pub trait Network: Send + Sync {
 
     /// Channels of each map in [`Output::stages`].
     fn stage_widths(&self) -> &[usize];
+
+    /// What makes logits of a feature.
+    fn classifier(&self) -> &Linear;
 
     /// Number of classes the logits cover.
     fn classes(&self) -> usize;

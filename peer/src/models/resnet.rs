@@ -107,6 +107,10 @@ impl Network for ResNet {
         self.widths
     }
 
+    fn classifier(&self) -> &Linear {
+        &self.fc
+    }
+
     fn classes(&self) -> usize {
         self.classes
     }

@@ -95,6 +95,10 @@ impl Network for WideResNet {
         &self.widths
     }
 
+    fn classifier(&self) -> &Linear {
+        &self.fc
+    }
+
     fn classes(&self) -> usize {
         self.classes
     }

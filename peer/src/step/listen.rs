@@ -8,7 +8,7 @@ use cohort_proto::id::{Digest, PeerName};
 use cohort_proto::schema::DType;
 
 use super::{Company, Interruption};
-use crate::methods::{AGGREGATED, Heard, LOGITS, embedding_name, matching_name};
+use crate::methods::{AGGREGATED, FN_LOGITS, Heard, LOGITS, embedding_name, matching_name};
 
 /// What the sources said.
 #[derive(Debug)]
@@ -56,6 +56,8 @@ pub fn heard(index: usize, contribution: &Contribution, device: &Device) -> Resu
         let values = from_wire(tensor, device)?;
         if name == LOGITS {
             heard.logits = Some(values);
+        } else if name == FN_LOGITS {
+            heard.fn_logits = Some(values);
         } else if name == AGGREGATED {
             heard.aggregated = Some(values);
         } else if name == embedding_name(heard.embeddings.len()) {

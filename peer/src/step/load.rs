@@ -9,6 +9,8 @@ use crate::data::loader::Batch;
 pub struct Input {
     /// The step.
     pub step: u64,
+    /// The epoch.
+    pub epoch: u64,
     /// The samples [B], by their place in the training set.
     pub indices: Vec<u32>,
     /// Normalised pixels [B, channels, height, width].
@@ -24,5 +26,5 @@ pub struct Input {
 pub fn load(batch: &Batch, device: &Device) -> Result<Input> {
     let images = Tensor::from_slice(&batch.images, batch.shape.as_slice(), device)?;
     let labels = Tensor::from_slice(&batch.labels, batch.labels.len(), device)?;
-    Ok(Input { step: batch.step, indices: batch.indices.clone(), images, labels })
+    Ok(Input { step: batch.step, epoch: batch.epoch, indices: batch.indices.clone(), images, labels })
 }

@@ -4,18 +4,57 @@ use candle_core::Result;
 
 use super::forward::Forward;
 use super::load::Input;
-use crate::learner::Learner;
-use crate::methods::{Heard, Terms};
+use crate::learner::{Learner, Named, Scene};
+use crate::methods::cross_entropy::cross_entropy;
+use crate::methods::{Heard, Method, Terms, Weighted};
 
-/// Local terms, and every term of a pair that contains this peer's own tensors.
+/// Local terms, every term of the coupling that contains this peer's own tensors, and one for every edge that reaches it,
+/// in this order.
 ///
 /// # Errors
 /// If what was heard does not fit, or the device fails.
 pub fn loss(learner: &Learner, forward: &Forward, heard: &[Heard], input: &Input) -> Result<Terms> {
-    let (me, cohort, own) = (learner.index, heard.len() + 1, forward.outputs.own());
-    let recall = match &learner.memory {
-        Some(memory) => Some(memory.recall(me, heard, input.step, &input.indices)?),
+    let own = &forward.outputs;
+    let mut terms: Vec<Named> = Vec::new();
+    if learner.node.plain_ce {
+        terms.push(("ce".to_owned(), 1.0, cross_entropy(&own.logits, &input.labels)?));
+    }
+    let coupling = coupling(learner, forward, heard, input)?;
+    terms.extend(coupling.into_iter().map(|(name, weight, value)| (name.to_owned(), weight, value)));
+    let past = match &learner.past {
+        Some(past) => Some(past.rows(&input.indices)?),
         None => None,
     };
-    learner.method.loss_with(me, cohort, own, heard, &input.labels, recall.as_ref())
+    let scene = Scene {
+        step: input.step,
+        epoch: input.epoch,
+        extent: learner.extent,
+        own,
+        heard,
+        labels: &input.labels,
+        past: past.as_ref(),
+    };
+    terms.extend(learner.node.terms(&scene)?);
+    Terms::sum(terms, own.logits.dtype())
+}
+
+/// The share of the coupling with those who are coupled to this peer.
+fn coupling(
+    learner: &Learner,
+    forward: &Forward,
+    heard: &[Heard],
+    input: &Input,
+) -> Result<Vec<Weighted>> {
+    let heard: Vec<Heard> =
+        heard.iter().filter(|other| learner.node.is_coupled_to(other.index)).cloned().collect();
+    let (me, cohort) = (learner.index, heard.len() + 1);
+    let recall = match &learner.memory {
+        Some(memory) => Some(memory.recall(me, &heard, input.step, &input.indices)?),
+        None => None,
+    };
+    let own = forward.outputs.own();
+    match learner.method {
+        Method::Alone => Ok(Vec::new()),
+        _ => learner.method.coupling(me, cohort, own, &heard, &input.labels, recall.as_ref()),
+    }
 }

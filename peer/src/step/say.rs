@@ -9,7 +9,7 @@ use cohort_proto::schema::{self, TensorSpec};
 use super::forward::Forward;
 use super::{Company, Interruption};
 use crate::learner::{Learner, Outputs};
-use crate::methods::{AGGREGATED, LOGITS, embedding_name, matching_name};
+use crate::methods::{AGGREGATED, FN_LOGITS, LOGITS, embedding_name, matching_name};
 
 /// What was said.
 #[derive(Debug, Default)]
@@ -36,21 +36,24 @@ pub fn say(
     Ok(Said { digest: company.say(at, batch_hash, words)?, tensors })
 }
 
-/// What the method says, in the order of the schema: logits, aggregated logits, the embeddings and then the matching
+/// What somebody learns from, in the order of the schema: logits, those of normalised features, aggregated ones, the embeddings and then the matching
 /// features by stage.
 fn words(learner: &Learner, outputs: &Outputs) -> Result<Vec<Tensor>> {
     let mut words = Vec::new();
-    if learner.method.says_logits() {
-        words.push(to_wire(LOGITS, &outputs.logits)?);
-    }
-    if let Some(aggregated) = outputs.aggregated.as_ref().filter(|_| learner.method.says_aggregated()) {
-        words.push(to_wire(AGGREGATED, aggregated)?);
-    }
+    let mut word = |name: &str, tensor: Option<&candle_core::Tensor>, by_method: bool| -> Result<()> {
+        if let Some(tensor) = tensor.filter(|_| learner.node.says(name, by_method)) {
+            words.push(to_wire(name, tensor)?);
+        }
+        Ok(())
+    };
+    word(LOGITS, Some(&outputs.logits), learner.method.says_logits())?;
+    word(FN_LOGITS, outputs.fn_logits.as_ref(), false)?;
+    word(AGGREGATED, outputs.aggregated.as_ref(), learner.method.says_aggregated())?;
     for (stage, embedding) in outputs.embeddings.iter().enumerate() {
-        words.push(to_wire(&embedding_name(stage), embedding)?);
+        word(&embedding_name(stage), Some(embedding), true)?;
     }
     for (stage, matching) in outputs.matching.iter().enumerate() {
-        words.push(to_wire(&matching_name(stage), matching)?);
+        word(&matching_name(stage), Some(matching), true)?;
     }
     Ok(words)
 }

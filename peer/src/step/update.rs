@@ -1,5 +1,5 @@
 //! Act 7: the only act that changes the network: weights by the optimiser, running statistics by the pass, memory banks
-//! by what was said.
+//! and the past by what was said.
 
 use candle_core::Result;
 
@@ -18,7 +18,8 @@ pub fn update(learner: &mut Learner, pass: Pass, gradients: Gradients, lr: f64) 
     pass.commit()
 }
 
-/// As [`update`], and then the memory banks of all networks, if the method has them, remember what was said of the batch.
+/// As [`update`], and then the memory banks of all networks, if the method has them, and the own past
+/// remember what was said of the batch.
 /// What can go wrong with them does so before anything has changed.
 ///
 /// # Errors
@@ -33,7 +34,11 @@ pub fn update_and_remember(
     let me = learner.index;
     let blend = |memory: &Memory| memory.blend((me, &outputs.embeddings), heard, &input.indices);
     let remembrance = learner.memory.as_ref().map(blend).transpose()?;
+    let said = learner.past.as_ref().map(|past| past.said(&input.indices, &outputs.logits)).transpose()?;
     update(learner, pass, gradients, lr)?;
+    if let (Some(past), Some(said)) = (&mut learner.past, said) {
+        past.remember(&said);
+    }
     if let (Some(memory), Some(remembrance)) = (&mut learner.memory, remembrance) {
         memory.remember(&remembrance);
     }

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cohort_proto::contribution::{Contribution, ContributionError, Header, Position, Tensor};
@@ -29,6 +30,8 @@ pub(super) struct Identity {
     pub(super) schema: Schema,
     pub(super) agenda: Agenda,
     pub(super) total_steps: Step,
+    /// Those that it learns from.
+    pub(super) sources: BTreeSet<PeerName>,
     /// Whether to keep what was received for others.
     pub(super) relays: bool,
 }
@@ -62,9 +65,8 @@ impl Live {
         log: Arc<ContributionLog>,
         (waits, relay): (Arc<Waits>, Arc<Relay>),
     ) -> Self {
-        // An empty schema means that nobody listens to anybody.
-        let listens = !identity.schema.tensors().is_empty();
-        let rounds = Rounds::new(identity.me.clone(), identity.run, identity.total_steps, listens);
+        let Identity { me, run, total_steps, sources, .. } = &identity;
+        let rounds = Rounds::new(me.clone(), *run, *total_steps, sources.clone());
         let (places, flush, began_in) = (Vec::new(), None, ViewId(0));
         Self {
             identity,

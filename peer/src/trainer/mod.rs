@@ -198,7 +198,7 @@ fn train(
         peer: peer.name.to_string(),
         arch: peer.arch.clone(),
     };
-    let schema = facts.schema.clone();
+    let (schema, sources) = (facts.schema.clone(), facts.sources.clone());
     let held = facts.checkpoints.iter().flat_map(|held| held.steps.iter().copied()).collect();
     let not_joined = |cause| Ending { steps_done: 0, saved: false, cause };
     if outbox.blocking_send(News::Prepared(Box::new(facts))).is_err() {
@@ -211,7 +211,7 @@ fn train(
     };
     let agenda = Agenda::of(&spec);
     let relays = spec.policy.on_failure == FailurePolicy::Continue;
-    let identity = company::Identity { me: peer.name, run, schema, agenda, total_steps: total, relays };
+    let identity = company::Identity { me: peer.name, run, schema, agenda, total_steps: total, sources, relays };
     let company = Live::new(identity, (inbox, outbox.clone()), shared.log, (shared.waits, shared.relay));
     let checkpoint_every = spec.run.checkpoint_every;
     let progress = Progress { run, ..progress };

@@ -1,11 +1,12 @@
 //! Before joining: the peer loads its data, builds its network and looks at the checkpoints it holds, so that whatever
 //! is wrong with them is said before anybody waits for it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use cohort_proto::control::Checkpoints;
 use cohort_proto::dataset::{self, Split};
-use cohort_proto::id::{Digest, RunId, Step};
+use cohort_proto::id::{Digest, PeerName, RunId, Step};
 use cohort_proto::limits::CHECKPOINTS_MAX;
 use cohort_proto::schema::Schema;
 use cohort_proto::spec::{DeviceSpec, PeerSpec, RunSpec};
@@ -46,6 +47,8 @@ pub struct Facts {
     pub classes: usize,
     /// What it will say in every step.
     pub schema: Schema,
+    /// The peers that it learns from.
+    pub sources: BTreeSet<PeerName>,
     /// SHA-256 of the training data as used.
     pub dataset_fingerprint: Digest,
     /// Steps of the whole run.
@@ -95,6 +98,7 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
         arch: peer.arch.clone(),
         classes: learner.model.network.classes(),
         schema: spec.contribution_schema(index).map_err(|error| PeerError::Mismatch(error.to_string()))?,
+        sources: spec.sources(index).iter().filter_map(|i| Some(spec.peers.get(*i)?.name.clone())).collect(),
         dataset_fingerprint,
         total_steps: loader.plan.total_steps(),
         checkpoints: held(&store, spec_hash, &peer)?,

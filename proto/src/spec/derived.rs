@@ -1,6 +1,7 @@
 //! What follows from a run spec alone, so that coordinator and peers cannot disagree about it: the batch plan, and
 //! what every peer says in a step.
 
+use super::graph::{FN_LOGITS, LOGITS};
 use super::{
     Length, LogitKd, MATCH_DIM, MetaSpec, MethodSpec, RunSpec, SamplerSpec, ScheduleSpec, stages_of,
 };
@@ -41,9 +42,11 @@ impl RunSpec {
         BatchPlan::new(inputs, labels)
     }
 
-    /// What a peer says in round 0 of a step; empty if nobody listens. In this order:
+    /// What a peer says in round 0 of a step: what the edges that leave it need, and nothing if nobody learns from it. In
+    /// this order:
     ///
-    /// - `logits` [batch, classes] where somebody learns from them, `aggregated` [batch, classes] where L-MCL distils
+    /// - `logits` [batch, classes] where somebody learns from them, `fn_logits` [batch, classes] where somebody learns from
+    ///   those of normalised features, `aggregated` [batch, classes] where L-MCL distils
     /// - `embed.k` [batch, feat_dim], unit rows, where embeddings are contrasted: one for MCL, one for each stage of the
     ///   peer's architecture for L-MCL
     /// - `match.k` [batch, 128], unit rows, for each stage where L-MCL learns how stages match
@@ -53,14 +56,21 @@ impl RunSpec {
     pub fn contribution_schema(&self, index: usize) -> Result<Schema, SchemaError> {
         let peer = self.peers.get(index).ok_or(SchemaError::NoPeer(index))?;
         let (batch, classes) = (self.data.batch, self.data.dataset.classes());
+        let coupled = (0..self.peers.len()).any(|target| self.coupling_sources(target).contains(&index));
+        let on_edges = |name: &str| self.edges_from(index).any(|edge| edge.term.says() == Some(name));
         let tensor = |name: String, width| TensorSpec { name, dtype: DType::F32, shape: vec![batch, width] };
+        let distils = match &self.method {
+            MethodSpec::Alone | MethodSpec::LMcl(_) => false,
+            MethodSpec::Dml(_) => true,
+            MethodSpec::Mcl(mcl) => mcl.logit_kd != LogitKd::Off,
+        };
         let mut tensors = Vec::new();
+        tensors.extend(((coupled && distils) || on_edges(LOGITS)).then(|| tensor(LOGITS.into(), classes)));
+        tensors.extend(on_edges(FN_LOGITS).then(|| tensor(FN_LOGITS.into(), classes)));
         match &self.method {
-            _ if self.peers.len() < 2 => {}
-            MethodSpec::Alone => {}
-            MethodSpec::Dml(_) => tensors.push(tensor("logits".into(), classes)),
+            _ if !coupled => {}
+            MethodSpec::Alone | MethodSpec::Dml(_) => {}
             MethodSpec::Mcl(mcl) => {
-                tensors.extend((mcl.logit_kd != LogitKd::Off).then(|| tensor("logits".into(), classes)));
                 tensors.extend(self.method.contrasts().then(|| tensor("embed.0".into(), mcl.feat_dim)));
             }
             MethodSpec::LMcl(l_mcl) => {

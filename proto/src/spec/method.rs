@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bank::{BankSpec, read_bank};
 use super::layerwise::{LMclSpec, read_l_mcl};
-use super::section::{Section, unknown_word};
+use super::section::Section;
 use super::{OptimSpec, SpecError};
 
 /// `[method]`.
@@ -89,25 +89,22 @@ pub enum LogitKd {
 }
 
 impl MethodSpec {
-    const NAMES: [&str; 4] = ["alone", "dml", "mcl", "l-mcl"];
-
-    pub(super) fn read(mut section: Section, optim: &OptimSpec) -> Result<Self, SpecError> {
-        let name = section.text("name")?;
-        let method = match name.as_deref() {
-            Some("alone") => Self::Alone,
-            Some("dml") => Self::Dml(read_dml(&mut section)?),
-            Some("mcl") => Self::Mcl(read_mcl(&mut section)?),
-            Some("l-mcl") => Self::LMcl(read_l_mcl(&mut section, optim)?),
-            Some(other) => return Err(section.error("name", unknown_word(other, &Self::NAMES))),
-            None => {
-                return Err(section.missing("name", "write name = \"mcl\", \"l-mcl\", \"dml\" or \"alone\""));
-            }
-        };
-        section.finish()?;
-        Ok(method)
+    /// Reads the keys of a coupling; `None` if the name is of none.
+    pub(super) fn read(
+        name: &str,
+        section: &mut Section,
+        optim: &OptimSpec,
+    ) -> Result<Option<Self>, SpecError> {
+        Ok(Some(match name {
+            "alone" => Self::Alone,
+            "dml" => Self::Dml(read_dml(section)?),
+            "mcl" => Self::Mcl(read_mcl(section)?),
+            "l-mcl" => Self::LMcl(read_l_mcl(section, optim)?),
+            _ => return Ok(None),
+        }))
     }
 
-    /// The preset's name.
+    /// What run.toml calls it.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Alone => "alone",

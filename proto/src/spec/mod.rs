@@ -9,9 +9,13 @@ mod layerwise;
 mod bank;
 mod optim;
 mod peer;
+mod graph;
 mod derived;
 
 pub use bank::BankSpec;
+pub use graph::{
+    EdgeSpec, EdgeView, FN_LOGITS, FnForm, Gate, GraphView, KdclTarget, LOGITS, Preset, TermSpec, Topology, WeightSchedule,
+};
 pub use data::{Augment, DataSpec, Normalize, SamplerSpec};
 pub use layerwise::{LMclSpec, MATCH_DIM, MatchingSpec, MetaBatchNorm, MetaPrecision, MetaSpec};
 pub use method::{DmlReduce, DmlSpec, DmlTarget, LogitKd, MclSpec, MethodSpec};
@@ -19,6 +23,7 @@ pub use optim::{OptimSpec, ScheduleSpec};
 pub use peer::{ARCHITECTURES, DeviceSpec, PeerSpec, Role, stages_of};
 pub use run::{DivergencePolicy, FailurePolicy, Length, PolicySpec, RunSection};
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -27,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{Digest, PeerName};
 use crate::limits::SPEC_BYTES_MAX;
+use graph::Couplings;
 use section::Section;
 
 /// A run.toml that cannot be used.
@@ -96,6 +102,15 @@ pub struct RunSpec {
     pub policy: PolicySpec,
     /// `[[peer]]`: the networks. A peer's index is its position here.
     pub peers: Vec<PeerSpec>,
+    /// What `[method]` is called, if that is more than the coupling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
+    /// Whom `[method]` couples, as pairs of source and target; everybody with everybody if that is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub links: Option<BTreeSet<(usize, usize)>>,
+    /// `[[edge]]`, and what presets expand into: all terms but those of the coupling.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub edges: Vec<EdgeSpec>,
 }
 
 impl RunSpec {
@@ -125,12 +140,13 @@ impl RunSpec {
         let peers: Result<Vec<PeerSpec>, SpecError> =
             top.tables("peer")?.into_iter().map(PeerSpec::read).collect();
         let optim = OptimSpec::read(top.table("optim")?)?;
-        let method = MethodSpec::read(top.table("method")?, &optim)?;
-        let data = DataSpec::read(top.table("data")?, method.contrasts_in_batches())?;
         let peers = peers?;
+        let (methods, edges) = (top.table("method")?, top.tables("edge")?);
+        let Couplings { preset, method, links, edges } = graph::read_graph(methods, edges, &peers, &optim)?;
+        let data = DataSpec::read(top.table("data")?, method.contrasts_in_batches())?;
         let policy = PolicySpec::read(top.table("policy")?, peers.len())?;
         top.finish()?;
-        let spec = Self { run, data, method, optim, policy, peers };
+        let spec = Self { run, data, method, optim, policy, peers, preset, links, edges };
         spec.check()?;
         Ok(spec)
     }
@@ -154,7 +170,7 @@ impl RunSpec {
                            behind; write \"wait\", or bank = false";
             return Err(SpecError::value("[policy]", "on_failure", problem));
         }
-        Ok(())
+        self.check_graph()
     }
 
     /// Makes relative paths absolute that exist in a folder; the others are left to whoever opens them.

@@ -57,6 +57,17 @@ impl Section {
         }
     }
 
+    /// A text, or a list of texts.
+    pub(super) fn texts(&mut self, key: &'static str) -> Result<Option<Vec<String>>, SpecError> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        let text = |item: &toml::Value| item.as_str().map(str::to_owned);
+        let texts = match &value {
+            toml::Value::Array(items) if !items.is_empty() => items.iter().map(text).collect(),
+            one => text(one).map(|text| vec![text]),
+        };
+        texts.map(Some).ok_or_else(|| self.mistyped(key, "a text or a list of texts", &value))
+    }
+
     pub(super) fn flag(&mut self, key: &'static str) -> Result<Option<bool>, SpecError> {
         match self.take(key) {
             None => Ok(None),

@@ -95,7 +95,7 @@ fn a_method_with_banks_needs_them_and_no_other_takes_them() {
     let remembering = Method::Mcl(MclParams { bank: Some(params), ..MclParams::default() });
     assert!(with(&plain, Some(&recalled)).is_err() && remembering.loss(0, 1, own, &[], &y).is_err());
     let terms = with(&remembering, Some(&recalled)).unwrap();
-    let named: Vec<_> = terms.named.iter().map(|(name, _)| *name).collect();
+    let named: Vec<_> = terms.named.iter().map(|(name, _)| name.as_ref()).collect();
     assert_eq!(named[..2], ["ce", "vcl"]);
     assert!(value(&terms.named[1].1) > 1.0);
     let learned = LMclParams { bank: Some(params), ..LMclParams::default() };

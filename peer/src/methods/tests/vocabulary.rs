@@ -17,9 +17,9 @@ fn loss(method: &Method, me: usize, cohort: usize, heard: &[Heard]) -> Result<cr
     method.loss(me, cohort, Own::new(&logits, &embeddings), heard, &labels(&LABELS)?)
 }
 
-fn names(method: &Method, me: usize, heard: &[Heard]) -> Vec<&'static str> {
+fn names(method: &Method, me: usize, heard: &[Heard]) -> Vec<String> {
     let terms = loss(method, me, heard.len() + 1, heard).unwrap();
-    terms.named.into_iter().map(|(name, _)| name).collect()
+    terms.named.into_iter().map(|(name, _)| name.into_owned()).collect()
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn the_total_is_the_weighted_sum_of_the_named_terms() {
     let terms = loss(&Method::Mcl(params), 2, 3, &[heard(0), heard(1)]).unwrap();
     let weights = [1.0, 0.3, 1.1, 0.7, 0.05, 1.0];
     let sum: f64 = terms.named.iter().zip(weights).map(|((_, term), weight)| weight * value(term)).sum();
-    let names: Vec<_> = terms.named.iter().map(|(name, _)| *name).collect();
+    let names: Vec<_> = terms.named.iter().map(|(name, _)| name.as_ref()).collect();
     assert_eq!(names, ["ce", "vcl", "soft_vcl", "icl", "soft_icl", "logit_kd"]);
     close(value(&terms.total), sum, 1e-14);
 }
@@ -48,17 +48,17 @@ fn the_total_is_the_weighted_sum_of_the_named_terms() {
 #[test]
 fn only_learners_of_the_ensemble_have_its_term() {
     let mcl = Method::Mcl(MclParams::default());
-    assert!(!names(&mcl, 0, &[heard(1), heard(2)]).contains(&"logit_kd"));
-    assert!(names(&mcl, 0, &[heard(1)]).contains(&"logit_kd"));
+    assert!(!names(&mcl, 0, &[heard(1), heard(2)]).contains(&"logit_kd".to_owned()));
+    assert!(names(&mcl, 0, &[heard(1)]).contains(&"logit_kd".to_owned()));
     // The last of those that are there, whatever their index in the run.
-    assert!(names(&mcl, 5, &[heard(1), heard(2)]).contains(&"logit_kd"));
+    assert!(names(&mcl, 5, &[heard(1), heard(2)]).contains(&"logit_kd".to_owned()));
 }
 
 #[test]
 fn a_lone_network_has_local_terms_only() {
     let expected = ["ce", "vcl", "soft_vcl", "icl", "soft_icl"];
     let terms = loss(&Method::Mcl(MclParams::default()), 0, 1, &[]).unwrap();
-    let names: Vec<_> = terms.named.iter().map(|(name, _)| *name).collect();
+    let names: Vec<_> = terms.named.iter().map(|(name, _)| name.as_ref()).collect();
     assert_eq!(names, expected);
     for (name, term) in &terms.named[2..] {
         assert_eq!(value(term), 0.0, "{name}");

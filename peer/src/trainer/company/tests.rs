@@ -28,7 +28,9 @@ fn inbox() -> Inbox {
     let spec = cohort_proto::spec::RunSpec::parse(RUN).unwrap();
     let schema = spec.contribution_schema(0).unwrap();
     let agenda = Agenda::of(&spec);
-    let identity = Identity { me: name("a"), run: RunId(1), schema, agenda, total_steps: 9, relays: false };
+    let sources = [name("b")].into();
+    let identity =
+        Identity { me: name("a"), run: RunId(1), schema, agenda, total_steps: 9, sources, relays: false };
     let (words, inbox) = mpsc::channel(64);
     let mut live = Live::new(
         identity,

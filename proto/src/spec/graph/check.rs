@@ -1,0 +1,170 @@
+//! What makes no sense in a graph, refused before anything is trained.
+
+use super::super::peer::Role;
+use super::super::run::FailurePolicy;
+use super::super::{MethodSpec, RunSpec, SpecError};
+use super::{EdgeSpec, Gate, TermSpec};
+
+impl RunSpec {
+    /// # Errors
+    /// The first thing that makes no sense.
+    pub(in crate::spec) fn check_graph(&self) -> Result<(), SpecError> {
+        for (place, edge) in self.edges.iter().enumerate() {
+            self.check_ends(edge)?;
+            self.check_term(edge)?;
+            self.check_gate(edge)?;
+            if let Some(other) = self.edges[..place].iter().find(|other| other.is_parallel(edge)) {
+                let problem = format!("stands twice, with weights {} and {}", other.weight, edge.weight);
+                return Err(self.about(edge, problem));
+            }
+        }
+        self.check_ensembles()?;
+        self.check_norms()?;
+        self.check_learners()?;
+        self.check_coupling()
+    }
+
+    /// An error about an edge, which is called by its ends and its term.
+    fn about(&self, edge: &EdgeSpec, problem: impl std::fmt::Display) -> SpecError {
+        let name = |index: usize| self.peers.get(index).map_or("?", |peer| peer.name.as_str());
+        let section = match edge.is_local() {
+            true => format!("[[edge]] {} of {}", edge.term.name(), name(edge.to)),
+            false => format!("[[edge]] {} from {} to {}", edge.term.name(), name(edge.from), name(edge.to)),
+        };
+        SpecError::value(&section, "it", problem.to_string())
+    }
+
+    fn check_ends(&self, edge: &EdgeSpec) -> Result<(), SpecError> {
+        let Some(target) = self.peers.get(edge.to).filter(|_| edge.from < self.peers.len()) else {
+            return Err(self.about(edge, "has an end that is no peer"));
+        };
+        match (edge.term.is_local(), edge.is_local()) {
+            (true, false) => {
+                Err(self.about(edge, "is a term of one's own; leave out from, or write the name of the target"))
+            }
+            (false, true) => Err(self.about(edge, "is learned from another; write that one's name as from")),
+            _ if target.role == Role::Teacher => {
+                Err(self.about(edge, "goes to a teacher, which never learns; leave its role out, or the edge"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_term(&self, edge: &EdgeSpec) -> Result<(), SpecError> {
+        let classes = self.data.dataset.classes();
+        match &edge.term {
+            TermSpec::Dkd { .. } if classes < 3 => {
+                Err(self.about(edge, "has nothing to decouple with two classes; write term = \"kd\""))
+            }
+            TermSpec::Tolerant { k } if *k > classes => {
+                Err(self.about(edge, format!("looks at k = {k} scores, but there are {classes} classes")))
+            }
+            TermSpec::AnisotropicLabelSmoothing { groups, .. } if groups.len() != classes => Err(self.about(
+                edge,
+                format!("has groups for {} classes, but there are {classes} classes", groups.len()),
+            )),
+            TermSpec::AnisotropicLabelSmoothing { groups, .. } => {
+                let alone = |class: &usize| groups.iter().filter(|group| **group == groups[*class]).count() == 1;
+                match (0..classes).find(alone) {
+                    Some(class) => Err(self.about(
+                        edge,
+                        format!("has class {class} alone in group {}, which smooths nothing", groups[class]),
+                    )),
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_gate(&self, edge: &EdgeSpec) -> Result<(), SpecError> {
+        if edge.gate == Gate::Correct && edge.term.is_of_ensembles() {
+            let problem = "has gate = \"correct\", which goes by what one source says, and its term is of several";
+            return Err(self.about(edge, problem));
+        }
+        Ok(())
+    }
+
+    /// All edges of an ensemble's term into a peer are one term.
+    fn check_ensembles(&self) -> Result<(), SpecError> {
+        for edge in self.edges.iter().filter(|edge| edge.term.is_of_ensembles()) {
+            let same = |other: &&EdgeSpec| other.to == edge.to && other.term.name() == edge.term.name();
+            let differs = |other: &EdgeSpec| {
+                (&other.term, other.schedule, other.gate) != (&edge.term, edge.schedule, edge.gate)
+                    || other.weight.to_bits() != edge.weight.to_bits()
+            };
+            if self.edges.iter().filter(same).any(differs) {
+                let problem = "and the others of this term into the same peer are one term; give all the same numbers";
+                return Err(self.about(edge, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// A peer has one classifier at one norm, for itself and for all that learn from it.
+    fn check_norms(&self) -> Result<(), SpecError> {
+        let of = |name: &'static str| self.edges.iter().filter(move |edge| edge.term.name() == name);
+        for name in ["kd-fn", "hypersphere"] {
+            let differs = of(name).zip(of(name).skip(1)).find(|(one, other)| one.term != other.term);
+            if let Some((_, other)) = differs {
+                return Err(self.about(other, "has another norm than an edge before; one run has one"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever has nothing to learn from is a teacher.
+    fn check_learners(&self) -> Result<(), SpecError> {
+        let idle = |index: &usize| {
+            let coupled = self.is_coupled(*index);
+            !coupled && !self.has_plain_ce(*index) && self.edges_to(*index).next().is_none()
+        };
+        let student = |index: &usize| self.peers.get(*index).is_some_and(|peer| peer.role == Role::Student);
+        match (0..self.peers.len()).filter(student).find(idle) {
+            Some(index) => {
+                let name = self.peers.get(index).map_or("?", |peer| peer.name.as_str());
+                let problem = format!(
+                    "of {name} are all cut off or of weight 0, so it would learn nothing; write role = \"teacher\""
+                );
+                Err(SpecError::value("[[edge]]", "the terms", problem))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn check_coupling(&self) -> Result<(), SpecError> {
+        let whole = (0..self.peers.len()).all(|index| self.coupling_sources(index).len() + 1 == self.peers.len());
+        let layerwise = matches!(self.method, MethodSpec::LMcl(_));
+        let in_method = |problem: &str| Err(SpecError::value("[method]", "name", problem));
+        if let Some((from, _)) = self.links.iter().flatten().find(|(from, to)| from == to) {
+            let name = self.peers.get(*from).map_or("?", |peer| peer.name.as_str());
+            return in_method(&format!(
+                "is {:?}, but an [[edge]] of it goes from {name} to itself; it couples different peers",
+                self.method.name()
+            ));
+        }
+        if layerwise && !whole {
+            return in_method("is \"l-mcl\", whose meta-updates need every peer; leave out its [[edge]] tables");
+        }
+        if self.banks().is_some() && !whole {
+            return in_method("has memory banks, which are for all peers; write bank = false, or no [[edge]] of it");
+        }
+        let relabelled = self.edges.iter().find(|edge| edge.term.is_of_labels());
+        if let Some(edge) = relabelled.filter(|_| layerwise) {
+            return Err(self.about(edge, "would stand beside l-mcl, which has cross-entropies of its own"));
+        }
+        if self.policy.on_failure == FailurePolicy::Continue && !self.is_uniform() {
+            let problem = "is \"continue\", which needs a graph in which every peer learns from every other; write \
+                           \"wait\"";
+            return Err(SpecError::value("[policy]", "on_failure", problem));
+        }
+        Ok(())
+    }
+}
+
+impl EdgeSpec {
+    /// Whether both are the same term between the same peers.
+    pub(in crate::spec) fn is_parallel(&self, other: &Self) -> bool {
+        (self.from, self.to, self.term.name()) == (other.from, other.to, other.term.name())
+    }
+}

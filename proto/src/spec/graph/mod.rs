@@ -1,0 +1,158 @@
+//! The cohort as a directed graph: an edge carries knowledge from a source peer to a target peer through one term of the
+//! target's loss, with a weight, a schedule and a gate. An edge from a peer to itself is a local term.
+//!
+//! Most methods are nothing but edges. Three are more than the sum of theirs and stay whole, as the *coupling* of a run:
+//! `dml`, `mcl` and `l-mcl` ([`MethodSpec`]), of which a peer minimises its share with the sources that it has in the
+//! coupling. Presets expand into edges ([`preset`]), `[[edge]]` tables replace or extend them ([`read`]), what makes no
+//! sense is refused ([`check`]), and the result can be shown ([`show`]). Whoever needs to know what travels where asks
+//! here: what a peer says follows from the edges that leave it, whom it follows from those that reach it.
+
+mod term;
+mod read;
+mod preset;
+mod topology;
+mod check;
+mod show;
+
+pub use preset::Preset;
+pub use show::{EdgeView, GraphView};
+pub use term::{FN_LOGITS, FnForm, KdclTarget, LOGITS, TermSpec};
+pub use topology::Topology;
+
+pub(super) use read::{Couplings, read_graph};
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{MethodSpec, Role, RunSpec};
+
+/// One edge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EdgeSpec {
+    /// The index of the peer that is learned from; of the target itself for a local term.
+    pub from: usize,
+    /// The index of the peer that learns.
+    pub to: usize,
+    /// What it adds to the target's loss.
+    #[serde(flatten)]
+    pub term: TermSpec,
+    /// The factor of the term.
+    pub weight: f64,
+    /// How the factor changes while the run goes on.
+    pub schedule: WeightSchedule,
+    /// Which samples' terms pass.
+    pub gate: Gate,
+}
+
+/// How the weight of an edge changes while the run goes on. Steps k and epochs e count from 0, K and E are their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WeightSchedule {
+    /// Not at all.
+    Constant,
+    /// (k + 1) / K.
+    Linear,
+    /// min((e + 1) / epochs, 1).
+    WarmUp(u64),
+    /// (e + 1) / E.
+    Progressive,
+}
+
+/// What passes an edge (Knowledge Transfer Graph, Minami et al., ACCV 2020, section 3.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gate {
+    /// Everything.
+    Through,
+    /// Nothing: the edge is as good as absent.
+    Cutoff,
+    /// Everything, times (k + 1) / K.
+    Linear,
+    /// Everything, times 1 - (k + 1) / K.
+    NegativeLinear,
+    /// The samples that the source classifies correctly; the divisor stays the whole batch.
+    Correct,
+}
+
+impl EdgeSpec {
+    /// An edge with weight 1 that lets everything pass at all times.
+    pub fn plain(from: usize, to: usize, term: TermSpec) -> Self {
+        Self { from, to, term, weight: 1.0, schedule: WeightSchedule::Constant, gate: Gate::Through }
+    }
+
+    /// The same with another weight.
+    pub fn weighing(self, weight: f64) -> Self {
+        Self { weight, ..self }
+    }
+
+    /// Whether it is a local term.
+    pub fn is_local(&self) -> bool {
+        self.from == self.to
+    }
+
+    /// Whether anything ever passes it.
+    pub fn is_open(&self) -> bool {
+        self.gate != Gate::Cutoff && self.weight > 0.0
+    }
+}
+
+impl RunSpec {
+    /// Whether a peer takes part in the coupling, as a source or as a target.
+    pub fn is_coupled(&self, index: usize) -> bool {
+        match &self.links {
+            _ if self.method == MethodSpec::Alone => false,
+            None => index < self.peers.len(),
+            Some(links) => links.iter().any(|(from, to)| *from == index || *to == index),
+        }
+    }
+
+    /// The indices of the peers whose words enter a peer's share of the coupling, ascending.
+    pub fn coupling_sources(&self, target: usize) -> Vec<usize> {
+        let others = || (0..self.peers.len()).filter(|source| *source != target);
+        match (&self.method, &self.links) {
+            (MethodSpec::Alone, _) => Vec::new(),
+            (_, None) => others().collect(),
+            (_, Some(links)) => others().filter(|source| links.contains(&(*source, target))).collect(),
+        }
+    }
+
+    /// The open edges that reach a peer, those of its own terms included.
+    pub fn edges_to(&self, target: usize) -> impl Iterator<Item = &EdgeSpec> {
+        self.edges.iter().filter(move |edge| edge.to == target && edge.is_open())
+    }
+
+    /// The open edges that leave a peer for others.
+    pub fn edges_from(&self, source: usize) -> impl Iterator<Item = &EdgeSpec> {
+        self.edges.iter().filter(move |edge| edge.from == source && !edge.is_local() && edge.is_open())
+    }
+
+    /// The indices of all peers that a peer learns from, ascending: whose logs it follows, and whom it waits for.
+    pub fn sources(&self, target: usize) -> BTreeSet<usize> {
+        let edges = self.edges_to(target).filter(|edge| !edge.is_local()).map(|edge| edge.from);
+        edges.chain(self.coupling_sources(target)).collect()
+    }
+
+    /// Whether every peer learns from every other, or nobody from anybody: then all wait for the same peers.
+    pub fn is_uniform(&self) -> bool {
+        let count = |target| self.sources(target).len();
+        let all = |wanted: usize| (0..self.peers.len()).all(|target| count(target) == wanted);
+        all(0) || all(self.peers.len().saturating_sub(1))
+    }
+
+    /// Whether a peer has the plain cross-entropy with weight 1 without an edge that says so: none of its edges is of
+    /// labels, and its coupling has no cross-entropies of its own.
+    pub fn has_plain_ce(&self, target: usize) -> bool {
+        let student = self.peers.get(target).is_some_and(|peer| peer.role == Role::Student);
+        let of_labels = |edge: &EdgeSpec| edge.to == target && edge.term.is_of_labels();
+        student && !matches!(self.method, MethodSpec::LMcl(_)) && !self.edges.iter().any(of_labels)
+    }
+
+    /// What people call the method.
+    pub fn method_name(&self) -> &'static str {
+        self.preset.map_or(self.method.name(), Preset::name)
+    }
+}

@@ -1,0 +1,153 @@
+//! Graphs: what presets and tables become, what is refused, and what is shown.
+
+use super::super::{MethodSpec, RunSpec};
+use super::{EdgeSpec, Gate, TermSpec, WeightSchedule};
+
+/// Peers t (a teacher), a and b, and whatever else a run.toml says.
+fn with(rest: &str) -> String {
+    format!(
+        "{rest}\n[run]\nsteps = 4\n[data]\ndataset = \"mnist\"\nbatch = 20\n\
+         [[peer]]\nname = \"t\"\narch = \"resnet20\"\nrole = \"teacher\"\ninit = \"t.safetensors\"\n\
+         [[peer]]\nname = \"a\"\narch = \"resnet8\"\n[[peer]]\nname = \"b\"\narch = \"resnet14\"\n"
+    )
+}
+
+fn spec(rest: &str) -> RunSpec {
+    RunSpec::parse(&with(rest)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn error(rest: &str) -> String {
+    RunSpec::parse(&with(rest)).unwrap_err().to_string()
+}
+
+fn edge(from: &str, to: &str, rest: &str) -> String {
+    format!("[[edge]]\nfrom = {from}\nto = {to}\n{rest}\n")
+}
+
+fn said(spec: &RunSpec) -> Vec<String> {
+    (0..spec.peers.len()).map(|index| spec.contribution_schema(index).unwrap().to_string()).collect()
+}
+
+const MIXED: &str = "[[edge]]\nfrom = \"t\"\nto = [\"a\", \"b\"]\nterm = \"dkd\"\n\
+                     [[edge]]\nfrom = \"a\"\nto = \"b\"\nterm = \"mcl\"\nlogit_kd = \"off\"\n\
+                     [[edge]]\nfrom = \"b\"\nto = \"a\"\nterm = \"mcl\"\nlogit_kd = \"off\"\n\
+                     [[edge]]\nto = \"b\"\nterm = \"ps-kd\"\n";
+
+#[test]
+fn a_mixed_graph() {
+    let spec = spec(MIXED);
+    assert_eq!(said(&spec), ["[logits F32[20, 10]]", "[embed.0 F32[20, 128]]", "[embed.0 F32[20, 128]]"]);
+    assert_eq!([0, 1, 2].map(|peer| spec.coupling_sources(peer)), [vec![], vec![2], vec![1]]);
+    assert_eq!([0, 1, 2].map(|peer| spec.sources(peer).into_iter().collect()), [vec![], vec![0, 2], vec![0, 1]]);
+    assert_eq!([0, 1, 2].map(|peer| spec.is_coupled(peer)), [false, true, true]);
+    assert_eq!([0, 1, 2].map(|peer| spec.has_plain_ce(peer)), [false, true, false], "b has labels of its own");
+    let text = spec.graph().text();
+    let lines: Vec<&str> = text.lines().collect();
+    let begin = |line: usize| lines[line].split("  (").next().unwrap();
+    assert_eq!(lines.len(), 9, "{text}");
+    assert_eq!(
+        (1..9).map(begin).collect::<Vec<_>>(),
+        [
+            "a <- a  ce",
+            "a <- a  vcl",
+            "a <- b  mcl",
+            "a <- t  dkd",
+            "b <- b  ps-kd",
+            "b <- b  vcl",
+            "b <- a  mcl",
+            "b <- t  dkd"
+        ]
+    );
+    assert!(lines[4].ends_with("(weight 1, alpha 1.0, beta 8.0, t 4.0, warmup 20, says logits)"), "{}", lines[4]);
+    let again = RunSpec::from_json(&spec.to_json()).unwrap();
+    assert_eq!((again.hash(), again), (spec.hash(), spec.clone()));
+}
+
+#[test]
+fn presets_are_edges() {
+    let terms = |name: &str| -> Vec<(usize, usize, &str, f64)> {
+        let text = format!("[method]\nname = \"{name}\"\n");
+        let edges = spec(&text).edges;
+        edges.iter().map(|edge| (edge.from, edge.to, edge.term.name(), edge.weight)).collect()
+    };
+    assert_eq!(terms("kd"), [(1, 1, "ce", 0.1), (0, 1, "kd", 0.9), (2, 2, "ce", 0.1), (0, 2, "kd", 0.9)]);
+    assert_eq!(terms("dkd"), [(1, 1, "ce", 1.0), (0, 1, "dkd", 1.0), (2, 2, "ce", 1.0), (0, 2, "dkd", 1.0)]);
+    assert_eq!(terms("kd-fn"), [(1, 1, "ce", 1.0), (0, 1, "kd-fn", 9.0), (2, 2, "ce", 1.0), (0, 2, "kd-fn", 9.0)]);
+    assert_eq!(terms("ps-kd"), [(1, 1, "ps-kd", 1.0), (2, 2, "ps-kd", 1.0)]);
+    let ktg = [(1, 1, "ce"), (0, 1, "kl"), (2, 1, "kl"), (2, 2, "ce"), (0, 2, "kl"), (1, 2, "kl")];
+    assert_eq!(terms("ktg"), ktg.map(|(from, to, term)| (from, to, term, 1.0)));
+    assert_eq!(terms("kdcl").len(), 6);
+    assert_eq!(terms("alone"), []);
+    assert_eq!(spec("[method]\nname = \"kd\"\n").method_name(), "kd");
+    let says = |name: &str| said(&spec(&format!("[method]\nname = \"{name}\"\n")));
+    assert_eq!(says("kd"), ["[logits F32[20, 10]]", "[]", "[]"], "nobody learns from a student");
+    assert_eq!(says("kd-fn"), ["[fn_logits F32[20, 10]]", "[]", "[]"]);
+}
+
+#[test]
+fn a_table_replaces_an_edge_of_a_preset_and_extends_it() {
+    let kd = "[method]\nname = \"kd\"\n";
+    let more = edge("\"t\"", "\"a\"", "term = \"kd\"\nt = 2.0\nweight = 0.5") + &edge("\"b\"", "\"a\"", "term = \"kl\"");
+    let spec = spec(&(kd.to_owned() + &more));
+    let to_a: Vec<&EdgeSpec> = spec.edges_to(1).collect();
+    assert_eq!(to_a.len(), 3);
+    assert_eq!(*to_a[1], EdgeSpec::plain(0, 1, TermSpec::Kd { t: 2.0 }).weighing(0.5));
+    assert_eq!(*to_a[2], EdgeSpec::plain(2, 1, TermSpec::Kl { t: 1.0 }));
+    assert_eq!(spec.edges_to(2).count(), 2, "what the table does not name stays");
+}
+
+#[test]
+fn schedules_and_gates() {
+    let one = |rest: &str| spec(&edge("\"t\"", "\"all\"", &format!("term = \"kl\"\n{rest}"))).edges;
+    let warm = one("schedule = \"warm-up\"\nwarmup_epochs = 3\ngate = \"correct\"");
+    assert_eq!(warm.len(), 2, "every student");
+    assert_eq!((warm[0].schedule, warm[0].gate), (WeightSchedule::WarmUp(3), Gate::Correct));
+    let cut = spec(&edge("\"t\"", "\"a\"", "term = \"kl\"\ngate = \"cutoff\""));
+    assert_eq!((said(&cut)[0].as_str(), cut.sources(1).len()), ("[]", 0), "nothing travels on a cut edge");
+    assert_eq!(one("weight = 0.0").iter().filter(|edge| edge.is_open()).count(), 0);
+}
+
+#[test]
+fn topologies_couple_neighbours() {
+    let ring = spec("[method]\nname = \"dml\"\ntopology = \"ring\"\n");
+    assert!((0..3).all(|peer| ring.coupling_sources(peer).len() == 2), "three are a ring of all");
+    let star = spec("[method]\nname = \"mcl\"\ntopology = \"star\"\n");
+    assert_eq!([0, 1, 2].map(|peer| star.coupling_sources(peer)), [vec![1, 2], vec![0], vec![0]]);
+    assert!(matches!(star.method, MethodSpec::Mcl(_)));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_in_a_sentence() {
+    let one = |from: &str, to: &str, rest: &str| error(&edge(from, to, rest));
+    for (said, words) in [
+        (one("\"a\"", "\"a\"", "term = \"kd\""), "learned from another"),
+        (one("\"b\"", "\"a\"", "term = \"ce\""), "term of one's own"),
+        (one("\"a\"", "\"t\"", "term = \"kl\""), "teacher, which never learns"),
+        (one("\"t\"", "\"a\"", "term = \"kd\"\nt = 0"), "greater than 0"),
+        (one("\"t\"", "\"a\"", "term = \"kd\"\nweight = -1"), "0 or greater"),
+        (one("\"t\"", "\"a\"", "term = \"dkd\"\nbeta = -2"), "0 or greater"),
+        (one("\"a\"", "\"a\"", "term = \"ps-kd\"\nalpha = 1.5"), "0 to 1"),
+        (one("\"x\"", "\"a\"", "term = \"kd\""), "the peers are t, a, b"),
+        (one("\"t\"", "\"a\"", "term = \"kdd\""), "did you mean \"kd\""),
+        (one("\"t\"", "\"a\"", "term = \"kd\"\ntemperature = 2"), "unknown key"),
+        (one("\"t\"", "\"a\"", "term = \"kdcl\"\ngate = \"correct\""), "of several"),
+        (one("\"a\"", "\"a\"", "term = \"tolerant\"\nk = 11"), "10 classes"),
+        (
+            one("\"a\"", "\"a\"", "term = \"anisotropic-label-smoothing\"\ngroups = [0,0,0,0,0,1,1,1,1,2]"),
+            "class 9 alone",
+        ),
+        (one("\"a\"", "\"a\"", "term = \"anisotropic-label-smoothing\"\ngroups = [0,0]"), "for 2 classes"),
+        (error(&edge("\"t\"", "\"a\"", "term = \"kd\"").repeat(2)), "stands twice"),
+        (error("[method]\nname = \"kd\"\n[[edge]]\nto = \"a\"\nterm = \"l-mcl\"\n"), "itself"),
+        (
+            error(&("[method]\nname = \"l-mcl\"\n".to_owned() + &edge("\"a\"", "\"b\"", "term = \"l-mcl\""))),
+            "need every peer",
+        ),
+        (error(&(MIXED.to_owned() + "[policy]\non_failure = \"continue\"\n")), "every peer learns from every other"),
+        (error(&(MIXED.to_owned() + &edge("\"a\"", "\"b\"", "term = \"dml\""))), "one coupling"),
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let no_teacher = with("[method]\nname = \"kd\"\n").replace("role = \"teacher\"", "");
+    assert!(RunSpec::parse(&no_teacher).unwrap_err().to_string().contains("needs a teacher"));
+}
