@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod teacher;
+mod graph;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ fn difference(spec: &RunSpec, steps: usize) -> f64 {
     let pairs = together.iter().zip(joint.weights().unwrap());
     let worst =
         pairs.map(|(a, b)| max_difference(a, &b).unwrap()).max_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
-    eprintln!("{} x{}: {:.2e} in {}", spec.method.name(), spec.peers.len(), worst.0, worst.1);
+    eprintln!("{} x{}: {:.2e} in {}", spec.method_name(), spec.peers.len(), worst.0, worst.1);
     worst.0
 }
 

@@ -7,20 +7,23 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use cohort_peer::data::{self, loader::Batch, loader::Loader};
-use cohort_peer::learner::{BANK_PREFIX, Learner, MATCHING_PREFIX};
+use cohort_peer::learner::{BANK_PREFIX, Extent, Learner, MATCHING_PREFIX};
 use cohort_peer::methods::Own;
+use cohort_peer::methods::terms::past::Past;
 use cohort_peer::models::{ImageShape, Pass, StateDict};
 use cohort_peer::step::{forward, load, update};
 use cohort_proto::dataset::{self, Split};
 use cohort_proto::spec::{Role, RunSpec};
 
 use crate::cluster::State;
+use crate::joint_graph::{graph_loss, is_graph};
 use crate::joint_loss::joint_loss;
 use crate::joint_memory::{JointMemory, bank_name};
 use crate::joint_meta::meta_update;
 
 /// All networks of a run.
 pub struct Joint {
+    spec: RunSpec,
     learners: Vec<Learner>,
     memory: Option<JointMemory>,
     loader: Loader,
@@ -36,9 +39,18 @@ impl Joint {
         let image = ImageShape::from(&samples.images);
         let build = |(index, peer)| Learner::build(spec, index, peer, image, Device::Cpu);
         let learners: Result<Vec<Learner>, _> = spec.peers.iter().enumerate().map(build).collect();
+        let mut learners = learners?;
+        let plan = spec.batch_plan(&samples.labels)?;
+        let labels: Vec<usize> = samples.labels.iter().copied().map(usize::from).collect();
+        for learner in &mut learners {
+            learner.extent = Extent { steps: plan.total_steps(), epochs: plan.epochs() };
+            if learner.node.remembers() {
+                learner.past = Some(Past::new(&labels, spec.data.dataset.classes())?);
+            }
+        }
         let memory = JointMemory::new(spec, &samples.labels)?;
         let loader = Loader::start(data::loader_inputs(spec, samples)?, 0)?;
-        Ok(Self { learners: learners?, memory, loader })
+        Ok(Self { spec: spec.clone(), learners, memory, loader })
     }
 
     /// Takes the next step of all networks together. Returns the joint loss.
@@ -57,6 +69,14 @@ impl Joint {
         let cohort: Vec<Own<'_>> = own.collect();
         let method = &self.learners.first().context("a run has peers")?.method;
         let loss = match &self.memory {
+            None if is_graph(&self.spec) => {
+                let past = |learner: &Learner| match &learner.past {
+                    Some(past) => past.rows(&input.indices).map(Some),
+                    None => Ok(None),
+                };
+                let pasts = self.learners.iter().map(past).collect::<candle_core::Result<_>>()?;
+                graph_loss(&self.spec, &self.learners, &outputs, &input, &pasts)?
+            }
             None => joint_loss(method, &cohort, &input.labels)?,
             Some(memory) => memory.joint_loss(method, &cohort, &input)?,
         };
@@ -68,6 +88,10 @@ impl Joint {
         for (learner, output) in self.learners.iter_mut().zip(outputs) {
             if learner.role == Role::Teacher {
                 continue;
+            }
+            if let Some(past) = &mut learner.past {
+                let said = past.said(&input.indices, &output.outputs.logits)?;
+                past.remember(&said);
             }
             let own = learner.model.params.gradients(&gradients);
             update::update(learner, output.pass, own, batch.lr)?;
