@@ -78,6 +78,11 @@ impl<'a> Trial<'a> {
         }
     }
 
+    /// [`Trial::float`] of an argument that a case may not have.
+    pub(crate) fn optional(&self, name: &str) -> Result<Option<Tensor>> {
+        self.case.inputs.contains_key(name).then(|| self.float(name)).transpose()
+    }
+
     /// An integer argument.
     pub(crate) fn integers(&self, name: &str) -> Result<Tensor> {
         let tensor = self.input(name)?;
@@ -127,6 +132,14 @@ impl<'a> Trial<'a> {
         match self.case.params.get(name) {
             None => Ok(default),
             Some(value) => value.as_f64().with_context(|| format!("param {name} = {value} is no number")),
+        }
+    }
+
+    /// A number that need not be among the parameters, or may be null.
+    pub(crate) fn optional_number(&self, name: &str) -> Result<Option<f64>> {
+        match self.case.params.get(name) {
+            None | Some(serde_json::Value::Null) => Ok(None),
+            Some(_) => self.number(name, 0.0).map(Some),
         }
     }
 

@@ -4,7 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
+pub mod answers;
 mod calibration;
+pub mod distance;
 pub mod ensemble;
 mod risk;
 
@@ -74,6 +76,22 @@ pub enum EvaluateError {
     /// An ensemble without members, or of members whose logits differ in number.
     #[error("the members of an ensemble need the same samples and classes, and at least one member")]
     Members,
+    /// Features that do not belong to the samples.
+    #[error("{values} numbers are not the features of {samples} samples of width {width}")]
+    Features {
+        /// How many numbers.
+        values: usize,
+        /// N.
+        samples: usize,
+        /// D.
+        width: usize,
+    },
+    /// Nothing is far from anything.
+    #[error("distances between classes need samples of at least 2 classes, there are samples of {present}")]
+    FewClasses {
+        /// How many classes have samples.
+        present: usize,
+    },
 }
 
 /// All metrics of `logits` `[N, C]` for N labels.
@@ -150,6 +168,12 @@ fn check(logits: &[f64], classes: usize, labels: &[usize]) -> Result<(), Evaluat
 fn rank(row: &[f64], label: usize) -> usize {
     let own = row[label];
     row.iter().enumerate().filter(|&(c, &z)| z > own || (z == own && c < label)).count()
+}
+
+/// The class of the highest logit; of equal ones the lower class.
+fn predicted(row: &[f64]) -> usize {
+    let higher = |best: usize, c: usize| if row[c] > row[best] { c } else { best };
+    (0..row.len()).fold(0, higher)
 }
 
 /// Squared distance of the probabilities from the one-hot label.

@@ -237,24 +237,31 @@ pub fn adaptive_avg_pool2d(x: &Maps, out: (usize, usize)) -> Result<Maps> {
 /// A label outside `0..C`, or shapes that do not fit.
 pub fn softmax_cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     let (batch, classes) = logits.dims2()?;
-    let labels: Vec<i64> = labels.to_dtype(DType::I64)?.to_vec1()?;
-    if labels.len() != batch || batch == 0 || !logits.dtype().is_float() {
+    let count = labels.dims1()?;
+    if count != batch || batch == 0 || !logits.dtype().is_float() {
         candle_core::bail!(
-            "cross-entropy of logits of shape {:?} and {:?} with {} labels",
+            "cross-entropy of logits of shape {:?} and {:?} with {count} labels",
             logits.dims(),
-            logits.dtype(),
-            labels.len()
+            logits.dtype()
         )
     }
-    let class = |&label: &i64| match usize::try_from(label) {
-        Ok(class) if class < classes => Ok(class),
-        _ => candle_core::bail!("label {label} is none of the {classes} classes"),
-    };
-    let labels: Vec<usize> = labels.iter().map(class).collect::<Result<_>>()?;
+    let labels = class_indices(labels, classes)?;
     if ops::accepts(&[logits]) {
         return ops::loss::softmax_cross_entropy(logits, labels);
     }
     stock::softmax_cross_entropy(logits, &labels)
+}
+
+/// The classes that `labels` `[B]` of any integer dtype name, on any device.
+///
+/// # Errors
+/// A label outside `0..classes`.
+pub fn class_indices(labels: &Tensor, classes: usize) -> Result<Vec<usize>> {
+    let class = |&label: &i64| match usize::try_from(label) {
+        Ok(class) if class < classes => Ok(class),
+        _ => candle_core::bail!("label {label} is none of the {classes} classes"),
+    };
+    labels.to_dtype(DType::I64)?.to_vec1()?.iter().map(class).collect()
 }
 
 /// `x w^T + b`: `x` `[B, I]`, `w` `[O, I]`, `b` `[O]` to `[B, O]`.

@@ -20,6 +20,7 @@ pub mod logit_kd;
 pub mod mcl;
 pub mod lmcl;
 pub mod memory;
+pub mod terms;
 
 #[cfg(test)]
 mod tests;

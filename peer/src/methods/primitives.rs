@@ -3,11 +3,13 @@
 //! Shapes: `B` rows of a batch, `C` classes, `E` embedding width. Arguments may have any float dtype; results have that
 //! of [`widen`], but for [`unit()`]. Nothing here knows a model, a peer or a clock.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
+
+use crate::kernels::class_indices;
 
 /// Added to scores that must not enter a softmax: its exponential is exactly 0, and unlike minus infinity it leaves
 /// no NaN behind when a whole row is left out.
-const LEFT_OUT: f64 = -1e30;
+pub(super) const LEFT_OUT: f64 = -1e30;
 
 /// The smallest squared length that [`unit`] divides by.
 pub(super) const SQUARED_LENGTH_MIN: f64 = 1e-24;
@@ -30,6 +32,59 @@ pub fn zero(like: &Tensor) -> Result<Tensor> {
 
 fn wide(x: &Tensor) -> DType {
     if x.device().is_metal() { DType::F32 } else { DType::F64 }
+}
+
+/// Numbers of one row after another as a constant `[rows, columns]` for losses over `like`.
+pub(super) fn constant(values: Vec<f64>, (rows, columns): (usize, usize), like: &Tensor) -> Result<Tensor> {
+    // Cast before it moves: Metal has no f64 to cast from.
+    let values = Tensor::from_vec(values, (rows, columns), &Device::Cpu)?;
+    values.to_dtype(wide(like))?.to_device(like.device())
+}
+
+/// One-hot rows `[B, C]` of integer labels `[B]`, a constant for losses over `like` `[B, C]`.
+///
+/// # Errors
+/// A label outside `0..C`, or another number of labels than rows.
+pub fn one_hot(labels: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let (batch, classes) = like.dims2()?;
+    let labels = classes_of(labels, like)?;
+    let mut values = vec![0.0; batch * classes];
+    for (row, class) in labels.into_iter().enumerate() {
+        values[row * classes + class] = 1.0;
+    }
+    constant(values, (batch, classes), like)
+}
+
+/// The classes of the rows of `logits` `[B, C]` by integer labels `[B]`.
+///
+/// # Errors
+/// As [`one_hot`].
+pub(super) fn classes_of(labels: &Tensor, logits: &Tensor) -> Result<Vec<usize>> {
+    let (batch, classes) = logits.dims2()?;
+    let count = labels.dims1()?;
+    if count != batch {
+        candle_core::bail!("{count} labels for {batch} rows of logits");
+    }
+    class_indices(labels, classes)
+}
+
+/// `H(q, z)` of each row, `-Σ_c q[n,c]·ls(z)[n,c]`, `[B]`.
+///
+/// `target` `[B, C]` holds distributions, to which no gradient flows; `logits` `[B, C]`.
+///
+/// # Errors
+/// If the shapes differ.
+pub fn cross_entropy_rows(target: &Tensor, logits: &Tensor) -> Result<Tensor> {
+    check_same_shape(logits, target)?;
+    (widen(target)?.detach() * log_softmax(logits)?)?.sum(D::Minus1)?.neg()
+}
+
+/// Length of each row of `x` `[B, E]`, `[B, 1]` in the dtype of losses. A zero row has length 0 and gradient 0.
+pub fn length(x: &Tensor) -> Result<Tensor> {
+    let squared = widen(x)?.sqr()?.sum_keepdim(D::Minus1)?;
+    // The root has no slope at 0: there, that of 1 is taken, times the 0 that arrives from the squares.
+    let empty = squared.eq(0.0)?.to_dtype(squared.dtype())?;
+    (squared + &empty)?.sqrt()? - empty
 }
 
 /// Logarithm of the softmax over the last dimension, any shape.
@@ -70,6 +125,43 @@ pub fn soften(z: &Tensor, temperature: f64) -> Result<Tensor> {
 
 /// [`soft_kl`] of two distributions given by their logarithms, each from [`soften`] with the same temperature.
 pub fn soft_kl_of_logs(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
+    check_same_shape(student, teacher)?;
+    soft_kl_rows(student, teacher, temperature)?.sum_all()
+}
+
+/// What each row contributes to [`soft_kl_of_logs`], `[B]`: with a weight for each row, the weighted sum is the
+/// weighted mean over B (Yang et al., TPAMI 2023: weights are not normalised).
+pub fn soft_kl_rows(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
+    let rows = student.dim(0)?.max(1) as f64;
+    divergence(student, teacher)? * (temperature * temperature / rows)
+}
+
+/// `T² · KL(teacher ‖ student)` of each row, `[B]`: their mean is [`soft_kl`].
+///
+/// Logits `[B, C]`; no gradient reaches the teacher.
+///
+/// # Errors
+/// If the shapes differ.
+pub fn soft_kl_each(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
+    check_same_shape(student, teacher)?;
+    divergence(&soften(student, temperature)?, &soften(teacher, temperature)?)? * (temperature * temperature)
+}
+
+/// `KL(teacher ‖ student)` of each row, `[B]`, of distributions given by their logarithms.
+pub(super) fn divergence(student: &Tensor, teacher: &Tensor) -> Result<Tensor> {
+    let teacher = teacher.detach();
+    (teacher.exp()? * (teacher - student)?)?.sum(D::Minus1)
+}
+
+/// That the logits of two networks of a cohort have one shape.
+pub(super) fn check_alike(one: &Tensor, other: &Tensor) -> Result<()> {
+    if one.dims() != other.dims() {
+        candle_core::bail!("logits of a cohort differ in shape: {:?} and {:?}", one.dims(), other.dims());
+    }
+    Ok(())
+}
+
+pub(super) fn check_same_shape(student: &Tensor, teacher: &Tensor) -> Result<()> {
     if student.dims() != teacher.dims() {
         candle_core::bail!(
             "student and teacher differ in shape: {:?} and {:?}",
@@ -77,16 +169,7 @@ pub fn soft_kl_of_logs(student: &Tensor, teacher: &Tensor, temperature: f64) -> 
             teacher.dims()
         );
     }
-    soft_kl_rows(student, teacher, temperature)?.sum_all()
-}
-
-/// What each row contributes to [`soft_kl_of_logs`], `[B]`: with a weight for each row, the weighted sum is the
-/// weighted mean over B (Yang et al., TPAMI 2023: weights are not normalised).
-pub fn soft_kl_rows(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
-    let teacher = teacher.detach();
-    let rows = student.dim(0)?.max(1) as f64;
-    let per_row = (teacher.exp()? * (teacher - student)?)?.sum(D::Minus1)?;
-    per_row * (temperature * temperature / rows)
+    Ok(())
 }
 
 /// Which columns are positives of which anchor, from the labels of one batch: made once, used for every score matrix

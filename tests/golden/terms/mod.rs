@@ -1,12 +1,15 @@
 //! The functions under test by the name of their term, one file a family.
 
+mod alone;
 mod cross_entropy;
 mod dml;
+mod ensembles;
 mod lmcl;
 mod mcl;
 mod memory_bank;
 mod metrics;
 mod sgd;
+mod teachers;
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -26,6 +29,19 @@ const TERMS: &[(&str, Term)] = &[
     ("lmcl_logits", lmcl::logits),
     ("aggregator", lmcl::aggregator),
     ("memory_bank", memory_bank::memory_bank),
+    ("label_smoothing", alone::label_smoothing),
+    ("anisotropic_label_smoothing", alone::anisotropic),
+    ("confidence_penalty", alone::confidence_penalty),
+    ("hypersphere", alone::hypersphere),
+    ("tsd_teacher", alone::tsd_teacher),
+    ("ps_kd", alone::ps_kd),
+    ("kd", teachers::kd),
+    ("tsd_student", teachers::tsd_student),
+    ("dkd", teachers::dkd),
+    ("kd_fn", teachers::kd_fn),
+    ("ktg_edge", teachers::ktg_edge),
+    ("kdcl", ensembles::kdcl),
+    ("one", ensembles::one),
     ("metrics", metrics::metrics),
     ("sgd", sgd::sgd),
 ];

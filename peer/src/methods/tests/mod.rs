@@ -35,6 +35,16 @@ pub(super) fn embedding_of(i: usize) -> Result<Tensor> {
     super::primitives::unit(&raw)
 }
 
+/// `f_i[n,d] = 1 + sin(0.5(i+1) + 0.9n + 1.2d)`.
+pub(super) fn feature_of(i: usize) -> Result<Tensor> {
+    filled(BATCH, WIDTH, |n, d| 1.0 + (0.5 * (i + 1) as f64 + 0.9 * n + 1.2 * d).sin())
+}
+
+/// `W[c,d] = cos(0.8c + 0.3d)`, the weight of a classifier.
+pub(super) fn classifier() -> Result<Tensor> {
+    filled(CLASSES, WIDTH, |c, d| (0.8 * c + 0.3 * d).cos())
+}
+
 pub(super) fn all(m: usize, one: impl Fn(usize) -> Result<Tensor>) -> Result<Vec<Tensor>> {
     (0..m).map(one).collect()
 }
@@ -92,5 +102,32 @@ pub(super) fn check_gradient(at: &Tensor, loss: impl Fn(&Tensor) -> Result<Tenso
         };
         let numeric = (shifted(1.0) - shifted(-1.0)) / (2.0 * STEP);
         close(*analytic, numeric, 1e-7);
+    }
+}
+
+/// Calls a term with a student's logits, a teacher's and labels from the edges of what networks say (±10⁴, ties, all
+/// zero, a batch of one), in both precisions: its values and its gradient for the student must be finite.
+#[track_caller]
+pub(super) fn check_finite(rows: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>) {
+    let extreme = [[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [0.0, 0.0, 0.0], [1e4, 1e4, 1e4], [-1e4, 0.0, 9.9e3]];
+    let opposite = [[-1e4, 1e4, 0.0], [-1e4, 1e4, 1e4], [1e4, 0.0, -1e4], [0.0, 0.0, 0.0], [1e4, -1e4, 1e4]];
+    let y = labels(&[0, 1, 2, 0, 1]).unwrap();
+    for dtype in [DType::F32, DType::F64] {
+        let of = |rows: &[[f64; 3]]| Tensor::new(rows, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        for (student, teacher) in [(&extreme, &opposite), (&opposite, &extreme), (&extreme, &extreme)] {
+            for (from, count) in [(0, 5), (0, 1), (1, 1), (2, 1), (3, 1), (4, 1)] {
+                let part = from..from + count;
+                let student = Var::from_tensor(&of(&student[part.clone()])).unwrap();
+                let term = rows(
+                    student.as_tensor(),
+                    &of(&teacher[part]),
+                    &y.narrow(0, from, count).unwrap(),
+                )
+                .unwrap();
+                assert!(entries(&term).iter().all(|x| x.is_finite()), "{dtype:?} {term}");
+                let slopes = gradient(&term.sum_all().unwrap(), &student);
+                assert!(slopes.iter().all(|g| g.is_finite()), "{dtype:?} {slopes:?}");
+            }
+        }
     }
 }
