@@ -367,7 +367,7 @@ mod tests {
         let far = rounds.arrived(Arrival::Heard(said("a", 6)));
         assert!(matches!(far, Err(Stray::Ahead { step: 6, expected: 2, .. })));
         assert!(matches!(rounds.arrived(Arrival::Heard(said("x", 2))), Err(Stray::Source(_))));
-        let mut other = Rounds::new(name("b"), RunId(6), 10, true);
+        let mut other = Rounds::new(name("b"), RunId(6), 10, sources());
         other.arrived(Arrival::View(view())).unwrap();
         assert!(matches!(other.arrived(Arrival::Heard(said("a", 2))), Err(Stray::Run { .. })));
     }
@@ -446,7 +446,7 @@ mod tests {
 
     #[test]
     fn one_who_does_not_listen_misses_nobody() {
-        let mut rounds = Rounds::new(name("b"), RunId(5), 10, false);
+        let mut rounds = Rounds::new(name("b"), RunId(5), 10, BTreeSet::new());
         rounds.arrived(Arrival::View(view())).unwrap();
         assert!(rounds.missing(Position::of(2)).is_empty());
         assert_eq!(rounds.take(Position::of(2)), Some(vec![]));

@@ -50,7 +50,10 @@ fn one_whose_disk_is_slow_is_waited_for() -> Result<()> {
         ended.check(Exit::Finished, &[])?;
         logs.push_str(&ended.stderr);
     }
-    ensure!(!logs.contains("nothing was heard") && !logs.contains("given up"), "it was taken for dead:\n{logs}");
+    ensure!(
+        !logs.contains("nothing was heard") && !logs.contains("given up"),
+        "it was taken for dead:\n{logs}"
+    );
     let [a, b] = undisturbed()?;
     ensure!(site.weights("a", LONG_STEPS)? == *a && site.weights("b", LONG_STEPS)? == *b, "other weights");
     Ok(())

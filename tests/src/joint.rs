@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use cohort_peer::data::{self, loader::Batch, loader::Loader};
-use cohort_peer::learner::{BANK_PREFIX, Extent, Learner, MATCHING_PREFIX};
+use cohort_peer::learner::{BANK_PREFIX, Before, Extent, Learner};
 use cohort_peer::methods::Own;
 use cohort_peer::methods::terms::past::Past;
 use cohort_peer::models::{ImageShape, Pass, StateDict};
@@ -119,12 +119,8 @@ impl Joint {
         }
         for (learner, (model, optimizer)) in self.learners.iter_mut().zip(states) {
             let all = optimizer.iter().filter(|(name, _)| !name.starts_with(BANK_PREFIX));
-            let all = all.map(|(name, tensor)| (name.clone(), tensor.clone()));
-            let (matching, rest): (StateDict, StateDict) =
-                all.partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
-            learner.model.params.restore(model)?;
-            learner.optimizer.load(&rest)?;
-            learner.matching_optimizer.load(&matching)?;
+            let all = all.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+            learner.put_back(&Before { model: model.clone(), rest: all })?;
         }
         Ok(())
     }

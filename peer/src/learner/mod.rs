@@ -11,9 +11,9 @@ mod tests;
 
 pub use draws::Classes;
 pub use memory::{BANK_PREFIX, Memory, Remembrance};
+pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX, Model, Outputs};
 pub use node::{Extent, Named, Node, Scene};
 pub use state::{Before, PAST};
-pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX, Model, Outputs};
 
 use std::path::Path;
 

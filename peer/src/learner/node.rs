@@ -219,14 +219,18 @@ impl NodeTerm {
                 None => candle_core::bail!("the network makes no logits of features on a sphere"),
             },
             TermSpec::PsKd { alpha } => {
-                let Some(past) = scene.past else { candle_core::bail!("the network does not remember its past") };
+                let Some(past) = scene.past else {
+                    candle_core::bail!("the network does not remember its past")
+                };
                 let alpha = PsKdParams { alpha: *alpha }.alpha_at(scene.epoch, scene.extent.epochs);
                 ps_kd::rows(&own.logits, past, labels, alpha)
             }
             TermSpec::Tolerant { k } => {
                 tsd::rows(&own.logits, &tsd::TsdParams { k: *k, ..tsd::TsdParams::default() })
             }
-            TermSpec::Kd { t } | TermSpec::Kl { t } => kd::rows(&own.logits, taught()?, &kd::KdParams { t: *t }),
+            TermSpec::Kd { t } | TermSpec::Kl { t } => {
+                kd::rows(&own.logits, taught()?, &kd::KdParams { t: *t })
+            }
             TermSpec::Dkd { alpha, beta, t, .. } => {
                 let params = dkd::DkdParams { alpha: *alpha, beta: *beta, t: *t };
                 // The warm-up is a factor of the whole term, like its weight.

@@ -18,8 +18,10 @@ pub const PAST: &str = "past";
 /// Everything that a step changes, as it was before.
 #[derive(Debug)]
 pub struct Before {
-    model: StateDict,
-    rest: StateDict,
+    /// Parameters and buffers by name.
+    pub model: StateDict,
+    /// The state of the optimisers, and what is remembered, by name.
+    pub rest: StateDict,
 }
 
 impl Learner {
@@ -102,7 +104,9 @@ impl Learner {
             twin: _,
         } = self;
         if let Some(past) = past {
-            let rows = rest.get(PAST).ok_or_else(|| StateError::Mismatch(Mismatch { missing: vec![PAST.to_owned()], ..Mismatch::default() }))?;
+            let rows = rest.get(PAST).ok_or_else(|| {
+                StateError::Mismatch(Mismatch { missing: vec![PAST.to_owned()], ..Mismatch::default() })
+            })?;
             *past = Past::from_tensor(rows, past.samples(), past.classes())?;
         }
         let rest = rest.iter().filter(|(name, _)| *name != PAST);

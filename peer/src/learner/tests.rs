@@ -4,11 +4,13 @@ use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::models::Pass;
+use crate::models::{StateDict, state};
 
 const TINY: ImageShape = ImageShape { channels: 1, height: 8, width: 8 };
 const CONFIG: SgdConfig = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4, clip_norm: 0.0 };
 /// Everything at once.
-const ALL: Additions = Additions { stages: true, embedding: Some(6), matching: Some(7) };
+const ALL: Additions =
+    Additions { stages: true, embedding: Some(6), matching: Some(7), fn_norm: None, radius: None };
 
 fn model(arch: &str, additions: Additions, dtype: DType) -> Model {
     let params = Params::new(7, "a", dtype, &Device::Cpu).unwrap();

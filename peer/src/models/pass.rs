@@ -66,7 +66,7 @@ impl Pass {
     }
 
     /// The variable as this pass uses it: part of the graph in training, a constant in evaluation.
-    pub(super) fn read(&self, var: &Var) -> Tensor {
+    pub fn read(&self, var: &Var) -> Tensor {
         if self.training { var.as_tensor().clone() } else { var.as_detached_tensor() }
     }
 

@@ -109,10 +109,9 @@ impl Service {
         match run.get() {
             // It has just been accepted and will know in a moment: worth another attempt.
             None => Err(Status::unavailable(format!("peer {me} has not joined yet"))),
-            Some(run) if *run != follow.run => Err(Status::not_found(format!(
-                "peer {me} is in run {run}, not in run {}",
-                follow.run
-            ))),
+            Some(run) if *run != follow.run => {
+                Err(Status::not_found(format!("peer {me} is in run {run}, not in run {}", follow.run)))
+            }
             Some(_) => Ok(()),
         }
     }

@@ -39,12 +39,7 @@ pub fn loss(learner: &Learner, forward: &Forward, heard: &[Heard], input: &Input
 }
 
 /// The share of the coupling with those who are coupled to this peer.
-fn coupling(
-    learner: &Learner,
-    forward: &Forward,
-    heard: &[Heard],
-    input: &Input,
-) -> Result<Vec<Weighted>> {
+fn coupling(learner: &Learner, forward: &Forward, heard: &[Heard], input: &Input) -> Result<Vec<Weighted>> {
     let heard: Vec<Heard> =
         heard.iter().filter(|other| learner.node.is_coupled_to(other.index)).cloned().collect();
     let (me, cohort) = (learner.index, heard.len() + 1);

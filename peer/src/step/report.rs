@@ -26,8 +26,8 @@ const PAIRS_MAX: usize = REPORT_ENTRIES_MAX - 64;
 /// # Errors
 /// If one of them is not finite, or the device fails.
 pub fn terms(step: Step, loss: &Terms) -> Result<Vec<Term>, Interruption> {
-    let all =
-        std::iter::once(("loss", &loss.total)).chain(loss.named.iter().map(|(name, value)| (*name, value)));
+    let all = std::iter::once(("loss", &loss.total))
+        .chain(loss.named.iter().map(|(name, value)| (name.as_ref(), value)));
     all.map(|(name, value)| {
         let value = value.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         if value.is_finite() { Ok(Term { name: name.to_owned(), value }) } else { Err(diverged(step, name)) }

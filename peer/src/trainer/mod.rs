@@ -211,12 +211,23 @@ fn train(
     };
     let agenda = Agenda::of(&spec);
     let relays = spec.policy.on_failure == FailurePolicy::Continue;
-    let identity = company::Identity { me: peer.name, run, schema, agenda, total_steps: total, sources, relays };
+    let identity =
+        company::Identity { me: peer.name, run, schema, agenda, total_steps: total, sources, relays };
     let company = Live::new(identity, (inbox, outbox.clone()), shared.log, (shared.waits, shared.relay));
     let checkpoint_every = spec.run.checkpoint_every;
     let progress = Progress { run, ..progress };
-    let mut training =
-        Training { learner, fresh, company, outbox, store, progress, checkpoint_every, saved: 0, held, saving: None };
+    let mut training = Training {
+        learner,
+        fresh,
+        company,
+        outbox,
+        store,
+        progress,
+        checkpoint_every,
+        saved: 0,
+        held,
+        saving: None,
+    };
     let cause = training.run(loader);
     training.end(cause)
 }

@@ -13,10 +13,11 @@ mod graph;
 mod derived;
 
 pub use bank::BankSpec;
-pub use graph::{
-    EdgeSpec, EdgeView, FN_LOGITS, FnForm, Gate, GraphView, KdclTarget, LOGITS, Preset, TermSpec, Topology, WeightSchedule,
-};
 pub use data::{Augment, DataSpec, Normalize, SamplerSpec};
+pub use graph::{
+    EdgeSpec, EdgeView, FN_LOGITS, FnForm, Gate, GraphView, KdclTarget, LOGITS, Preset, TermSpec, Topology,
+    WeightSchedule,
+};
 pub use layerwise::{LMclSpec, MATCH_DIM, MatchingSpec, MetaBatchNorm, MetaPrecision, MetaSpec};
 pub use method::{DmlReduce, DmlSpec, DmlTarget, LogitKd, MclSpec, MethodSpec};
 pub use optim::{OptimSpec, ScheduleSpec};

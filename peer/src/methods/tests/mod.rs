@@ -118,12 +118,8 @@ pub(super) fn check_finite(rows: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Te
             for (from, count) in [(0, 5), (0, 1), (1, 1), (2, 1), (3, 1), (4, 1)] {
                 let part = from..from + count;
                 let student = Var::from_tensor(&of(&student[part.clone()])).unwrap();
-                let term = rows(
-                    student.as_tensor(),
-                    &of(&teacher[part]),
-                    &y.narrow(0, from, count).unwrap(),
-                )
-                .unwrap();
+                let term = rows(student.as_tensor(), &of(&teacher[part]), &y.narrow(0, from, count).unwrap())
+                    .unwrap();
                 assert!(entries(&term).iter().all(|x| x.is_finite()), "{dtype:?} {term}");
                 let slopes = gradient(&term.sum_all().unwrap(), &student);
                 assert!(slopes.iter().all(|g| g.is_finite()), "{dtype:?} {slopes:?}");

@@ -40,11 +40,13 @@ impl RunSpec {
         };
         match (edge.term.is_local(), edge.is_local()) {
             (true, false) => {
-                Err(self.about(edge, "is a term of one's own; leave out from, or write the name of the target"))
+                Err(self
+                    .about(edge, "is a term of one's own; leave out from, or write the name of the target"))
             }
             (false, true) => Err(self.about(edge, "is learned from another; write that one's name as from")),
             _ if target.role == Role::Teacher => {
-                Err(self.about(edge, "goes to a teacher, which never learns; leave its role out, or the edge"))
+                Err(self
+                    .about(edge, "goes to a teacher, which never learns; leave its role out, or the edge"))
             }
             _ => Ok(()),
         }
@@ -64,7 +66,8 @@ impl RunSpec {
                 format!("has groups for {} classes, but there are {classes} classes", groups.len()),
             )),
             TermSpec::AnisotropicLabelSmoothing { groups, .. } => {
-                let alone = |class: &usize| groups.iter().filter(|group| **group == groups[*class]).count() == 1;
+                let alone =
+                    |class: &usize| groups.iter().filter(|group| **group == groups[*class]).count() == 1;
                 match (0..classes).find(alone) {
                     Some(class) => Err(self.about(
                         edge,
@@ -79,7 +82,8 @@ impl RunSpec {
 
     fn check_gate(&self, edge: &EdgeSpec) -> Result<(), SpecError> {
         if edge.gate == Gate::Correct && edge.term.is_of_ensembles() {
-            let problem = "has gate = \"correct\", which goes by what one source says, and its term is of several";
+            let problem =
+                "has gate = \"correct\", which goes by what one source says, and its term is of several";
             return Err(self.about(edge, problem));
         }
         Ok(())
@@ -94,7 +98,8 @@ impl RunSpec {
                     || other.weight.to_bits() != edge.weight.to_bits()
             };
             if self.edges.iter().filter(same).any(differs) {
-                let problem = "and the others of this term into the same peer are one term; give all the same numbers";
+                let problem =
+                    "and the others of this term into the same peer are one term; give all the same numbers";
                 return Err(self.about(edge, problem));
             }
         }
@@ -133,7 +138,8 @@ impl RunSpec {
     }
 
     fn check_coupling(&self) -> Result<(), SpecError> {
-        let whole = (0..self.peers.len()).all(|index| self.coupling_sources(index).len() + 1 == self.peers.len());
+        let whole =
+            (0..self.peers.len()).all(|index| self.coupling_sources(index).len() + 1 == self.peers.len());
         let layerwise = matches!(self.method, MethodSpec::LMcl(_));
         let in_method = |problem: &str| Err(SpecError::value("[method]", "name", problem));
         if let Some((from, _)) = self.links.iter().flatten().find(|(from, to)| from == to) {
@@ -144,10 +150,14 @@ impl RunSpec {
             ));
         }
         if layerwise && !whole {
-            return in_method("is \"l-mcl\", whose meta-updates need every peer; leave out its [[edge]] tables");
+            return in_method(
+                "is \"l-mcl\", whose meta-updates need every peer; leave out its [[edge]] tables",
+            );
         }
         if self.banks().is_some() && !whole {
-            return in_method("has memory banks, which are for all peers; write bank = false, or no [[edge]] of it");
+            return in_method(
+                "has memory banks, which are for all peers; write bank = false, or no [[edge]] of it",
+            );
         }
         let relabelled = self.edges.iter().find(|edge| edge.term.is_of_labels());
         if let Some(edge) = relabelled.filter(|_| layerwise) {

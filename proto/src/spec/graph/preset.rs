@@ -95,8 +95,7 @@ impl Preset {
                 let t = section.number("t", POSITIVE, |t| t > 0.0)?.unwrap_or(1.0);
                 let gate = read_gate(section)?.unwrap_or(Gate::Through);
                 let pairs = pairs(section, &everybody, &students)?;
-                let kl =
-                    |(from, to)| EdgeSpec { gate, ..EdgeSpec::plain(from, to, TermSpec::Kl { t }) };
+                let kl = |(from, to)| EdgeSpec { gate, ..EdgeSpec::plain(from, to, TermSpec::Kl { t }) };
                 labels(&students, 1.0).chain(pairs.into_iter().map(kl)).collect()
             }
             Self::Kdcl => {
@@ -116,7 +115,11 @@ fn labels(students: &[usize], weight: f64) -> impl Iterator<Item = EdgeSpec> {
 }
 
 /// The pairs of a topology whose target is a student.
-fn pairs(section: &mut Section, peers: &[usize], students: &[usize]) -> Result<Vec<(usize, usize)>, SpecError> {
+fn pairs(
+    section: &mut Section,
+    peers: &[usize],
+    students: &[usize],
+) -> Result<Vec<(usize, usize)>, SpecError> {
     let topology = Topology::read(section, peers.len())?.unwrap_or(Topology::All);
     Ok(topology.pairs(peers).into_iter().filter(|(_, to)| students.contains(to)).collect())
 }
@@ -131,7 +134,8 @@ fn from_teachers(
     let is_teacher = |index: &usize| peers.get(*index).is_some_and(|peer| peer.role == Role::Teacher);
     let teachers: Vec<usize> = (0..peers.len()).filter(is_teacher).collect();
     if teachers.is_empty() {
-        let problem = format!("is {term:?}, which needs a teacher; write role = \"teacher\" and init at a [[peer]]");
+        let problem =
+            format!("is {term:?}, which needs a teacher; write role = \"teacher\" and init at a [[peer]]");
         return Err(section.error("name", problem));
     }
     let spec = TermSpec::read(term, section)?.unwrap_or(TermSpec::Ce);

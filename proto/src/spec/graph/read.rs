@@ -35,7 +35,9 @@ pub(in crate::spec) fn read_graph(
         Some(name) => name,
         None if !tables.is_empty() => Preset::Graph.name().to_owned(),
         None => {
-            return Err(section.missing("name", "write name = \"mcl\", \"l-mcl\", \"dml\", \"kd\" or \"alone\""));
+            return Err(
+                section.missing("name", "write name = \"mcl\", \"l-mcl\", \"dml\", \"kd\" or \"alone\"")
+            );
         }
     };
     let coupling = MethodSpec::read(&name, &mut section, optim)?;
@@ -96,7 +98,9 @@ fn read_edges(
             let Some(spec) = TermSpec::read(&term, &mut section)? else {
                 return Err(unknown_term(&section, &term));
             };
-            let weight = section.number("weight", NOT_NEGATIVE, |weight| weight >= 0.0)?.unwrap_or(spec.default_weight());
+            let weight = section
+                .number("weight", NOT_NEGATIVE, |weight| weight >= 0.0)?
+                .unwrap_or(spec.default_weight());
             let schedule = read_schedule(&mut section)?;
             let gate = read_gate(&mut section)?.unwrap_or(Gate::Through);
             let edge = |(from, to)| EdgeSpec { from, to, term: spec.clone(), weight, schedule, gate };

@@ -44,11 +44,15 @@ impl RunSpec {
         for target in 0..self.peers.len() {
             let local = |term: TermSpec| self.view(&EdgeSpec::plain(target, target, term));
             edges.extend(self.has_plain_ce(target).then(|| local(TermSpec::Ce)));
-            edges.extend(self.edges.iter().filter(|edge| edge.to == target && edge.is_local()).map(|e| self.view(e)));
+            edges.extend(
+                self.edges.iter().filter(|edge| edge.to == target && edge.is_local()).map(|e| self.view(e)),
+            );
             edges.extend(self.coupling_local(target));
             let sources = self.coupling_sources(target);
             edges.extend(sources.iter().map(|source| self.coupling_edge(*source, target, sources.len())));
-            edges.extend(self.edges.iter().filter(|edge| edge.to == target && !edge.is_local()).map(|e| self.view(e)));
+            edges.extend(
+                self.edges.iter().filter(|edge| edge.to == target && !edge.is_local()).map(|e| self.view(e)),
+            );
         }
         GraphView { run: self.run.name.clone(), method: self.method_name(), edges }
     }
@@ -77,7 +81,9 @@ impl RunSpec {
     fn coupling_edge(&self, from: usize, to: usize, sources: usize) -> EdgeView {
         let weight = match &self.method {
             // DML's mean over the sources.
-            MethodSpec::Dml(dml) if dml.reduce == super::super::DmlReduce::Mean => 1.0 / sources.max(1) as f64,
+            MethodSpec::Dml(dml) if dml.reduce == super::super::DmlReduce::Mean => {
+                1.0 / sources.max(1) as f64
+            }
             _ => 1.0,
         };
         let schema = self.contribution_schema(from).unwrap_or_default();
@@ -89,7 +95,8 @@ impl RunSpec {
             }
             MethodSpec::LMcl(_) => true,
         };
-        let says = schema.tensors().iter().map(|tensor| tensor.name.clone()).filter(|name| mine(name)).collect();
+        let says =
+            schema.tensors().iter().map(|tensor| tensor.name.clone()).filter(|name| mine(name)).collect();
         EdgeView { says, ..self.coupling_view(from, to, weight) }
     }
 

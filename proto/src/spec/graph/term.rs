@@ -148,9 +148,11 @@ impl TermSpec {
             "ce" => Self::Ce,
             "label-smoothing" => Self::LabelSmoothing { epsilon: unit(section, "epsilon", 0.1)? },
             "anisotropic-label-smoothing" => {
-                let (epsilon1, epsilon2) = (unit(section, "epsilon1", 0.2)?, unit(section, "epsilon2", 0.02)?);
+                let (epsilon1, epsilon2) =
+                    (unit(section, "epsilon1", 0.2)?, unit(section, "epsilon2", 0.02)?);
                 if epsilon1 + epsilon2 > 1.0 {
-                    let problem = format!("is {epsilon2}; with epsilon1 = {epsilon1} it would be more than 1");
+                    let problem =
+                        format!("is {epsilon2}; with epsilon1 = {epsilon1} it would be more than 1");
                     return Err(section.error("epsilon2", problem));
                 }
                 Self::AnisotropicLabelSmoothing { epsilon1, epsilon2, groups: read_groups(section)? }
