@@ -104,7 +104,8 @@ mod tests {
         check_gradient(&other, |other| mean(&d(other, &own)?));
         check_gradient(&own, |own| mean(&d(&other, own)?));
         check_gradient(&own, |own| mean(&generator_rows(own)?));
-        let kl = mean(&logit_rows(&logits_of(0).unwrap(), &logits_of(1).unwrap(), &AfdParams::default()).unwrap());
+        let kl =
+            mean(&logit_rows(&logits_of(0).unwrap(), &logits_of(1).unwrap(), &AfdParams::default()).unwrap());
         close(value(&kl.unwrap()), 0.864576519993, 1e-12);
     }
 

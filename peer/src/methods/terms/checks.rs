@@ -20,7 +20,9 @@ pub enum ParamsError {
         value: f64,
     },
     /// A weight below 0.
-    #[error("{name} is {value}, but it must not be negative: the loss would reward what it is meant to punish")]
+    #[error(
+        "{name} is {value}, but it must not be negative: the loss would reward what it is meant to punish"
+    )]
     Negative {
         /// The parameter.
         name: &'static str,
@@ -70,7 +72,9 @@ pub enum ParamsError {
         group: u32,
     },
     /// A number of ranks that the classes do not have, or that has no secondary one.
-    #[error("k is {k}, but it counts the primary class and at least one secondary of {classes}: 2 <= k <= {classes}")]
+    #[error(
+        "k is {k}, but it counts the primary class and at least one secondary of {classes}: 2 <= k <= {classes}"
+    )]
     Ranks {
         /// K.
         k: usize,

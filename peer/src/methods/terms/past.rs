@@ -170,7 +170,8 @@ mod tests {
         let said = past.said(&[3, 6, 3, 0, 1, 7], &z).unwrap();
         assert_eq!(past, super::tests::past(), "nothing happens before it is remembered");
         past.remember(&said);
-        let softmax = |n| entries(&log_softmax(&z.get(n).unwrap().unsqueeze(0).unwrap()).unwrap().exp().unwrap());
+        let softmax =
+            |n| entries(&log_softmax(&z.get(n).unwrap().unsqueeze(0).unwrap()).unwrap().exp().unwrap());
         for (sample, n) in [(3, 2), (6, 1), (7, 5)] {
             assert!(largest_difference(&row(&past, sample), &softmax(n)) < 1e-7, "sample {sample}");
         }

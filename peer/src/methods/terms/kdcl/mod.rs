@@ -14,9 +14,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::checks::{ParamsError, positive};
-use crate::methods::primitives::{
-    check_alike, classes_of, constant, one_hot, soft_kl_each, widen, zero,
-};
+use crate::methods::primitives::{check_alike, classes_of, constant, one_hot, soft_kl_each, widen, zero};
 
 pub mod general;
 pub mod linear;
@@ -67,12 +65,7 @@ impl KdclParams {
 ///
 /// # Errors
 /// No networks, logits of different shapes, a label that is no class, weights missing or of another number.
-pub fn target(
-    logits: &[Tensor],
-    labels: &Tensor,
-    target: Target,
-    weights: Option<&[f64]>,
-) -> Result<Tensor> {
+pub fn target(logits: &[Tensor], labels: &Tensor, target: Target, weights: Option<&[f64]>) -> Result<Tensor> {
     let Some(first) = logits.first() else {
         candle_core::bail!("a cohort needs at least one network");
     };
@@ -83,7 +76,9 @@ pub fn target(
     }
     match target {
         Target::MinLogit => min_logit(&wide, labels),
-        Target::Naive => by_sample(&wide, labels, |rows, class| linear::vertex(linear::best(rows, class), rows)),
+        Target::Naive => {
+            by_sample(&wide, labels, |rows, class| linear::vertex(linear::best(rows, class), rows))
+        }
         Target::Linear => by_sample(&wide, labels, linear::weights),
         Target::Mean => combination(&wide, &vec![1.0 / wide.len() as f64; wide.len()]),
         Target::General => match weights {

@@ -61,7 +61,8 @@ fn the_target_is_a_constant_and_the_slope_that_of_the_value() {
 
 #[test]
 fn minlogit_is_the_least_above_the_label() {
-    let z = [&[[1.0, 4.0, 0.0]], &[[2.0, 3.0, 5.0]]].map(|z| Tensor::new(z, &candle_core::Device::Cpu).unwrap());
+    let z =
+        [&[[1.0, 4.0, 0.0]], &[[2.0, 3.0, 5.0]]].map(|z| Tensor::new(z, &candle_core::Device::Cpu).unwrap());
     let goal = target(&z, &labels(&[1]).unwrap(), Target::MinLogit, None).unwrap();
     assert_eq!(entries(&goal), [-3.0, 0.0, -4.0]);
     let mean = target(&z, &labels(&[1]).unwrap(), Target::Mean, None).unwrap();
@@ -101,8 +102,7 @@ fn no_other_convex_combination_is_better_than_the_linear_one() {
             let total: f64 = raw.iter().sum();
             let other: Vec<f64> = raw.iter().map(|w| w / total).collect();
             for step in [1.0, 1e-2, 1e-4] {
-                let moved: Vec<f64> =
-                    weights.iter().zip(&other).map(|(w, o)| w + step * (o - w)).collect();
+                let moved: Vec<f64> = weights.iter().zip(&other).map(|(w, o)| w + step * (o - w)).collect();
                 assert!(ce(&rows, &moved, 2) >= least - 1e-12 * scale.max(1.0), "sample {sample}");
             }
         }
