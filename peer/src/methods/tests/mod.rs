@@ -113,7 +113,10 @@ pub(super) fn check_finite(rows: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Te
     let opposite = [[-1e4, 1e4, 0.0], [-1e4, 1e4, 1e4], [1e4, 0.0, -1e4], [0.0, 0.0, 0.0], [1e4, -1e4, 1e4]];
     let y = labels(&[0, 1, 2, 0, 1]).unwrap();
     for dtype in [DType::F32, DType::F64] {
-        let of = |rows: &[[f64; 3]]| Tensor::new(rows, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        let of = |rows: &[[f64; 3]]| {
+            let tensor = Tensor::from_vec(rows.concat(), (rows.len(), 3), &Device::Cpu);
+            tensor.and_then(|rows| rows.to_dtype(dtype)).unwrap()
+        };
         for (student, teacher) in [(&extreme, &opposite), (&opposite, &extreme), (&extreme, &extreme)] {
             for (from, count) in [(0, 5), (0, 1), (1, 1), (2, 1), (3, 1), (4, 1)] {
                 let part = from..from + count;
