@@ -2,10 +2,13 @@
 //! of every network in one graph.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use candle_core::Device;
+use cohort_peer::learner::Learner;
 use cohort_peer::models::{ImageShape, Params, StateDict, state};
-use cohort_proto::spec::RunSpec;
+use cohort_proto::spec::{MethodSpec, PeerSpec, Role, RunSpec};
 use cohort_tests::cluster;
 use cohort_tests::joint::max_difference;
 use tempfile::TempDir;
@@ -17,7 +20,7 @@ const STEPS: usize = 5;
 /// Initial weights for a teacher: those that a network of its own seed begins with.
 fn teacher(folder: &TempDir) -> String {
     let path = folder.path().join("t.safetensors");
-    let mut params = Params::new(99, "t", candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+    let mut params = Params::new(99, "t", candle_core::DType::F32, &Device::Cpu).unwrap();
     let image = ImageShape { channels: 1, height: 28, width: 28 };
     cohort_peer::models::build("wrn_10_1", image, 10, &mut params).unwrap();
     let weights: StateDict = params.state_dict().unwrap();
@@ -127,6 +130,99 @@ fn a_mixed_graph_goes_on_from_checkpoints_in_the_same_bits() {
         assert!(bytes(&whole.model) == bytes(&resumed.model));
         assert!(bytes(&whole.optimizer) == bytes(&resumed.optimizer));
     }
+}
+
+/// Steps of a generation in these tests: less than two epochs.
+const GENERATION: u64 = 5;
+
+fn generations(graph: &str, count: u64) -> RunSpec {
+    let mut spec = spec(graph, &students(&["a", "b"]));
+    spec.run.length = cohort_proto::spec::Length::Steps(GENERATION);
+    spec.run.generations = count;
+    spec
+}
+
+/// Every generation begins with fresh weights and learns from the last one's.
+#[test]
+fn generations_learn_from_those_before() {
+    let graphs = [
+        method("self-kd", ""),
+        method("generations", "alpha = 0.3\nt = 2.0"),
+        method("self-kd", "term = \"kd-fn\""),
+        method("tsd", "k = 3"),
+        method("ps-kd", "") + &edge("from = \"a\"\nto = \"b\"\nterm = \"kl\"\ngenerations = \"later\""),
+    ];
+    for graph in graphs {
+        assert!(difference(&generations(&graph, 2), 2 * GENERATION as usize) < TOLERANCE, "{graph}");
+    }
+}
+
+#[test]
+fn a_generation_is_trained_like_one_by_itself() {
+    let two = generations(&method("self-kd", ""), 2);
+    let first = cluster::train(&two, &data(), GENERATION as usize).unwrap();
+    let alone = cluster::train(&generations(&method("alone", ""), 1), &data(), GENERATION as usize).unwrap();
+    assert_eq!(max_difference(&first[0], &alone[0]).unwrap().0, 0.0, "the first has no teacher");
+    let begun = cluster::train(&two, &data(), GENERATION as usize + 1).unwrap();
+    let (far, _) = max_difference(&begun[0], &first[0]).unwrap();
+    assert!(far > 0.1, "the second begins with other weights: {far}");
+}
+
+#[test]
+fn generations_go_on_from_checkpoints_in_the_same_bits() {
+    let spec = generations(&method("generations", ""), 3);
+    let whole = cluster::train_from(&spec, &data(), &[], 13).unwrap();
+    // In the middle of the second, and at its end.
+    for first in [7, 10] {
+        let half = cluster::train_from(&spec, &data(), &[], first).unwrap();
+        let half: Vec<_> = half.into_iter().map(Arc::new).collect();
+        assert!(half[0].optimizer.keys().any(|name| name.starts_with("before.")));
+        let resumed = cluster::train_from(&spec, &data(), &half, 13 - first).unwrap();
+        for (whole, resumed) in whole.iter().zip(&resumed) {
+            let bytes = |tensors: &BTreeMap<_, _>| state::encode(tensors).unwrap();
+            assert!(bytes(&whole.model) == bytes(&resumed.model), "from {first}");
+            assert!(bytes(&whole.optimizer) == bytes(&resumed.optimizer), "from {first}");
+        }
+    }
+}
+
+/// Every run file that comes with the project trains, with few images and weights made here for teachers.
+#[test]
+fn the_run_files_of_the_project_train() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/runs");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let mut spec = RunSpec::load(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(!spec.graph().edges.is_empty(), "{}", path.display());
+        (spec.data.train_limit, spec.data.batch) = (Some(120), 20);
+        if let MethodSpec::LMcl(method) = &mut spec.method {
+            method.meta.freq = 0;
+        }
+        let bank = match &mut spec.method {
+            MethodSpec::Mcl(method) => method.bank.as_mut(),
+            MethodSpec::LMcl(method) => method.bank.as_mut(),
+            _ => None,
+        };
+        bank.into_iter().for_each(|bank| bank.negatives = 30);
+        let weights = tempfile::tempdir().unwrap();
+        for index in 0..spec.peers.len() {
+            if spec.peers[index].role == Role::Student {
+                continue;
+            }
+            let file = weights.path().join(format!("{index}.safetensors"));
+            let student = PeerSpec { role: Role::Student, init: None, ..spec.peers[index].clone() };
+            let image = ImageShape { channels: 1, height: 28, width: 28 };
+            let built = Learner::build(&spec, index, &student, image, Device::Cpu).unwrap();
+            std::fs::write(&file, state::encode(&built.model.params.state_dict().unwrap()).unwrap()).unwrap();
+            spec.peers[index].init = Some(file);
+        }
+        let trained =
+            cluster::train(&spec, &data(), 3).unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+        assert_eq!(trained.len(), spec.peers.len());
+        count += 1;
+    }
+    assert!(count >= 17, "only {count} run files");
 }
 
 /// A network that nobody teaches trains in company as it does by itself.

@@ -161,8 +161,12 @@ fn peer(
     let peer = spec.peers.get(index).context("a peer")?;
     let samples = dataset::load(folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
     let image = ImageShape::from(&samples.images);
-    let learner = Learner::build(spec, index, peer, image, Device::Cpu)?;
-    let mut learner = learner.with_memory(spec, &samples.labels)?;
+    let labels = samples.labels.clone();
+    let fresh = |generation| {
+        let learner = Learner::of_generation(generation, spec, index, peer, image, Device::Cpu)?;
+        learner.with_memory(spec, &labels)
+    };
+    let mut learner = fresh(0)?;
     let first = checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.progress.steps_done);
     if let Some(checkpoint) = checkpoint {
         learner.restore(&checkpoint)?;
@@ -180,6 +184,7 @@ fn peer(
     let mut states = Vec::with_capacity(steps);
     for _ in 0..steps {
         let batch = loader.next_batch()?.context("the plan has ended")?;
+        learner.enter(batch.step, &fresh)?;
         match step::run(&mut learner, &mut seat, &batch) {
             Ok(_) => states.push(learner.state()?),
             Err(Interruption::Failed(error)) => return Err((*error).into()),

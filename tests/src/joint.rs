@@ -3,6 +3,7 @@
 //! what the loss itself says.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
@@ -24,6 +25,8 @@ use crate::joint_meta::meta_update;
 /// All networks of a run.
 pub struct Joint {
     spec: RunSpec,
+    image: ImageShape,
+    labels: Arc<[u8]>,
     learners: Vec<Learner>,
     memory: Option<JointMemory>,
     loader: Loader,
@@ -37,20 +40,21 @@ impl Joint {
     pub fn new(spec: &RunSpec, folder: &Path) -> Result<Self> {
         let samples = dataset::load(folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
         let image = ImageShape::from(&samples.images);
+        let all_labels = samples.labels.clone();
         let build = |(index, peer)| Learner::build(spec, index, peer, image, Device::Cpu);
         let learners: Result<Vec<Learner>, _> = spec.peers.iter().enumerate().map(build).collect();
         let mut learners = learners?;
         let plan = spec.batch_plan(&samples.labels)?;
         let labels: Vec<usize> = samples.labels.iter().copied().map(usize::from).collect();
         for learner in &mut learners {
-            learner.extent = Extent { steps: plan.total_steps(), epochs: plan.epochs() };
+            learner.extent = Extent { steps: plan.steps_per_generation(), epochs: plan.epochs() };
             if learner.node.remembers() {
                 learner.past = Some(Past::new(&labels, spec.data.dataset.classes())?);
             }
         }
         let memory = JointMemory::new(spec, &samples.labels)?;
         let loader = Loader::start(data::loader_inputs(spec, samples)?, 0)?;
-        Ok(Self { spec: spec.clone(), learners, memory, loader })
+        Ok(Self { spec: spec.clone(), image, labels: all_labels, learners, memory, loader })
     }
 
     /// Takes the next step of all networks together. Returns the joint loss.
@@ -59,6 +63,14 @@ impl Joint {
     /// At the end of the plan, or if something cannot be computed.
     pub fn step(&mut self) -> Result<f64> {
         let batch = self.loader.next_batch()?.context("the plan has ended")?;
+        for (learner, peer) in self.learners.iter_mut().zip(&self.spec.peers) {
+            let (index, spec, image) = (learner.index, &self.spec, self.image);
+            let fresh = |generation| {
+                let fresh = Learner::of_generation(generation, spec, index, peer, image, Device::Cpu)?;
+                fresh.with_memory(spec, &self.labels)
+            };
+            learner.enter(batch.step, &fresh)?;
+        }
         let input = load::load(&batch, &Device::Cpu)?;
         let forward = |learner: &Learner| match learner.role {
             Role::Student => forward::forward(learner, &input),
@@ -145,7 +157,7 @@ impl Joint {
 fn frozen(learner: &Learner, input: &load::Input) -> candle_core::Result<forward::Forward> {
     let mut pass = Pass::eval();
     let outputs = learner.model.forward(&input.images, &mut pass)?;
-    Ok(forward::Forward { outputs, pass })
+    Ok(forward::Forward { outputs, before: None, pass })
 }
 
 /// The greatest absolute difference between two sets of tensors, and the tensor that has it.

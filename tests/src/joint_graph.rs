@@ -48,9 +48,11 @@ pub fn graph_loss(
             })
             .collect();
         let scene = Scene {
-            step: input.step,
-            epoch: input.epoch,
+            generation: learner.generation,
+            step: input.step % learner.extent.steps,
+            epoch: input.epoch % learner.extent.epochs,
             extent: learner.extent,
+            before: outputs[index].before.as_ref(),
             own: &outputs[index].outputs,
             heard: &heard,
             labels,

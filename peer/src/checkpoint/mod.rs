@@ -69,6 +69,8 @@ pub struct Checkpoint {
 pub struct Store {
     folder: PathBuf,
     keep: usize,
+    /// Those of so many steps, and of every multiple of it, are kept whatever comes after them.
+    milestone: Step,
 }
 
 impl Store {
@@ -78,7 +80,12 @@ impl Store {
     /// If the folder cannot be made.
     pub fn open(folder: &Path, keep: usize) -> Result<Self, CheckpointError> {
         fs::create_dir_all(folder).map_err(file_error("make", folder))?;
-        Ok(Self { folder: folder.to_owned(), keep })
+        Ok(Self { folder: folder.to_owned(), keep, milestone: Step::MAX })
+    }
+
+    /// The same, keeping those of so many steps and of every multiple of it besides.
+    pub fn keeping(self, milestone: Step) -> Self {
+        Self { milestone: milestone.max(1), ..self }
     }
 
     /// Where the checkpoint of a step is.
@@ -126,7 +133,8 @@ impl Store {
 
     /// Removes the oldest beyond `keep` that are older than a step.
     fn rotate(&self, needed_from: Step) -> Result<(), CheckpointError> {
-        let steps = self.steps()?;
+        let mut steps = self.steps()?;
+        steps.retain(|step| !step.is_multiple_of(self.milestone));
         let surplus = steps.len().saturating_sub(self.keep);
         let old = steps.into_iter().take(surplus).filter(|step| *step < needed_from);
         old.map(|step| self.path(step)).try_for_each(|path| remove(&path))

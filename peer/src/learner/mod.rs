@@ -5,11 +5,13 @@ mod draws;
 mod memory;
 mod state;
 mod node;
+mod generations;
 
 #[cfg(test)]
 mod tests;
 
 pub use draws::Classes;
+pub use generations::Fresh;
 pub use memory::{BANK_PREFIX, Memory, Remembrance};
 pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX, Model, Outputs};
 pub use node::{Extent, Named, Node, Scene};
@@ -52,8 +54,12 @@ pub struct Learner {
     pub meta: Option<Schedule>,
     /// What it minimises besides its share of the method.
     pub node: Node,
-    /// How long the run is, as far as that is known.
+    /// How long a generation is, as far as that is known.
     pub extent: Extent,
+    /// The generation that its weights are of, from 0.
+    pub generation: u64,
+    /// The network as it was at the end of the generation before, if it learns from that.
+    pub predecessor: Option<Model>,
     /// What it said of every training sample the last time, if it learns from that.
     pub past: Option<Past>,
     /// The memory banks of all networks, if the method contrasts with them.
@@ -77,7 +83,27 @@ impl Learner {
         image: ImageShape,
         device: Device,
     ) -> Result<Self, PeerError> {
-        let params = Params::new(spec.run.seed, peer.name.as_str(), DType::F32, &device)?;
+        Self::of_generation(0, spec, index, peer, image, device)
+    }
+
+    /// The same at the beginning of a generation: later ones draw their weights from its number as well, and leave those
+    /// that the spec names to the first.
+    ///
+    /// # Errors
+    /// As [`Learner::build`].
+    pub fn of_generation(
+        generation: u64,
+        spec: &RunSpec,
+        index: usize,
+        peer: &PeerSpec,
+        image: ImageShape,
+        device: Device,
+    ) -> Result<Self, PeerError> {
+        let name = match generation {
+            0 => peer.name.to_string(),
+            later => format!("{}@{later}", peer.name),
+        };
+        let params = Params::new(spec.run.seed, &name, DType::F32, &device)?;
         let method = match spec.is_coupled(index) {
             true => method_of(&spec.method),
             false => Method::Alone,
@@ -85,7 +111,7 @@ impl Learner {
         let shape = (image, spec.data.dataset.classes());
         let additions = node::additions(spec, index, Additions::from(&method));
         let model = Model::build(&peer.arch, shape, additions, params)?;
-        if let Some(path) = &peer.init {
+        if let Some(path) = peer.init.as_ref().filter(|_| generation == 0) {
             load_initial(&model.params, path, peer.role)?;
         }
         let config = SgdConfig {
@@ -124,6 +150,8 @@ impl Learner {
             meta: None,
             node,
             extent: Extent { steps: u64::MAX, epochs: u64::MAX },
+            generation: 0,
+            predecessor: None,
             past: None,
             memory: None,
             device,
@@ -139,7 +167,7 @@ impl Learner {
     pub fn with_memory(self, spec: &RunSpec, labels: &[u8]) -> Result<Self, PeerError> {
         let memory = Memory::new(spec, labels, self.method.bank())?;
         let plan = spec.batch_plan(labels).map_err(|error| PeerError::Usage(error.to_string()))?;
-        let extent = Extent { steps: plan.total_steps(), epochs: plan.epochs() };
+        let extent = Extent { steps: plan.steps_per_generation(), epochs: plan.epochs() };
         let classes: Vec<usize> = labels.iter().copied().map(usize::from).collect();
         let remembers = self.node.remembers();
         let past = remembers.then(|| Past::new(&classes, spec.data.dataset.classes())).transpose()?;

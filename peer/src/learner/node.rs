@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use candle_core::{Result, Tensor};
-use cohort_proto::spec::{EdgeSpec, FnForm, KdclTarget, RunSpec, TermSpec, WeightSchedule};
+use cohort_proto::spec::{EdgeSpec, FnForm, KdclTarget, RunSpec, TermSpec, WeightSchedule, When};
 
 use super::{Additions, Outputs};
 use crate::methods::terms::gate::{Gate, Moment, gated_mean};
@@ -40,9 +40,10 @@ struct NodeTerm {
     weight: f64,
     schedule: WeightSchedule,
     gate: Gate,
+    when: When,
 }
 
-/// How long a run is.
+/// How long a run is, or each of its generations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// Its steps.
@@ -54,12 +55,16 @@ pub struct Extent {
 /// The batch that a node looks at.
 #[derive(Debug, Clone, Copy)]
 pub struct Scene<'a> {
-    /// The step, from 0.
+    /// The generation, from 0.
+    pub generation: u64,
+    /// The step of the generation, from 0.
     pub step: u64,
-    /// The epoch, from 0.
+    /// The epoch of the generation, from 0.
     pub epoch: u64,
-    /// Of the run.
+    /// Of the generation.
     pub extent: Extent,
+    /// What the network of the generation before makes of the batch, without a graph.
+    pub before: Option<&'a Outputs>,
     /// What the own network made of it, with its graph.
     pub own: &'a Outputs,
     /// What the sources said of it, by ascending index.
@@ -109,6 +114,11 @@ impl Node {
         self.coupled.as_ref().is_none_or(|coupled| coupled.contains(&index))
     }
 
+    /// Whether it learns from the generation before.
+    pub fn looks_back(&self) -> bool {
+        self.terms.iter().any(NodeTerm::is_of_the_past)
+    }
+
     /// Whether it learns from what it said of each sample the last time.
     pub fn remembers(&self) -> bool {
         self.terms.iter().any(|term| matches!(term.term, TermSpec::PsKd { .. }))
@@ -120,7 +130,7 @@ impl Node {
     /// A source that did not say what an edge needs; shapes or labels that do not fit.
     pub fn terms(&self, scene: &Scene<'_>) -> Result<Vec<Named>> {
         let mut terms = Vec::with_capacity(self.terms.len());
-        for term in &self.terms {
+        for term in self.terms.iter().filter(|term| term.is_there(scene.generation)) {
             let weight = term.weight * term.factor(scene);
             if weight > 0.0 {
                 terms.push((term.name.clone(), weight, term.value(scene)?));
@@ -160,6 +170,7 @@ impl NodeTerm {
             term: edge.term.clone(),
             weight: edge.weight,
             schedule: edge.schedule,
+            when: edge.when,
             gate: match edge.gate {
                 cohort_proto::spec::Gate::Through => Gate::Through,
                 cohort_proto::spec::Gate::Cutoff => Gate::Cutoff,
@@ -168,6 +179,15 @@ impl NodeTerm {
                 cohort_proto::spec::Gate::Correct => Gate::Correct,
             },
         }
+    }
+
+    /// Whether it learns from the generation before.
+    fn is_of_the_past(&self) -> bool {
+        self.sources.is_empty() && !self.term.is_local()
+    }
+
+    fn is_there(&self, generation: u64) -> bool {
+        self.when.includes(generation) && (generation > 0 || !self.is_of_the_past())
     }
 
     /// What the schedule, and the warm-up of the term itself, make of the weight at this moment.
@@ -190,7 +210,7 @@ impl NodeTerm {
         let rows = self.rows(scene)?;
         let at = Moment { iteration: scene.step, iterations: scene.extent.steps };
         let source = match self.gate {
-            Gate::Correct if !self.sources.is_empty() => Some(self.logits_of(self.only_source()?, scene)?),
+            Gate::Correct if !self.term.is_local() => Some(self.taught(scene)?),
             _ => None,
         };
         gated_mean(&rows, self.gate, at, source, scene.labels)
@@ -199,7 +219,7 @@ impl NodeTerm {
     /// What each sample contributes `[B]`.
     fn rows(&self, scene: &Scene<'_>) -> Result<Tensor> {
         let Scene { own, labels, .. } = scene;
-        let taught = || self.only_source().and_then(|source| self.logits_of(source, scene));
+        let taught = || self.taught(scene);
         match &self.term {
             TermSpec::Ce => cross_entropy::rows(&own.logits, labels),
             TermSpec::LabelSmoothing { epsilon } => {
@@ -237,7 +257,10 @@ impl NodeTerm {
                 dkd::rows(&own.logits, taught()?, labels, &params, 1.0)
             }
             TermSpec::KdFn { .. } => {
-                let teacher = &self.heard(self.only_source()?, scene)?.fn_logits;
+                let teacher = match scene.before.filter(|_| self.is_of_the_past()) {
+                    Some(before) => &before.fn_logits,
+                    None => &self.heard(self.only_source()?, scene)?.fn_logits,
+                };
                 match (&own.fn_logits, teacher) {
                     (Some(own), Some(teacher)) => kd_fn::rows(own, teacher),
                     _ => candle_core::bail!("{}: logits of normalised features are missing", self.name),
@@ -257,6 +280,14 @@ impl NodeTerm {
                 let goal = kdcl::target(&self.logits_of_all(scene)?, labels, target, None)?;
                 kdcl::rows(&own.logits, &goal, &KdclParams { t: *t, target })
             }
+        }
+    }
+
+    /// The logits of whom it learns from.
+    fn taught<'a>(&self, scene: &Scene<'a>) -> Result<&'a Tensor> {
+        match scene.before.filter(|_| self.is_of_the_past()) {
+            Some(before) => Ok(&before.logits),
+            None => self.logits_of(self.only_source()?, scene),
         }
     }
 

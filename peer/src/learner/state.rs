@@ -6,7 +6,7 @@
 
 use candle_core::Result;
 
-use super::{BANK_PREFIX, Learner, MATCHING_PREFIX};
+use super::{BANK_PREFIX, Learner, MATCHING_PREFIX, generations};
 use crate::checkpoint::Checkpoint;
 use crate::methods::terms::past::Past;
 use crate::models::state::Mismatch;
@@ -26,7 +26,8 @@ pub struct Before {
 
 impl Learner {
     /// Copies of all parameters and buffers, and of the rest: the state of both optimisers, whose names differ since no
-    /// parameter has two, and the memory banks and the past, which no network has.
+    /// parameter has two, and the memory banks, the past and the network of the
+    /// generation before, which no network has.
     ///
     /// # Errors
     /// If the device fails.
@@ -37,7 +38,9 @@ impl Learner {
             matching_optimizer,
             memory,
             past,
-            // The run spec says these, and it is the same after a restart.
+            predecessor,
+            // The run spec and the number of steps say these, and they are the same after a restart.
+            generation: _,
             index: _,
             role: _,
             method: _,
@@ -56,6 +59,9 @@ impl Learner {
         if let Some(past) = past {
             rest.insert(PAST.to_owned(), past.to_tensor()?);
         }
+        if let Some(model) = predecessor {
+            rest.extend(generations::state_of(model)?);
+        }
         Ok((model.params.state_dict()?, rest))
     }
 
@@ -64,6 +70,7 @@ impl Learner {
     /// # Errors
     /// If its tensors are not those of this network, its optimisers and its banks.
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> std::result::Result<(), StateError> {
+        self.of_generation_after(checkpoint.progress.steps_done)?;
         self.model.params.load(&checkpoint.model, Strictness::Strict)?;
         self.load_rest(&checkpoint.optimizer)
     }
@@ -92,8 +99,10 @@ impl Learner {
             matching_optimizer,
             memory,
             past,
+            predecessor,
             // Its parameters are loaded by whoever calls this; the rest of it is built from the run spec.
             model: _,
+            generation: _,
             index: _,
             role: _,
             method: _,
@@ -109,10 +118,11 @@ impl Learner {
             })?;
             *past = Past::from_tensor(rows, past.samples(), past.classes())?;
         }
-        let rest = rest.iter().filter(|(name, _)| *name != PAST);
-        let rest = rest.map(|(name, tensor)| (name.clone(), tensor.clone()));
+        let others = rest.iter().filter(|(name, _)| *name != PAST);
+        let mut rest: StateDict = others.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        generations::load(predecessor.as_ref(), &mut rest)?;
         let (banks, optimizers): (StateDict, StateDict) =
-            rest.partition(|(name, _)| memory.is_some() && name.starts_with(BANK_PREFIX));
+            rest.into_iter().partition(|(name, _)| memory.is_some() && name.starts_with(BANK_PREFIX));
         let (matching, every_step): (StateDict, StateDict) =
             optimizers.into_iter().partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
         optimizer.load(&every_step)?;

@@ -12,6 +12,8 @@ use crate::models::Pass;
 pub struct Forward {
     /// Logits and whatever the method contrasts, with their graph.
     pub outputs: Outputs,
+    /// What the network of the generation before makes of it, if anything is learned from that.
+    pub before: Option<Outputs>,
     /// The running statistics that are still to be written.
     pub pass: Pass,
 }
@@ -27,5 +29,6 @@ pub fn forward(learner: &Learner, input: &Input) -> Result<Forward> {
         Role::Teacher => Pass::eval(),
     };
     let outputs = learner.model.forward(&input.images, &mut pass)?;
-    Ok(Forward { outputs, pass })
+    let before = learner.look_back(&input.images)?;
+    Ok(Forward { outputs, before, pass })
 }

@@ -26,9 +26,11 @@ pub fn loss(learner: &Learner, forward: &Forward, heard: &[Heard], input: &Input
         None => None,
     };
     let scene = Scene {
-        step: input.step,
-        epoch: input.epoch,
+        generation: learner.generation,
+        step: input.step % learner.extent.steps,
+        epoch: input.epoch % learner.extent.epochs,
         extent: learner.extent,
+        before: forward.before.as_ref(),
         own,
         heard,
         labels: &input.labels,

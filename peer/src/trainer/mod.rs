@@ -258,6 +258,7 @@ impl Training<'_> {
                     let Some(batch) = batch else {
                         return Err(PeerError::Internal("the plan ended before the run did".into()));
                     };
+                    self.learner.enter(batch.step, &*self.fresh)?;
                     match step::run(&mut self.learner, &mut self.company, &batch) {
                         Ok(report) => self.completed(report, total)?,
                         Err(Interruption::Stopped(stop)) => return Ok(stop),
@@ -277,7 +278,7 @@ impl Training<'_> {
     fn start_at(&mut self, start: Start) -> Result<(), PeerError> {
         let Start { step, checkpoint: from } = start;
         if from == 0 && self.progress.steps_done > 0 {
-            self.learner = (self.fresh)()?;
+            self.learner = (self.fresh)(0)?;
         }
         if from > 0 {
             let checkpoint = self.store.load(from)?;
@@ -301,7 +302,8 @@ impl Training<'_> {
         self.company.completed();
         self.tell(News::Step(report))?;
         let done = self.progress.steps_done;
-        if done == total || done.is_multiple_of(self.checkpoint_every) {
+        let ends = done == total || done.is_multiple_of(self.learner.extent.steps);
+        if ends || done.is_multiple_of(self.checkpoint_every) {
             self.save_and_tell()?;
         }
         Ok(())

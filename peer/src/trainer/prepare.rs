@@ -57,8 +57,8 @@ pub struct Facts {
     pub checkpoints: Option<Checkpoints>,
 }
 
-/// Builds the learner as it is before the first step.
-pub(super) type Fresh = Box<dyn Fn() -> Result<Learner, PeerError>>;
+/// Builds the learner as it is before the first step of a generation.
+pub(super) type Fresh = Box<dyn Fn(u64) -> Result<Learner, PeerError>>;
 
 /// A peer that is ready to join.
 pub struct Prepared {
@@ -86,13 +86,13 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
     let device = device::open(device)?;
     let fresh: Fresh = {
         let (spec, peer, samples) = (spec.clone(), peer.clone(), loader.samples.clone());
-        Box::new(move || {
-            let learner = Learner::build(&spec, index, &peer, image, device.clone())?;
+        Box::new(move |generation| {
+            let learner = Learner::of_generation(generation, &spec, index, &peer, image, device.clone())?;
             learner.with_memory(&spec, &samples.labels)
         })
     };
-    let learner = fresh()?;
-    let store = Store::open(&state, spec.run.keep)?;
+    let learner = fresh(0)?;
+    let store = Store::open(&state, spec.run.keep)?.keeping(loader.plan.steps_per_generation());
     let facts = Facts {
         spec_hash,
         arch: peer.arch.clone(),

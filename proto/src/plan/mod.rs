@@ -56,8 +56,11 @@ pub struct PlanInputs {
     pub sampler: Sampler,
     /// Samples per batch.
     pub batch: usize,
-    /// Epochs or steps.
+    /// Epochs or steps, of each generation.
     pub length: RunLength,
+    /// Generations: so often the whole length follows on itself, each time with other batches and from the first learning
+    /// rate on.
+    pub generations: u64,
     /// Learning rate before any schedule.
     pub lr0: f64,
     /// The schedule.
@@ -134,7 +137,9 @@ pub enum PlanError {
         value: f64,
     },
     /// The number of steps does not fit 64 bits.
-    #[error("{epochs} epochs of {steps_per_epoch} steps are more steps than can be counted")]
+    #[error(
+        "{epochs} epochs of {steps_per_epoch} steps are more steps than can be counted, or their generations are"
+    )]
     TooLong {
         /// Epochs asked for.
         epochs: u64,
@@ -182,13 +187,15 @@ impl BatchPlan {
         let members = members_by_class(labels);
         check(&inputs, labels.len(), members.len())?;
         let steps_per_epoch = (labels.len() / inputs.batch) as u64;
-        let (epochs, total_steps) = match inputs.length {
+        let (epochs, per_generation) = match inputs.length {
             RunLength::Epochs(epochs) => {
                 let total = epochs.checked_mul(steps_per_epoch);
                 (epochs, total.ok_or(PlanError::TooLong { epochs, steps_per_epoch })?)
             }
             RunLength::Steps(steps) => (steps.div_ceil(steps_per_epoch), steps),
         };
+        let total_steps = per_generation.checked_mul(inputs.generations);
+        let total_steps = total_steps.ok_or(PlanError::TooLong { epochs, steps_per_epoch })?;
         Ok(Self { inputs, samples, members, steps_per_epoch, epochs, total_steps, order: None })
     }
 
@@ -197,12 +204,17 @@ impl BatchPlan {
         self.total_steps
     }
 
+    /// Steps of each generation.
+    pub fn steps_per_generation(&self) -> u64 {
+        self.total_steps / self.inputs.generations.max(1)
+    }
+
     /// Batches in an epoch: `floor(samples / batch)` for both samplers.
     pub fn steps_per_epoch(&self) -> u64 {
         self.steps_per_epoch
     }
 
-    /// Epochs of the run; the last may be cut short by an exact number of steps.
+    /// Epochs of the run, or of each of its generations; the last may be cut short by an exact number of steps.
     pub fn epochs(&self) -> u64 {
         self.epochs
     }
@@ -243,9 +255,11 @@ impl BatchPlan {
         if step >= self.total_steps {
             return Err(PlanError::StepOutOfRange { step, total: self.total_steps });
         }
-        let epoch = step / self.steps_per_epoch;
-        let position_in_epoch = step % self.steps_per_epoch;
-        let lr = self.lr(epoch);
+        let (generation, within) = (step / self.steps_per_generation(), step % self.steps_per_generation());
+        let position_in_epoch = within % self.steps_per_epoch;
+        let epoch_within = within / self.steps_per_epoch;
+        let lr = self.lr(epoch_within);
+        let epoch = generation * self.epochs + epoch_within;
         let order = match self.order.take() {
             Some(order) if order.epoch == epoch => order,
             _ => EpochOrder { epoch, indices: self.epoch_indices(epoch) },
@@ -298,7 +312,7 @@ fn check(inputs: &PlanInputs, samples: usize, classes: usize) -> Result<(), Plan
         RunLength::Epochs(epochs) => ("epochs", epochs),
         RunLength::Steps(steps) => ("steps", steps),
     };
-    for (name, number) in [("batch", batch as u64), length] {
+    for (name, number) in [("batch", batch as u64), length, ("generations", inputs.generations)] {
         if number == 0 {
             return Err(PlanError::Zero(name));
         }

@@ -10,6 +10,7 @@ fn inputs(sampler: Sampler, batch: usize) -> PlanInputs {
         seed: 7,
         sampler,
         batch,
+        generations: 1,
         length: RunLength::Epochs(3),
         lr0: 0.1,
         schedule: LrSchedule::Cosine,

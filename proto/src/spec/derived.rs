@@ -35,6 +35,7 @@ impl RunSpec {
             sampler,
             batch: self.data.batch,
             length,
+            generations: self.run.generations,
             lr0: self.optim.lr,
             schedule,
             warmup_epochs: self.optim.warmup_epochs,

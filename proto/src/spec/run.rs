@@ -7,6 +7,9 @@ use super::section::Section;
 use crate::id::{Step, is_name};
 use crate::limits::{CHECKPOINTS_MAX, NAME_CHARS_MAX, PEERS_MAX, STEPS_MAX};
 
+/// Most generations: the last checkpoint of each is kept.
+const GENERATIONS_MAX: u64 = 100;
+
 /// Milliseconds that a run may wait: 30 days.
 const WAIT_MS_MAX: u64 = 30 * 24 * 3_600_000;
 
@@ -23,6 +26,18 @@ pub struct RunSection {
     pub checkpoint_every: Step,
     /// Checkpoints that are kept.
     pub keep: usize,
+    /// How often every network is trained anew, each time with the one before as a frozen teacher.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub generations: u64,
+}
+
+fn one() -> u64 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_one(number: &u64) -> bool {
+    *number == 1
 }
 
 /// How long a run is.
@@ -36,7 +51,8 @@ pub enum Length {
 }
 
 impl RunSection {
-    pub(super) fn read(mut section: Section) -> Result<Self, SpecError> {
+    /// `generations`: how many there are unless the section says it.
+    pub(super) fn read(mut section: Section, generations: u64) -> Result<Self, SpecError> {
         let name = section.text("name")?.unwrap_or_else(|| "run".to_owned());
         if !is_name(&name) {
             let rule = format!("{name:?} must be 1 to {NAME_CHARS_MAX} letters, digits, '-', '_' or '.'");
@@ -57,8 +73,9 @@ impl RunSection {
         };
         let checkpoint_every = section.whole("checkpoint_every", 1..=STEPS_MAX)?.unwrap_or(200);
         let keep = section.whole("keep", 1..=CHECKPOINTS_MAX as u64)?.unwrap_or(3) as usize;
+        let generations = section.whole("generations", 1..=GENERATIONS_MAX)?.unwrap_or(generations);
         section.finish()?;
-        Ok(Self { name, seed, length, checkpoint_every, keep })
+        Ok(Self { name, seed, length, checkpoint_every, keep, generations })
     }
 }
 

@@ -44,6 +44,7 @@ fn schedule(trial: &Trial<'_>, steps: usize) -> Result<BatchPlan> {
         _ => LrSchedule::Constant,
     };
     let inputs = PlanInputs {
+        generations: 1,
         seed: 0,
         sampler: Sampler::Shuffle,
         batch: 1,

@@ -20,6 +20,7 @@ fn samples() -> Samples {
 
 fn plan(batch: usize, samples: &Samples) -> BatchPlan {
     let inputs = PlanInputs {
+        generations: 1,
         seed: 7,
         sampler: Sampler::PerClass { per_class: 2 },
         batch,

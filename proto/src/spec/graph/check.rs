@@ -3,7 +3,7 @@
 use super::super::peer::Role;
 use super::super::run::FailurePolicy;
 use super::super::{MethodSpec, RunSpec, SpecError};
-use super::{EdgeSpec, Gate, TermSpec};
+use super::{EdgeSpec, Gate, TermSpec, When};
 
 impl RunSpec {
     /// # Errors
@@ -17,6 +17,13 @@ impl RunSpec {
                 let problem = format!("stands twice, with weights {} and {}", other.weight, edge.weight);
                 return Err(self.about(edge, problem));
             }
+        }
+        if self.run.generations < 2
+            && let Some(preset) = self.preset.filter(|preset| preset.generations() > 1)
+        {
+            let problem =
+                format!("is 1, but {:?} trains a network on its past; write 2 or more", preset.name());
+            return Err(SpecError::value("[run]", "generations", problem));
         }
         self.check_ensembles()?;
         self.check_norms()?;
@@ -43,7 +50,11 @@ impl RunSpec {
                 Err(self
                     .about(edge, "is a term of one's own; leave out from, or write the name of the target"))
             }
-            (false, true) => Err(self.about(edge, "is learned from another; write that one's name as from")),
+            (false, true) if self.run.generations < 2 || edge.term.is_of_ensembles() => Err(self.about(
+                edge,
+                "is learned from another; write that one's name as from, or learn from the generation before with \
+                 generations = 2 in [run] (kd, kl, dkd and kd-fn can)",
+            )),
             _ if target.role == Role::Teacher => {
                 Err(self
                     .about(edge, "goes to a teacher, which never learns; leave its role out, or the edge"))
@@ -163,6 +174,11 @@ impl RunSpec {
         if let Some(edge) = relabelled.filter(|_| layerwise) {
             return Err(self.about(edge, "would stand beside l-mcl, which has cross-entropies of its own"));
         }
+        if self.policy.on_failure == FailurePolicy::Continue && self.run.generations > 1 {
+            let problem =
+                "is \"continue\", but who comes back must go through all generations; write \"wait\"";
+            return Err(SpecError::value("[policy]", "on_failure", problem));
+        }
         if self.policy.on_failure == FailurePolicy::Continue && !self.is_uniform() {
             let problem = "is \"continue\", which needs a graph in which every peer learns from every other; write \
                            \"wait\"";
@@ -173,8 +189,9 @@ impl RunSpec {
 }
 
 impl EdgeSpec {
-    /// Whether both are the same term between the same peers.
+    /// Whether both are the same term between the same peers in the same generations.
     pub(in crate::spec) fn is_parallel(&self, other: &Self) -> bool {
-        (self.from, self.to, self.term.name()) == (other.from, other.to, other.term.name())
+        let together = self.when == other.when || self.when == When::Always || other.when == When::Always;
+        together && (self.from, self.to, self.term.name()) == (other.from, other.to, other.term.name())
     }
 }

@@ -46,6 +46,38 @@ pub struct EdgeSpec {
     pub schedule: WeightSchedule,
     /// Which samples' terms pass.
     pub gate: Gate,
+    /// In which generations it is there.
+    #[serde(default, skip_serializing_if = "When::is_always")]
+    pub when: When,
+}
+
+/// In which generations an edge is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum When {
+    /// In all.
+    #[default]
+    Always,
+    /// In the first, which has no teacher from before.
+    First,
+    /// In all but the first.
+    Later,
+}
+
+impl When {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+    fn is_always(&self) -> bool {
+        *self == Self::Always
+    }
+
+    /// Whether that is so in a generation, counted from 0.
+    pub fn includes(self, generation: u64) -> bool {
+        match self {
+            Self::Always => true,
+            Self::First => generation == 0,
+            Self::Later => generation > 0,
+        }
+    }
 }
 
 /// How the weight of an edge changes while the run goes on. Steps k and epochs e count from 0, K and E are their numbers.
@@ -81,7 +113,8 @@ pub enum Gate {
 impl EdgeSpec {
     /// An edge with weight 1 that lets everything pass at all times.
     pub fn plain(from: usize, to: usize, term: TermSpec) -> Self {
-        Self { from, to, term, weight: 1.0, schedule: WeightSchedule::Constant, gate: Gate::Through }
+        let (schedule, gate, when) = (WeightSchedule::Constant, Gate::Through, When::Always);
+        Self { from, to, term, weight: 1.0, schedule, gate, when }
     }
 
     /// The same with another weight.
@@ -89,9 +122,19 @@ impl EdgeSpec {
         Self { weight, ..self }
     }
 
-    /// Whether it is a local term.
+    /// The same in some generations only.
+    pub fn only(self, when: When) -> Self {
+        Self { when, ..self }
+    }
+
+    /// Whether it comes from the target itself: a term of its own, or one of its past.
     pub fn is_local(&self) -> bool {
         self.from == self.to
+    }
+
+    /// Whether the target learns from what it was in the generation before.
+    pub fn is_of_the_past(&self) -> bool {
+        self.is_local() && !self.term.is_local()
     }
 
     /// Whether anything ever passes it.

@@ -7,7 +7,7 @@ use super::super::method::{NOT_NEGATIVE, POSITIVE};
 use super::super::peer::{PeerSpec, Role};
 use super::super::section::{Section, unknown_word};
 use super::read::{COUPLINGS, read_gate};
-use super::{EdgeSpec, Gate, TermSpec, Topology};
+use super::{EdgeSpec, Gate, TermSpec, Topology, When};
 
 /// A method that is nothing but edges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,13 @@ pub enum Preset {
     PsKd,
     /// Knowledge Transfer Graph (Minami et al., ACCV 2020): KL terms between all, each through a gate.
     Ktg,
+    /// Self-distillation: every network once more, with itself as a teacher (born-again networks, Furlanello et al.,
+    /// ICML 2018).
+    SelfKd,
+    /// The same over more generations.
+    Generations,
+    /// Training in generations with a tolerant first teacher (Yang et al., AAAI 2019).
+    Tsd,
     /// Collaborative learning with one soft target for all (Guo et al., CVPR 2020).
     Kdcl,
 }
@@ -32,19 +39,31 @@ pub enum Preset {
 const UNIT: &str = "0 to 1";
 
 impl Preset {
-    const ALL: [(&str, Self); 7] = [
+    const ALL: [(&str, Self); 10] = [
         ("graph", Self::Graph),
         ("kd", Self::Kd),
         ("dkd", Self::Dkd),
         ("kd-fn", Self::KdFn),
         ("ps-kd", Self::PsKd),
         ("ktg", Self::Ktg),
+        ("self-kd", Self::SelfKd),
+        ("generations", Self::Generations),
+        ("tsd", Self::Tsd),
         ("kdcl", Self::Kdcl),
     ];
 
     /// What a run.toml calls it.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, preset)| *preset == self).map_or("graph", |(name, _)| name)
+    }
+
+    /// How many generations a run of it has unless it says so.
+    pub fn generations(self) -> u64 {
+        match self {
+            Self::SelfKd => 2,
+            Self::Generations | Self::Tsd => 3,
+            _ => 1,
+        }
     }
 
     /// The preset of a name.
@@ -98,6 +117,31 @@ impl Preset {
                 let kl = |(from, to)| EdgeSpec { gate, ..EdgeSpec::plain(from, to, TermSpec::Kl { t }) };
                 labels(&students, 1.0).chain(pairs.into_iter().map(kl)).collect()
             }
+            Self::SelfKd | Self::Generations => {
+                let alpha = section.number("alpha", UNIT, |x| (0.0..=1.0).contains(&x))?.unwrap_or(0.5);
+                let term = match section.choice("term", &[("kd", "kd"), ("kd-fn", "kd-fn")])? {
+                    Some("kd-fn") => TermSpec::read("kd-fn", section)?.unwrap_or(TermSpec::Ce),
+                    _ => TermSpec::Kd { t: section.number("t", POSITIVE, |t| t > 0.0)?.unwrap_or(1.0) },
+                };
+                // Feature-normalised self-distillation adds its term to the whole cross-entropy.
+                let (own, past) = match &term {
+                    TermSpec::KdFn { .. } => (1.0, weight(section, "w_kd", 9.0)?),
+                    _ => (1.0 - alpha, alpha),
+                };
+                in_generations(&students, (1.0, TermSpec::Ce, 0.0), (own, term, past))
+            }
+            Self::Tsd => {
+                let unit = |section: &mut Section, key| -> Result<f64, SpecError> {
+                    Ok(section.number(key, UNIT, |x| (0.0..=1.0).contains(&x))?.unwrap_or(0.6))
+                };
+                let (eta, lambda) = (unit(section, "eta")?, unit(section, "lambda")?);
+                let gap = TermSpec::read("tolerant", section)?.unwrap_or(TermSpec::Ce);
+                in_generations(
+                    &students,
+                    (eta, gap, 1.0 - eta),
+                    (lambda, TermSpec::Kd { t: 1.0 }, 1.0 - lambda),
+                )
+            }
             Self::Kdcl => {
                 let lam = weight(section, "lam", 1.0)?;
                 let pairs = pairs(section, &everybody, &students)?;
@@ -107,6 +151,23 @@ impl Preset {
             }
         })
     }
+}
+
+/// For every student the weight of its cross-entropy, and another term with its weight, in the first generation and in
+/// the later ones.
+fn in_generations(
+    students: &[usize],
+    first: (f64, TermSpec, f64),
+    later: (f64, TermSpec, f64),
+) -> Vec<EdgeSpec> {
+    let of = |index: usize, (own, term, weight): (f64, TermSpec, f64), when| {
+        let edge = |term, weight| EdgeSpec::plain(index, index, term).weighing(weight).only(when);
+        [edge(TermSpec::Ce, own)].into_iter().chain((weight > 0.0).then(|| edge(term, weight)))
+    };
+    let all = students.iter().flat_map(|index| {
+        of(*index, first.clone(), When::First).chain(of(*index, later.clone(), When::Later))
+    });
+    all.collect()
 }
 
 /// Cross-entropy of every student.

@@ -7,7 +7,7 @@ use super::super::peer::{PeerSpec, Role};
 use super::super::section::Section;
 use super::super::{MethodSpec, OptimSpec, SpecError};
 use super::term::unknown_term;
-use super::{EdgeSpec, Gate, Preset, TermSpec, Topology, WeightSchedule};
+use super::{EdgeSpec, Gate, Preset, TermSpec, Topology, WeightSchedule, When};
 
 /// Terms that couple networks as a whole: an edge of one links its target to its source in the run's coupling.
 pub(super) const COUPLINGS: [&str; 3] = ["dml", "mcl", "l-mcl"];
@@ -103,7 +103,8 @@ fn read_edges(
                 .unwrap_or(spec.default_weight());
             let schedule = read_schedule(&mut section)?;
             let gate = read_gate(&mut section)?.unwrap_or(Gate::Through);
-            let edge = |(from, to)| EdgeSpec { from, to, term: spec.clone(), weight, schedule, gate };
+            let when = read_when(&mut section)?;
+            let edge = |(from, to)| EdgeSpec { from, to, term: spec.clone(), weight, schedule, gate, when };
             all.edges.extend(pairs.into_iter().map(edge));
         }
         section.finish()?;
@@ -198,6 +199,11 @@ fn read_schedule(section: &mut Section) -> Result<WeightSchedule, SpecError> {
         (_, Some(_)) => Err(section.error("warmup_epochs", "needs schedule = \"warm-up\"")),
         (schedule, None) => Ok(schedule.unwrap_or(WeightSchedule::Constant)),
     }
+}
+
+fn read_when(section: &mut Section) -> Result<When, SpecError> {
+    let choices = [("all", When::Always), ("first", When::First), ("later", When::Later)];
+    Ok(section.choice("generations", &choices)?.unwrap_or_default())
 }
 
 /// Reads `gate`.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::super::{LogitKd, MethodSpec, RunSpec};
-use super::{EdgeSpec, Gate, TermSpec, WeightSchedule};
+use super::{EdgeSpec, Gate, TermSpec, WeightSchedule, When};
 
 /// All terms of a run, by target.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -33,6 +33,8 @@ pub struct EdgeView {
     pub schedule: WeightSchedule,
     /// What passes.
     pub gate: Gate,
+    /// In which generations.
+    pub when: When,
     /// The tensors that travel for it.
     pub says: Vec<String>,
 }
@@ -62,12 +64,22 @@ impl RunSpec {
     }
 
     fn view(&self, edge: &EdgeSpec) -> EdgeView {
-        let EdgeSpec { from, to, term, weight, schedule, gate } = edge;
-        let (schedule, gate) = (*schedule, *gate);
+        let EdgeSpec { from, to, term, weight, schedule, gate, when } = edge;
+        let (schedule, gate, when) = (*schedule, *gate, *when);
         let with = numbers(term, "term");
-        let says = term.says().filter(|_| edge.is_open()).map(str::to_owned);
+        let says = term.says().filter(|_| edge.is_open() && !edge.is_local()).map(str::to_owned);
         let (from, to, term) = (self.name_of(*from), self.name_of(*to), term.name().to_owned());
-        EdgeView { from, to, term, with, weight: *weight, schedule, gate, says: says.into_iter().collect() }
+        EdgeView {
+            from,
+            to,
+            term,
+            with,
+            weight: *weight,
+            schedule,
+            gate,
+            when,
+            says: says.into_iter().collect(),
+        }
     }
 
     /// The coupling's terms of a network by itself.
@@ -109,6 +121,7 @@ impl RunSpec {
             weight,
             schedule: WeightSchedule::Constant,
             gate: Gate::Through,
+            when: When::Always,
             says: Vec::new(),
         }
     }
@@ -131,6 +144,9 @@ impl GraphView {
             let mut words = vec![format!("weight {}", edge.weight)];
             words.extend((edge.schedule != WeightSchedule::Constant).then(|| schedule_words(edge.schedule)));
             words.extend((edge.gate != Gate::Through).then(|| format!("gate {}", plain(&edge.gate))));
+            words.extend(
+                (edge.when != When::Always).then(|| format!("in the {} generations", plain(&edge.when))),
+            );
             words.extend(edge.with.iter().map(|(key, value)| format!("{key} {value}")));
             words.extend((!edge.says.is_empty()).then(|| format!("says {}", edge.says.join(" "))));
             format!("{} <- {}  {}  ({})\n", edge.to, edge.from, edge.term, words.join(", "))

@@ -88,6 +88,14 @@ fn presets_are_edges() {
     let ktg = [(1, 1, "ce"), (0, 1, "kl"), (2, 1, "kl"), (2, 2, "ce"), (0, 2, "kl"), (1, 2, "kl")];
     assert_eq!(terms("ktg"), ktg.map(|(from, to, term)| (from, to, term, 1.0)));
     assert_eq!(terms("kdcl").len(), 6);
+    let self_kd = [(1, 1, "ce", 1.0), (1, 1, "ce", 0.5), (1, 1, "kd", 0.5)];
+    assert_eq!(terms("self-kd")[..3], self_kd);
+    let tsd = [(1, 1, "ce", 0.6), (1, 1, "tolerant", 0.4), (1, 1, "ce", 0.6), (1, 1, "kd", 0.4)];
+    assert_eq!(terms("tsd")[..4], tsd);
+    assert_eq!(
+        ["self-kd", "tsd"].map(|name| spec(&format!("[method]\nname = \"{name}\"\n")).run.generations),
+        [2, 3]
+    );
     assert_eq!(terms("alone"), []);
     assert_eq!(spec("[method]\nname = \"kd\"\n").method_name(), "kd");
     let says = |name: &str| said(&spec(&format!("[method]\nname = \"{name}\"\n")));
