@@ -46,13 +46,21 @@ fn words(learner: &Learner, outputs: &Outputs) -> Result<Vec<Tensor>> {
     if let Some(aggregated) = outputs.aggregated.as_ref().filter(|_| learner.method.says_aggregated()) {
         words.push(to_wire(AGGREGATED, aggregated)?);
     }
-    for (stage, embedding) in outputs.embeddings.iter().enumerate() {
-        words.push(to_wire(&embedding_name(stage), embedding)?);
-    }
-    for (stage, matching) in outputs.matching.iter().enumerate() {
-        words.push(to_wire(&matching_name(stage), matching)?);
-    }
+    words.extend(of_stages(&outputs.embeddings, &outputs.matching)?);
     Ok(words)
+}
+
+/// The embeddings and then the matching features, each by stage.
+///
+/// # Errors
+/// If the device fails.
+pub fn of_stages(
+    embeddings: &[candle_core::Tensor],
+    matching: &[candle_core::Tensor],
+) -> Result<Vec<Tensor>> {
+    let embeddings = embeddings.iter().enumerate().map(|(stage, v)| to_wire(&embedding_name(stage), v));
+    let matching = matching.iter().enumerate().map(|(stage, u)| to_wire(&matching_name(stage), u));
+    embeddings.chain(matching).collect()
 }
 
 /// A tensor's own bits, little-endian; f32 and f64 travel as they are.

@@ -26,6 +26,7 @@ const TERMS: &[(&str, Term)] = &[
     ("lmcl_logits", lmcl::logits),
     ("aggregator", lmcl::aggregator),
     ("memory_bank", memory_bank::memory_bank),
+    ("lmcl_memory_bank", memory_bank::layerwise),
     ("metrics", metrics::metrics),
     ("sgd", sgd::sgd),
 ];
