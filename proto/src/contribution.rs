@@ -52,7 +52,7 @@ pub struct Tensor {
 }
 
 /// Tensors that do not make a contribution.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ContributionError {
     /// Not the tensors that were agreed.
     #[error("it carries {got}, but {expected} was agreed")]
@@ -80,6 +80,16 @@ pub enum ContributionError {
         /// Flat index of the first such element.
         element: usize,
     },
+    /// Unit rows that are longer than that.
+    #[error("row {row} of tensor {name} has length {length:?}, where unit rows were agreed")]
+    NotUnit {
+        /// The tensor.
+        name: String,
+        /// The first such row.
+        row: usize,
+        /// Its Euclidean length.
+        length: f64,
+    },
     /// The bytes are not those that were sent.
     #[error("its digest is {claimed}, but its bytes have {actual}: it was damaged on the way")]
     Digest {
@@ -90,7 +100,12 @@ pub enum ContributionError {
     },
 }
 
-/// A checked entry of a contribution log: fits its schema, finite, and with the digest of all it says.
+/// Greatest length that is taken for that of a unit row: what rounding in f32 leaves, with room. A row may be shorter, since
+/// one of zeros has no direction. What is longer would give scores and weights without bounds, and gradients with them.
+const UNIT_LENGTH_MAX: f64 = 1.001;
+
+/// A checked entry of a contribution log: fits its schema, finite, no longer than unit rows where these were agreed, and
+/// with the digest of all it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contribution {
     header: Header,
@@ -162,7 +177,26 @@ fn check_tensor(tensor: &Tensor) -> Result<(), ContributionError> {
         DType::F32 => tensor.data.as_chunks().0.iter().position(|&b| !f32::from_le_bytes(b).is_finite()),
         DType::F64 => tensor.data.as_chunks().0.iter().position(|&b| !f64::from_le_bytes(b).is_finite()),
     };
-    bad.map_or(Ok(()), |element| Err(ContributionError::NotFinite { name: name(), element }))
+    if let Some(element) = bad {
+        return Err(ContributionError::NotFinite { name: name(), element });
+    }
+    let long = match tensor.spec.dtype {
+        _ if !tensor.spec.is_of_stage() => None,
+        DType::F32 => long_row(tensor, |bytes| f64::from(f32::from_le_bytes(bytes))),
+        DType::F64 => long_row(tensor, f64::from_le_bytes),
+    };
+    long.map_or(Ok(()), |(row, length)| Err(ContributionError::NotUnit { name: name(), row, length }))
+}
+
+/// The first row that is longer than a unit row, and its length.
+fn long_row<const BYTES: usize>(
+    tensor: &Tensor,
+    number: impl Fn([u8; BYTES]) -> f64,
+) -> Option<(usize, f64)> {
+    let width = tensor.spec.shape.last().copied().unwrap_or(1).max(1);
+    let length = |row: &[[u8; BYTES]]| row.iter().map(|&bytes| number(bytes).powi(2)).sum::<f64>().sqrt();
+    let lengths = tensor.data.as_chunks().0.chunks(width).map(length);
+    lengths.enumerate().find(|(_, length)| *length > UNIT_LENGTH_MAX)
 }
 
 /// SHA-256 of: the text `cohort.contribution.v1`; run, view, step, round and batch hash as u64; the source's name;
@@ -262,5 +296,36 @@ mod tests {
         let other = Digest::of(b"");
         let damaged = Contribution::open(header(), vec![t], other, &agreed);
         assert!(matches!(damaged, Err(ContributionError::Digest { .. })));
+    }
+
+    #[test]
+    fn rows_that_were_agreed_to_be_unit_rows_are_no_longer() {
+        let rows = |name: &str, dtype, values: &[f64]| {
+            let bytes = |v: &f64| match dtype {
+                DType::F32 => (*v as f32).to_le_bytes().to_vec(),
+                DType::F64 => v.to_le_bytes().to_vec(),
+            };
+            let data: Vec<u8> = values.iter().flat_map(bytes).collect();
+            let spec = TensorSpec { name: name.into(), dtype, shape: vec![values.len() / 2, 2] };
+            let schema = Schema::new(vec![spec.clone()]).unwrap();
+            Contribution::seal(header(), vec![Tensor { spec, data: data.into() }], &schema).map(|_| ())
+        };
+        for dtype in [DType::F32, DType::F64] {
+            let unit = [0.0, 0.0, 0.6, -0.8, 0.0, 1.000001];
+            assert_eq!(rows("embed.0", dtype, &unit), Ok(()), "a row of zeros has no direction");
+            for (values, length) in [([1.0, 0.0, 3.0, 4.0], 5.0), ([0.0, 0.0, 0.0, 1e30], 1e30)] {
+                for name in ["embed.0", "match.3"] {
+                    let Err(ContributionError::NotUnit { name: of, row: 1, length: got }) =
+                        rows(name, dtype, &values)
+                    else {
+                        panic!("{name} of length {length}");
+                    };
+                    assert!(of == name && (got - length).abs() <= 1e-6 * length, "{of}, {got}");
+                }
+                assert_eq!(rows("logits", dtype, &values), Ok(()));
+            }
+        }
+        let overflows = rows("match.0", DType::F64, &[1e200, 1e200]).unwrap_err().to_string();
+        assert!(overflows.contains("row 0 of tensor match.0 has length inf"), "{overflows}");
     }
 }

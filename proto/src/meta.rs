@@ -156,8 +156,7 @@ impl Schema {
                 Self::new(vec![TensorSpec { name: NORMS.into(), dtype: DType::F64, shape: vec![NORMS_LEN] }])
             }
             RoundKind::MetaForward(_) | RoundKind::MetaPlus(_) | RoundKind::MetaMinus(_) => {
-                let of_stage = |name: &str| name.starts_with("embed.") || name.starts_with("match.");
-                let tensors = self.tensors().iter().filter(|tensor| of_stage(&tensor.name));
+                let tensors = self.tensors().iter().filter(|tensor| tensor.is_of_stage());
                 Self::new(tensors.map(|tensor| TensorSpec { dtype: precision, ..tensor.clone() }).collect())
             }
         }

@@ -44,6 +44,11 @@ impl TensorSpec {
             .try_fold(self.dtype.bytes(), |bytes, &dim| bytes.checked_mul(dim))
             .filter(|&bytes| bytes <= CONTRIBUTION_BYTES_MAX)
     }
+
+    /// Whether it holds unit rows, `embed.k` or `match.k` of a stage k.
+    pub fn is_of_stage(&self) -> bool {
+        self.name.starts_with("embed.") || self.name.starts_with("match.")
+    }
 }
 
 impl fmt::Display for TensorSpec {

@@ -73,7 +73,11 @@ fn small(args: &Args) -> String {
         format!("[[peer]]\nname = \"{name}\"\narch = \"{arch}\"\n")
     });
     // Few dimensions and frequent meta-updates keep l-mcl as quick as the others.
-    let more = if args.method == "l-mcl" { "feat_dim = 16\nmeta_freq = 4\nmeta_times = 1\n" } else { "" };
+    let more = if args.method == "l-mcl" {
+        "feat_dim = 16\nmeta_freq = 4\nmeta_times = 1\nmeta_precision = \"f32\"\n"
+    } else {
+        ""
+    };
     format!(
         "[run]\nname = \"chaos\"\nseed = 7\nsteps = {steps}\ncheckpoint_every = 10\n\
          [data]\ndataset = \"fashion-mnist\"\npath = {DATA:?}\ntrain_limit = 200\nbatch = 16\n\

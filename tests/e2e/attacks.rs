@@ -14,7 +14,12 @@ use crate::setting::{PROGRAM, TWO, run_toml, site};
 
 /// `a` is a real peer, `b` says one thing that is right and then what the script adds. `words` are what `a` must say.
 fn attack(script: Script, exit: Exit, words: &[&str]) -> Result<()> {
-    let site = site("dml", TWO, "steps = 8")?;
+    attack_on("dml", script, exit, words)
+}
+
+/// [`attack`] on a run of a method.
+fn attack_on(method: &str, script: Script, exit: Exit, words: &[&str]) -> Result<()> {
+    let site = site(method, TWO, "steps = 8")?;
     let coordinator = site.coordinator()?;
     let url = coordinator.url();
     let a = site.peer(&url, "a", &[])?;
@@ -61,6 +66,19 @@ fn a_nan() -> Result<()> {
         then(speaker.honest(0)?, message)
     };
     attack(script, Exit::BadData, &["peer b", "step 1", "logits", "not finite", "element 10"])
+}
+
+/// Finite, but one step with it would leave the weights of all who listen beyond all numbers.
+#[test]
+fn a_row_that_is_no_unit_row() -> Result<()> {
+    let script: Script = |speaker| {
+        let mut message = speaker.honest(1)?;
+        let mut data = message.tensors[1].data.to_vec();
+        data[3 * 128 * 4..][..4].copy_from_slice(&1e30f32.to_le_bytes());
+        message.tensors[1].data = data.into();
+        then(speaker.honest(0)?, message)
+    };
+    attack_on("mcl", script, Exit::BadData, &["peer b", "step 1", "row 3 of tensor embed.0 has length 1.0"])
 }
 
 #[test]

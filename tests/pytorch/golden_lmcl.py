@@ -1,4 +1,4 @@
-"""Writes the golden vectors of L-MCL with hostile arguments (tests/golden/vectors/lmcl_*__hostile_*, aggregator__*, ...).
+"""Writes the golden vectors of L-MCL with hostile arguments (tests/golden/vectors/lmcl_step__*, lmcl_inner__* and others).
 
     python tests/pytorch/golden_lmcl.py tests/golden/vectors
 
@@ -68,7 +68,7 @@ def write(folder, name, term, params, inputs, learnable, outputs):
     for key, value in tensors.items():
         assert value.isfinite().all(), f"{name}: {key}"
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
-    metadata = {"term": term, "params": json.dumps(params), "note": "made by tests/pytorch/golden_lmcl.py"}
+    metadata = {"term": term, "params": json.dumps(params), "note": f"made by tests/pytorch/{pathlib.Path(sys.argv[0]).name}"}
     save_file(tensors, folder / f"{term}__{name}.safetensors", metadata=metadata)
 
 

@@ -89,8 +89,8 @@ fn coupling(spec: &RunSpec, learners: &[Learner], outputs: &[Forward], labels: &
         }
         (MethodSpec::Mcl(_), Some(Method::Mcl(params))) => {
             let embedding = |i: usize| own[i].embeddings[0].clone();
-            let pairwise = MclParams { alpha: 0.0, ..params.clone() };
-            let alone = MclParams { beta: 0.0, gamma: 0.0, lam: 0.0, ..params.clone() };
+            let pairwise = MclParams { alpha: 0.0, ..*params };
+            let alone = MclParams { beta: 0.0, gamma: 0.0, lam: 0.0, ..*params };
             let mut contrast = |among: &[usize], params: &MclParams| -> Result<()> {
                 let embeddings: Vec<Tensor> = among.iter().map(|i| embedding(*i)).collect();
                 for (_, weight, value) in Scores::joint(&embeddings, labels, params)?.terms(params)? {

@@ -158,3 +158,79 @@ fn name_of(index: usize) -> String {
 fn unfit(sentence: String) -> StateError {
     StateError::Tensor(candle_core::Error::Msg(sentence))
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    const LABELS: [u8; 6] = [0, 0, 1, 1, 2, 2];
+
+    fn memory(width: usize) -> Memory {
+        let peers =
+            ["a", "b"].map(|name| format!("[[peer]]\nname = \"{name}\"\narch = \"resnet6\"\n")).concat();
+        let text = format!(
+            "[run]\nseed = 3\nsteps = 1\n[data]\ndataset = \"mnist\"\n[method]\nname = \"mcl\"\nbank = true\n\
+             feat_dim = {width}\n[optim]\nlr = 0.1\n{peers}"
+        );
+        let params = BankParams { positives: 1, negatives: 4, momentum: 0.5, bug: false };
+        Memory::new(&RunSpec::parse(&text).unwrap(), &LABELS, Some(params)).unwrap().unwrap()
+    }
+
+    fn rows(memory: &Memory, index: usize) -> Vec<Vec<f32>> {
+        memory.banks()[&index].to_tensor().unwrap().to_vec2().unwrap()
+    }
+
+    #[test]
+    fn banks_begin_as_seed_and_name_say() {
+        let (here, there) = (memory(4), memory(4));
+        assert_eq!(here.banks(), there.banks());
+        assert_ne!(rows(&here, 0), rows(&here, 1));
+    }
+
+    /// Network 1 hears network 0: each row goes to the bank of the network that made it.
+    #[test]
+    fn each_bank_remembers_its_own_network_and_of_stages_the_last() {
+        let mut memory = memory(2);
+        let before = [rows(&memory, 0), rows(&memory, 1)];
+        let made = |x: f32, y: f32| Tensor::new(&[[x, y]], &Device::Cpu).unwrap();
+        let heard = [Heard { embeddings: vec![made(9.0, 9.0), made(40.0, 0.0)], ..Heard::nothing(0) }];
+        let own = [made(0.0, 40.0)];
+        let remembrance = memory.blend((1, &own), &heard, &[5]).unwrap();
+        assert_eq!(rows(&memory, 0), before[0]);
+        memory.remember(&remembrance);
+        for (index, towards) in [(0, 0), (1, 1)] {
+            let after = rows(&memory, index);
+            assert_eq!(after[..5], before[index][..5]);
+            assert!(after[5][towards] > 0.99 && after[5][1 - towards].abs() < 0.1, "{index}: {:?}", after[5]);
+        }
+        assert!(memory.blend((1, &own), &[Heard::nothing(0)], &[5]).is_err(), "nothing to remember");
+        let stranger = Heard { embeddings: vec![made(1.0, 0.0)], ..Heard::nothing(7) };
+        let error = memory.blend((1, &own), &[stranger], &[5]).unwrap_err().to_string();
+        assert!(error.contains("no memory bank of network 7"), "{error}");
+    }
+
+    #[test]
+    fn banks_of_another_run_are_not_taken() {
+        let mut held = memory(4);
+        let good = held.state_dict().unwrap();
+        let mut missing = good.clone();
+        missing.remove("bank.1");
+        let mut more = good.clone();
+        more.insert("bank.2".to_owned(), good["bank.0"].clone());
+        let before = held.banks().clone();
+        let cases = [
+            (missing, "the checkpoint has no bank.1"),
+            (memory(8).state_dict().unwrap(), "bank.0 is [6, 8], expected [6, 4]"),
+            (more, "the checkpoint has 3 banks, expected 2"),
+        ];
+        for (state, words) in cases {
+            let error = held.load(&state).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+            assert_eq!(*held.banks(), before);
+        }
+        held.load(&good).unwrap();
+        assert_eq!(*held.banks(), before);
+    }
+}

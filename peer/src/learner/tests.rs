@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::*;
+use crate::checkpoint::Checkpoint;
 use crate::models::Pass;
 use crate::models::{StateDict, state};
 
@@ -265,6 +266,16 @@ fn the_matching_has_its_own_optimiser() {
     assert!(learner.optimizer.step(&learner.model.params, wrong, 0.1).is_err());
 }
 
+fn progress(arch: &str) -> crate::checkpoint::Progress {
+    crate::checkpoint::Progress {
+        steps_done: 1,
+        run: cohort_proto::id::RunId(3),
+        spec_hash: cohort_proto::id::Digest::of("spec"),
+        peer: "a".into(),
+        arch: arch.into(),
+    }
+}
+
 #[test]
 fn a_checkpoint_holds_both_optimisers_and_all_parameters() {
     let step = |learner: &mut Learner, factor: f64| {
@@ -285,16 +296,9 @@ fn a_checkpoint_holds_both_optimisers_and_all_parameters() {
     step(&mut first, 0.5);
     let folder = tempfile::tempdir().unwrap();
     let store = crate::checkpoint::Store::open(folder.path(), 1).unwrap();
-    let progress = crate::checkpoint::Progress {
-        steps_done: 1,
-        run: cohort_proto::id::RunId(3),
-        spec_hash: cohort_proto::id::Digest::of("spec"),
-        peer: "a".into(),
-        arch: "resnet8".into(),
-    };
     let (model, optimizer) = first.state().unwrap();
     assert_eq!(optimizer.len(), first.model.params.trainable().len());
-    store.save(&progress, &model, &optimizer, 1).unwrap();
+    store.save(&progress("resnet8"), &model, &optimizer, 1).unwrap();
 
     let mut second = learner("resnet8");
     step(&mut second, -2.0);
@@ -308,4 +312,28 @@ fn a_checkpoint_holds_both_optimisers_and_all_parameters() {
         (state::encode(&model).unwrap(), state::encode(&optimizer).unwrap())
     };
     assert!(encoded(&first) == encoded(&second), "training goes on with the same bits");
+}
+
+#[test]
+fn a_checkpoint_holds_what_is_remembered() {
+    let peers = ["a", "b"].map(|name| format!("[[peer]]\nname = \"{name}\"\narch = \"resnet6\"\n")).concat();
+    let text = format!(
+        "[run]\nsteps = 1\n[data]\ndataset = \"mnist\"\n[method]\nname = \"mcl\"\nbank = true\nfeat_dim = 6\n{peers}"
+    );
+    let spec = RunSpec::parse(&text).unwrap();
+    let fresh = || {
+        let learner = Learner::build(&spec, 0, &spec.peers[0], TINY, Device::Cpu).unwrap();
+        learner.with_memory(&spec, &[0, 0, 1, 1]).unwrap()
+    };
+    let banks = |learner: &Learner| learner.memory.as_ref().unwrap().banks().clone();
+    let (mut first, mut second) = (fresh(), fresh());
+    let v = [Tensor::ones((1, 6), DType::F32, &Device::Cpu).unwrap()];
+    let heard = [crate::methods::Heard { embeddings: v.to_vec(), ..crate::methods::Heard::nothing(1) }];
+    let memory = first.memory.as_mut().unwrap();
+    let remembrance = memory.blend((0, &v), &heard, &[2]).unwrap();
+    memory.remember(&remembrance);
+    assert_ne!(banks(&second), banks(&first));
+    let (model, optimizer) = first.state().unwrap();
+    second.restore(&Checkpoint { progress: progress("resnet6"), model, optimizer }).unwrap();
+    assert_eq!(banks(&second), banks(&first));
 }

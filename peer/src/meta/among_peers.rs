@@ -10,9 +10,8 @@ use cohort_proto::schema::{DType, TensorSpec};
 
 use super::problem::{Gather, Scalars, Words};
 use crate::error::PeerError;
-use crate::methods::{embedding_name, matching_name};
 use crate::step::listen::{Listened, from_wire, heard};
-use crate::step::say::to_wire;
+use crate::step::say::of_stages;
 use crate::step::{Company, Interruption};
 
 /// The other peers, and all that was said and heard in the rounds of this step.
@@ -64,14 +63,7 @@ impl Gather for AmongPeers<'_> {
     type Error = Interruption;
 
     fn words(&mut self, at: RoundKind, own: Words) -> Result<Vec<(usize, Words)>, Interruption> {
-        let mut tensors = Vec::with_capacity(own.embeddings.len() + own.matching.len());
-        for (stage, embedding) in own.embeddings.iter().enumerate() {
-            tensors.push(to_wire(&embedding_name(stage), embedding)?);
-        }
-        for (stage, matching) in own.matching.iter().enumerate() {
-            tensors.push(to_wire(&matching_name(stage), matching)?);
-        }
-        let said = self.exchange(at, tensors)?;
+        let said = self.exchange(at, of_stages(&own.embeddings, &own.matching)?)?;
         let words = said.iter().map(|(index, contribution)| {
             let heard = heard(*index, contribution, &self.device)?;
             Ok((*index, Words { embeddings: heard.embeddings, matching: heard.matching }))

@@ -25,6 +25,12 @@ pub struct Exchanged {
     pub consumed: Vec<(PeerName, Digest)>,
 }
 
+/// The meta-updates of the run, if one follows the step of this batch. None follows where nobody else is heard, as when a
+/// cohort has shrunk to one: there is nothing to match with, and weight decay alone would change the matching.
+pub fn due(learner: &Learner, batch: &Batch, heard: usize) -> Option<Schedule> {
+    learner.meta.clone().filter(|meta| heard > 0 && meta.follows(batch.position_in_epoch))
+}
+
 /// Makes a meta-update with the batch of the step, adds its rounds to `exchanged`, and returns the norm of the
 /// hypergradient as a term of the report; none if some peer met a number that is not finite, and so no peer changed.
 ///

@@ -103,13 +103,13 @@ pub fn run(
     let listen::Listened { consumed, heard } = listen::listen(company, at, batch.hash, &learner.device)?;
     acts.done("listen");
     let loss = compute(|| loss::loss(learner, &forward, &heard, &input))?;
-    let matching = compute(|| report::matching(learner, &forward, &heard, &consumed))?;
+    let matching = compute(|| report::matching(&forward, &heard, &consumed))?;
     acts.done("loss");
     let gradients = compute(|| backward::backward(learner, &loss))?;
     acts.done("backward");
     let mut terms = report::terms(batch.step, &loss)?;
     terms.extend(matching);
-    let schedule = learner.meta.clone().filter(|meta| meta.follows(batch.position_in_epoch));
+    let schedule = meta::due(learner, batch, heard.len());
     let before = schedule.as_ref().map(|_| learner.before()).transpose()?;
     let change = (forward.pass, gradients, batch.lr);
     compute(|| update::update_and_remember(learner, change, &forward.outputs, &heard, &input))?;

@@ -13,9 +13,8 @@ use super::meta::Exchanged;
 use super::{Company, Interruption, diverged};
 use crate::clock::Acts;
 use crate::data::loader::Batch;
-use crate::learner::Learner;
 use crate::methods::lmcl::{MatchingWeight, matching_weights};
-use crate::methods::{Heard, Method, Terms};
+use crate::methods::{Heard, Terms};
 
 /// Weights of pairs of stages in one report; the rest of it is for terms of the loss.
 const PAIRS_MAX: usize = REPORT_ENTRIES_MAX - 64;
@@ -42,16 +41,11 @@ pub fn terms(step: Step, loss: &Terms) -> Result<Vec<Term>, Interruption> {
 /// # Errors
 /// If what was heard does not fit, or the device fails.
 pub fn matching(
-    learner: &Learner,
     forward: &Forward,
     heard: &[Heard],
     consumed: &[(PeerName, Digest)],
 ) -> candle_core::Result<Vec<Term>> {
     static SAID: Once = Once::new();
-    let Method::LMcl(params) = &learner.method else { return Ok(Vec::new()) };
-    if learner.method.needs_matching().is_none() {
-        return Ok(Vec::new());
-    }
     let own = &forward.outputs.matching;
     let pairs = own.len() * heard.iter().map(|other| other.matching.len()).sum::<usize>();
     if pairs > PAIRS_MAX {
@@ -60,7 +54,7 @@ pub fn matching(
         });
         return Ok(Vec::new());
     }
-    let weights = matching_weights(own, own.len(), heard, params)?.into_iter();
+    let weights = matching_weights(own, heard)?.into_iter();
     let names = heard.iter().zip(consumed).map(|(other, (name, _))| (other.index, name));
     let names: BTreeMap<usize, &PeerName> = names.collect();
     let term = |weight: MatchingWeight| {

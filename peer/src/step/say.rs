@@ -36,8 +36,8 @@ pub fn say(
     Ok(Said { digest: company.say(at, batch_hash, words)?, tensors })
 }
 
-/// What somebody learns from, in the order of the schema: logits, those of normalised features, aggregated ones, the embeddings and then the matching
-/// features by stage.
+/// What somebody learns from, in the order of the schema: logits, those of normalised features, aggregated ones, the
+/// embeddings and then the matching features by stage.
 fn words(learner: &Learner, outputs: &Outputs) -> Result<Vec<Tensor>> {
     let mut words = Vec::new();
     let mut word = |name: &str, tensor: Option<&candle_core::Tensor>, by_method: bool| -> Result<()> {
@@ -49,13 +49,22 @@ fn words(learner: &Learner, outputs: &Outputs) -> Result<Vec<Tensor>> {
     word(LOGITS, Some(&outputs.logits), learner.method.says_logits())?;
     word(FN_LOGITS, outputs.fn_logits.as_ref(), false)?;
     word(AGGREGATED, outputs.aggregated.as_ref(), learner.method.says_aggregated())?;
-    for (stage, embedding) in outputs.embeddings.iter().enumerate() {
-        word(&embedding_name(stage), Some(embedding), true)?;
-    }
-    for (stage, matching) in outputs.matching.iter().enumerate() {
-        word(&matching_name(stage), Some(matching), true)?;
-    }
+    let of_stages = of_stages(&outputs.embeddings, &outputs.matching)?.into_iter();
+    words.extend(of_stages.filter(|word| learner.node.says(&word.spec.name, true)));
     Ok(words)
+}
+
+/// The embeddings and then the matching features, each by stage.
+///
+/// # Errors
+/// If the device fails.
+pub fn of_stages(
+    embeddings: &[candle_core::Tensor],
+    matching: &[candle_core::Tensor],
+) -> Result<Vec<Tensor>> {
+    let embeddings = embeddings.iter().enumerate().map(|(stage, v)| to_wire(&embedding_name(stage), v));
+    let matching = matching.iter().enumerate().map(|(stage, u)| to_wire(&matching_name(stage), u));
+    embeddings.chain(matching).collect()
 }
 
 /// A tensor's own bits, little-endian; f32 and f64 travel as they are.

@@ -34,7 +34,7 @@ pub fn teach(
     acts.done("listen");
     let mut exchanged = Exchanged { own: own.digest, tensors: own.tensors, consumed };
     let mut terms = Vec::new();
-    if let Some(schedule) = learner.meta.clone().filter(|meta| meta.follows(batch.position_in_epoch)) {
+    if let Some(schedule) = meta::due(learner, batch, exchanged.consumed.len()) {
         terms.extend(meta::meta(learner, company, &schedule, (batch, &input), &mut exchanged)?);
         acts.done("meta");
     }

@@ -172,7 +172,7 @@ fn more_weights_than_a_report_holds_are_left_out() {
         (1..=count).map(|i| (PeerName::new(format!("p{i}")).unwrap(), Digest::of("x"))).collect()
     };
     for (count, expected) in [(60, 240), (61, 0)] {
-        let terms = report::matching(&learner, &forward, &others(count), &digests(count)).unwrap();
+        let terms = report::matching(&forward, &others(count), &digests(count)).unwrap();
         assert_eq!(terms.len(), expected, "{count} others, two stages each");
     }
 }
@@ -188,6 +188,17 @@ fn meta_learner() -> Learner {
     let mut learner = Learner { meta: Schedule::of(&RunSpec::parse(&text).unwrap()), ..learner() };
     run(&mut learner, &mut Mirror::default(), &batch()).unwrap();
     learner
+}
+
+#[test]
+fn one_that_hears_nobody_learns_no_matching() {
+    let mut learner = meta_learner();
+    let phi = |name: &str| name.starts_with(MATCHING_PREFIX);
+    let before = [bytes(&learner, phi), bytes(&learner, |name| !phi(name))];
+    let report = run_alone(&mut learner, &batch()).unwrap();
+    assert!(report.terms.iter().all(|term| term.name != "meta_gradient"), "{:?}", report.terms);
+    assert!(bytes(&learner, phi) == before[0], "there is nothing to match with");
+    assert!(bytes(&learner, |name| !phi(name)) != before[1], "a step was taken");
 }
 
 /// Every bit of the network and of both optimisers.

@@ -9,7 +9,7 @@ use crate::schema::Schema;
 use crate::wire;
 
 /// A contribution that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum OpenError {
     /// The message does not follow the protocol.
     #[error(transparent)]

@@ -246,6 +246,43 @@ fn errors_name_the_key_and_the_remedy() {
     }
 }
 
+/// Every number of L-MCL that nothing can be trained with, and what is said of it.
+#[test]
+fn numbers_that_l_mcl_cannot_have_are_refused_with_their_range() {
+    let weights = ["alpha", "beta", "gamma", "lam", "meta_weight_decay"].map(|key| (key, "0 or greater"));
+    let temperatures = ["tau", "kd_t", "meta_lr"].map(|key| (key, "greater than 0"));
+    for (key, range) in weights.into_iter().chain(temperatures).chain([("meta_momentum", "less than 1")]) {
+        for value in ["-0.1", "nan", "inf", "-inf"] {
+            let error = error_of(&l_mcl(&format!("{key} = {value}")));
+            assert!(error.starts_with(&format!("[method]: {key} is ")) && error.contains(range), "{error}");
+        }
+        assert!(
+            error_of(&l_mcl(&format!("{key} = true"))).contains("must be a number, not boolean"),
+            "{key}"
+        );
+    }
+    let cases = [
+        ("tau = 0", "tau is 0; it must be greater than 0"),
+        ("kd_t = 0.0", "kd_t is 0; it must be greater than 0"),
+        ("feat_dim = 0", "feat_dim is 0; it must be 1 to 65536"),
+        ("feat_dim = 1.5", "feat_dim must be a whole number, not float"),
+        ("meta_times = 17", "meta_times is 17; it must be 1 to 16"),
+        ("meta_times = -1", "meta_times is -1; it must be 1 to 16"),
+        ("meta_freq = -1", "meta_freq is -1; it must be 0 to"),
+        ("meta_momentum = 1", "meta_momentum is 1; it must be 0 or greater, and less than 1"),
+        ("matching = \"best\"", "(known: learned, uniform, one-to-one)"),
+        ("meta_bn = \"batch\"", "(known: official, none)"),
+        ("bank_positives = 2", "bank_positives needs bank = true"),
+        ("matching = \"uniform\"\nbank = true\nbank_negatives = 0", "bank_negatives is 0; it must be 1 to"),
+    ];
+    for (line, words) in cases {
+        let error = error_of(&l_mcl(line));
+        assert!(error.starts_with("[method]: ") && error.contains(words), "{line}: {error}");
+    }
+    let taught = teacher(TAUGHT).replace("\"mcl\"", "\"mcl\"\nbank = true");
+    assert!(error_of(&taught).contains("bank is true, but a teacher keeps no memory"));
+}
+
 #[test]
 fn relative_paths_are_taken_from_the_folder_of_the_file() {
     let folder = std::env::temp_dir().join(format!("cohort-spec-{}", std::process::id()));

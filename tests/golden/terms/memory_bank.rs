@@ -1,18 +1,31 @@
 //! `memory_bank`: unit embeddings `vI` `[B, E]` and banks `mI` `[N, E]` of each network, keys `pos` `[B, 1 + K+]` (the
 //! anchor's own sample first) and `neg` `[B, K-]`; the four terms over all networks, their weighted sum, and the rows
-//! `new_rows_I` that replace those of the anchors' samples.
+//! `new_rows_I` that replace those of the anchors' samples. `lmcl_memory_bank`: the same of embeddings `vIK` of each stage K,
+//! of which the last are remembered.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use cohort_peer::methods::memory::{Bank, Draws, MemoryParams, Remembered, share};
+use cohort_peer::methods::memory::{Bank, Draws, Form, MemoryParams, Remembered, share};
 use cohort_peer::methods::primitives::zero;
 
 use crate::case::{Tensors, Trial};
 
 pub(super) fn memory_bank(trial: &Trial<'_>) -> Result<Tensors> {
-    let embeddings = trial.networks("v")?;
+    let stages: Vec<Vec<Tensor>> = trial.networks("v")?.into_iter().map(|v| vec![v]).collect();
+    outputs(trial, &stages, Form::Networks)
+}
+
+pub(super) fn layerwise(trial: &Trial<'_>) -> Result<Tensors> {
+    let form = Form::Stages {
+        multiplicity: if trial.flag("double", true)? { 2.0 } else { 1.0 },
+        one_to_one: trial.choice("matching", &[("uniform", false), ("one-to-one", true)])?,
+        bug: trial.flag("bank_bug", false)?,
+    };
+    outputs(trial, &trial.stages("v")?, form)
+}
+
+fn outputs(trial: &Trial<'_>, stages: &[Vec<Tensor>], form: Form) -> Result<Tensors> {
     let banks = trial.networks("m")?.iter().map(Bank::from_tensor).collect::<Result<Vec<_>, _>>()?;
-    let banks: Vec<&Bank> = banks.iter().collect();
     let draws = Draws::from_tensors(&trial.integers("pos")?, &trial.integers("neg")?)?;
     let default = MemoryParams::default();
     let params = MemoryParams {
@@ -22,10 +35,10 @@ pub(super) fn memory_bank(trial: &Trial<'_>) -> Result<Tensors> {
         lam: trial.number("lam", default.lam)?,
         tau: trial.number("tau", default.tau)?,
         kd_t: trial.number("kd_t", default.kd_t)?,
-        ..default
+        form,
     };
     let momentum = trial.number("momentum", 0.5)?;
-    let mut outputs = super::loss(zero(&embeddings[0])?);
+    let mut outputs = super::loss(zero(&stages[0][0])?);
     let mut add = |name: &str, weight: f64, value: &candle_core::Tensor| -> Result<()> {
         let sum = match outputs.get(name) {
             Some(sum) => (sum + (value * weight)?)?,
@@ -34,15 +47,16 @@ pub(super) fn memory_bank(trial: &Trial<'_>) -> Result<Tensors> {
         outputs.insert(name.to_owned(), sum);
         Ok(())
     };
-    let remembered = |i: usize| Remembered { bank: banks[i], stages: &embeddings[i..=i] };
-    for me in 0..embeddings.len() {
-        let others: Vec<_> = (0..embeddings.len()).filter(|j| *j != me).map(remembered).collect();
+    let remembered = |i: usize| Remembered { bank: &banks[i], stages: &stages[i] };
+    for me in 0..stages.len() {
+        let others: Vec<_> = (0..stages.len()).filter(|j| *j != me).map(remembered).collect();
         for (name, weight, value) in share(remembered(me), &others, &draws, &params)? {
             add(name, 1.0, &value)?;
             add("loss", weight, &value)?;
         }
     }
-    for (i, (bank, v)) in banks.iter().zip(&embeddings).enumerate() {
+    for (i, (bank, stages)) in banks.iter().zip(stages).enumerate() {
+        let v = stages.last().context("a network without stages")?;
         let rows = bank.blended(&draws.anchors(), v, momentum)?.rows;
         outputs.insert(format!("new_rows_{i}"), Tensor::from_vec(rows, v.dims(), &Device::Cpu)?);
     }

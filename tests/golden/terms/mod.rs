@@ -42,6 +42,7 @@ const TERMS: &[(&str, Term)] = &[
     ("ktg_edge", teachers::ktg_edge),
     ("kdcl", ensembles::kdcl),
     ("one", ensembles::one),
+    ("lmcl_memory_bank", memory_bank::layerwise),
     ("metrics", metrics::metrics),
     ("sgd", sgd::sgd),
 ];

@@ -84,7 +84,7 @@ fn words_are_said_in_their_round_and_heard_bit_for_bit() {
     let third = 1.0 / 3.0;
     let mut script = script(&[("embed.0", row(&[third, -0.0])), ("match.0", row(&[5e-324]))]);
     let mut among = among(&mut script);
-    let (one, two) = (row(&[1.0]), row(&[2.0]));
+    let (one, two) = (row(&[1.0]), row(&[0.5]));
     let own = Words { embeddings: vec![one.clone(), two.clone()], matching: vec![two, one] };
     let heard = among.words(RoundKind::MetaPlus(0), own).unwrap();
     assert_eq!(heard.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [0, 2]);

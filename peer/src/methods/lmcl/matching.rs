@@ -1,11 +1,11 @@
 //! Which stages are matched, and how strongly: λ of Yang et al. (TPAMI 2023), a weight for each pair of stages and each
 //! sample.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
+use super::super::Heard;
 use super::super::primitives::widen;
-use super::super::{Heard, matching_name};
-use super::{LMclParams, Matching};
+use super::Matching;
 
 /// A pair of stages of two networks, each named by its place among the tensors of a [`super::terms::Cohort`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +48,8 @@ pub(super) fn learned(features: &[Tensor], pairs: &[Pair]) -> Result<Tensor> {
         let (own, other) = (&features[pair.own], &features[pair.other]);
         rows.push((own * other)?.sum(D::Minus1)?);
     }
-    // Unit rows: the exponent is between -1 and 1.
-    (Tensor::stack(&rows, 0)?.neg()?.exp()? + 1.0)?.recip()
+    // σ(x) = (1 + tanh(x / 2)) / 2, which has a finite slope everywhere; for unit rows x is between -1 and 1.
+    ((Tensor::stack(&rows, 0)? * 0.5)?.tanh()? * 0.5)? + 0.5
 }
 
 /// How strongly a stage of the own network is matched with one of another.
@@ -65,52 +65,30 @@ pub struct MatchingWeight {
     pub mean: f64,
 }
 
-/// The mean weight of every pair of an own stage, of which there are `stages`, and a stage of another network; 1 or 0
-/// where matching is not learned. Ascending by source, own stage, source stage.
+/// The mean weight of every pair of an own stage and a stage of another network, where matching is learned. Ascending by
+/// source, own stage, source stage.
 ///
-/// `own` and `heard` hold the unit matching features `[B, 128]` of every stage, where matching is learned.
+/// `own` and `heard` hold the unit matching features `[B, 128]` of every stage.
 ///
 /// # Errors
-/// A matching feature missing, or shapes that differ.
-pub fn matching_weights(
-    own: &[Tensor],
-    stages: usize,
-    heard: &[Heard],
-    params: &LMclParams,
-) -> Result<Vec<MatchingWeight>> {
+/// Shapes that differ.
+pub fn matching_weights(own: &[Tensor], heard: &[Heard]) -> Result<Vec<MatchingWeight>> {
+    let own = own.iter().map(|u| widen(&u.detach())).collect::<Result<Vec<_>>>()?;
     let mut all = Vec::new();
     for other in heard {
-        let theirs = other.embeddings.len();
-        let matched = pairs(0..stages, stages..stages + theirs, params.matching);
-        let means = match params.matching {
-            Matching::Learned => learned_means(own, stages, other, &matched)?,
-            Matching::Uniform | Matching::OneToOne => vec![1.0; matched.len()],
-        };
-        for pair in pairs(0..stages, stages..stages + theirs, Matching::Uniform) {
-            let at = matched.iter().position(|candidate| *candidate == pair);
-            let mean = at.and_then(|at| means.get(at)).copied().unwrap_or(0.0);
-            let (stage, source_stage) = (pair.own, pair.other - stages);
-            all.push(MatchingWeight { stage, source: other.index, source_stage, mean });
+        let theirs = other.matching.iter().map(widen).collect::<Result<Vec<_>>>()?;
+        let (stages, features) = (own.len(), [own.as_slice(), &theirs].concat());
+        let pairs = pairs(0..stages, stages..features.len(), Matching::Learned);
+        if pairs.is_empty() {
+            continue;
         }
+        let means = learned(&features, &pairs)?.mean(1)?.to_dtype(DType::F64)?.to_vec1()?;
+        all.extend(pairs.iter().zip(means).map(|(pair, mean)| MatchingWeight {
+            stage: pair.own,
+            source: other.index,
+            source_stage: pair.other - stages,
+            mean,
+        }));
     }
     Ok(all)
-}
-
-fn learned_means(own: &[Tensor], stages: usize, other: &Heard, pairs: &[Pair]) -> Result<Vec<f64>> {
-    if own.len() != stages || other.matching.len() != other.embeddings.len() {
-        candle_core::bail!(
-            "{stages} stages here and {} of network {} need a {} each, but there are {} and {}",
-            other.embeddings.len(),
-            other.index,
-            matching_name(0),
-            own.len(),
-            other.matching.len()
-        );
-    }
-    if pairs.is_empty() {
-        return Ok(Vec::new());
-    }
-    let features = own.iter().chain(&other.matching).map(|u| widen(&u.detach()));
-    let weights = learned(&features.collect::<Result<Vec<_>>>()?, pairs)?;
-    weights.mean(1)?.to_dtype(candle_core::DType::F64)?.to_vec1()
 }

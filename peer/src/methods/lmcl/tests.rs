@@ -246,15 +246,64 @@ fn aggregation_mixes_the_stages_sample_by_sample() {
 #[test]
 fn mean_weights_are_those_of_the_pairs() {
     let (own, others) = (stages(0, 3, feature), [heard(1, 2), heard(4, 1)]);
-    let all = matching_weights(&own, 3, &others, &LMclParams::default()).unwrap();
+    let all = matching_weights(&own, &others).unwrap();
     let places: Vec<_> = all.iter().map(|w| (w.source, w.stage, w.source_stage)).collect();
     assert_eq!(places[..3], [(1, 0, 0), (1, 0, 1), (1, 1, 0)]);
     assert_eq!((all.len(), places[6]), (9, (4, 0, 0)));
     let lambda = entries(&weight(&own[1], &others[0].matching[0]).unwrap());
     close(all[2].mean, lambda.iter().sum::<f64>() / BATCH as f64, 1e-14);
-    let aligned = matching_weights(&[], 3, &others, &params(Matching::OneToOne, true)).unwrap();
-    let matched = aligned.iter().filter(|w| w.mean == 1.0).map(|w| (w.source, w.stage, w.source_stage));
-    assert_eq!(matched.collect::<Vec<_>>(), [(1, 1, 0), (1, 2, 1), (4, 2, 0)]);
+    assert!(
+        matching_weights(&[], &others).unwrap().is_empty() && matching_weights(&own, &[]).unwrap().is_empty()
+    );
+}
+
+#[test]
+fn stages_at_equal_places_are_counted_from_the_last() {
+    let pairs = |own, other| {
+        let all = matching::pairs(own, other, Matching::OneToOne).into_iter();
+        all.map(|pair| (pair.own, pair.other)).collect::<Vec<_>>()
+    };
+    assert_eq!(pairs(0..3, 3..5), [(1, 3), (2, 4)]);
+    assert_eq!(pairs(0..1, 1..5), [(0, 4)]);
+    assert_eq!(pairs(0..2, 2..4), [(0, 2), (1, 3)]);
+}
+
+/// Arguments that no network makes, but that somebody may say or give.
+#[test]
+fn extreme_arguments_have_finite_losses_and_gradients() {
+    let all_finite = |of: &[f64]| of.iter().all(|x| x.is_finite());
+    let signs =
+        |size: f64| filled(BATCH, CLASSES, |n, c| if (n + c) % 2.0 == 0.0 { size } else { -size }).unwrap();
+    let (y, params) = (labels(&[0, 0, 1, 1, 2, 0]).unwrap(), LMclParams::default());
+    for (logits, length) in [(1e4, 1.0), (1e30, 0.0), (1e4, 1e4), (1e30, 1e30)] {
+        let long = |said: Vec<Tensor>| said.iter().map(|x| (x * length).unwrap()).collect::<Vec<_>>();
+        let other = Heard {
+            embeddings: long(stages(1, 3, embedding)),
+            matching: long(stages(1, 3, feature)),
+            aggregated: Some(signs(-logits)),
+            ..Heard::nothing(1)
+        };
+        let others = [other];
+        let (z, v_u) =
+            (Var::from_tensor(&signs(1e4)).unwrap(), [stages(0, 2, embedding), stages(0, 2, feature)]);
+        let (vars, said) = variables(&v_u.concat()).unwrap();
+        let (v, u) = said.split_at(2);
+        let stage_logits = [logits_of(3).unwrap(), z.as_tensor().clone()];
+        let own = Own {
+            stage_logits: &stage_logits,
+            matching: u,
+            aggregated: Some(z.as_tensor()),
+            ..Own::new(z.as_tensor(), v)
+        };
+        let share = sum(&share(0, own, &others, &y, &params).unwrap());
+        let inner = inner(0, v, u, &others, &Targets::of(v, &others), &y, &params).unwrap();
+        for (name, loss) in [("share", share), ("inner", inner)] {
+            assert!(value(&loss).is_finite(), "{name}, logits {logits:e}, rows of {length:e}");
+            for var in vars.iter().chain([&z]) {
+                assert!(all_finite(&gradient(&loss, var)), "{name}, logits {logits:e}, rows of {length:e}");
+            }
+        }
+    }
 }
 
 #[test]
