@@ -234,6 +234,10 @@ fn alone_text(text: &str) -> Result<String, Failure> {
     let mut table: toml::Table = text.parse().map_err(Failure::internal)?;
     let method = toml::Table::from_iter([("name".to_owned(), "alone".into())]);
     table.insert("method".into(), toml::Value::Table(method));
+    table.remove("edge");
+    if let Some(toml::Value::Table(run)) = table.get_mut("run") {
+        run.remove("generations");
+    }
     toml::to_string(&table).map_err(Failure::internal)
 }
 
@@ -252,6 +256,10 @@ impl Plan {
         let length = match spec.run.length {
             Length::Epochs(epochs) => format!("{epochs} epochs"),
             Length::Steps(steps) => format!("{steps} steps"),
+        };
+        let length = match spec.run.generations {
+            1 => length,
+            several => format!("{several} generations of {length}"),
         };
         let images = spec.data.train_limit.map_or("all".to_owned(), |limit| limit.to_string());
         let then = if self.alone.is_some() { ", then the same networks alone" } else { "" };

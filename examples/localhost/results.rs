@@ -12,13 +12,16 @@ use cohort_peer::models::state;
 use cohort_proto::dataset::{self, Split};
 use cohort_proto::exit::Exit;
 use cohort_proto::id::Digest;
-use cohort_proto::spec::Normalize;
+use cohort_proto::spec::{Normalize, Role};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use crate::Failure;
 use crate::args::Job;
 use crate::process::PEER;
+
+/// The file of a checkpoint that has the weights.
+const MODEL: &str = "model.safetensors";
 
 /// One network after the run.
 #[derive(Debug, Serialize)]
@@ -54,7 +57,20 @@ pub(crate) struct Results {
     peers: Vec<PeerResult>,
     /// Of the mean of the networks' probabilities.
     ensemble: Metrics,
+    /// What every network was at the end of each generation, if there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    generations: Vec<Ancestry>,
     wall_s: f64,
+}
+
+/// The generations of one network.
+#[derive(Debug, Serialize)]
+struct Ancestry {
+    name: String,
+    /// Of each, first to last.
+    generations: Vec<Metrics>,
+    /// Of the mean of their probabilities.
+    ensemble: Metrics,
 }
 
 /// The whole command.
@@ -84,12 +100,26 @@ pub(crate) async fn evaluate(
     let classes = job.spec.data.dataset.classes();
     let mut peers = Vec::new();
     let mut members = Vec::new();
+    let mut generations = Vec::new();
     for peer in &job.spec.peers {
-        let (steps, weights) = last_checkpoint(&job.out.join("peers").join(peer.name.as_str()))?;
+        let state = job.out.join("peers").join(peer.name.as_str());
+        let (steps, weights) = last_checkpoint(&state)?;
         let logits_file = job.out.join(format!("logits-{}.safetensors", peer.name));
         let stages = eval(job, &peer.arch, &weights, &folder, &logits_file).await?;
         let logits = read_logits(&logits_file)?;
         let metrics = evaluate::evaluate(&logits, classes, &labels).map_err(Failure::internal)?;
+        if job.spec.run.generations > 1 && peer.role == Role::Student {
+            let each = (steps / job.spec.run.generations).max(1);
+            let mut ancestors = Vec::new();
+            for generation in 1..job.spec.run.generations {
+                let weights = state.join(format!("checkpoint-{}/{MODEL}", each * generation));
+                let file = job.out.join(format!("logits-{}-{generation}.safetensors", peer.name));
+                eval(job, &peer.arch, &weights, &folder, &file).await?;
+                ancestors.push(read_logits(&file)?);
+            }
+            ancestors.push(logits.clone());
+            generations.push(Ancestry::of(peer.name.to_string(), &ancestors, classes, &labels)?);
+        }
         let bytes = fs::read(&weights).map_err(Failure::internal)?;
         peers.push(PeerResult {
             name: peer.name.to_string(),
@@ -105,7 +135,24 @@ pub(crate) async fn evaluate(
     let members: Vec<&[f64]> = members.iter().map(Vec::as_slice).collect();
     let mean = ensemble::mean_of_softmax(&members, classes).map_err(Failure::internal)?;
     let ensemble = evaluate::evaluate(&mean, classes, &labels).map_err(Failure::internal)?;
-    Ok(Results { method: job.spec.method_name().to_owned(), peers, ensemble, wall_s })
+    Ok(Results { method: job.spec.method_name().to_owned(), peers, ensemble, generations, wall_s })
+}
+
+impl Ancestry {
+    fn of(name: String, logits: &[Vec<f64>], classes: usize, labels: &[usize]) -> Result<Self, Failure> {
+        let worth = |logits: &[f64]| evaluate::evaluate(logits, classes, labels).map_err(Failure::internal);
+        let generations = logits.iter().map(|logits| worth(logits)).collect::<Result<_, _>>()?;
+        let all: Vec<&[f64]> = logits.iter().map(Vec::as_slice).collect();
+        let mean = ensemble::mean_of_softmax(&all, classes).map_err(Failure::internal)?;
+        Ok(Self { name, generations, ensemble: worth(&mean)? })
+    }
+
+    /// A line of the closing table.
+    fn words(&self) -> String {
+        let each: Vec<String> = self.generations.iter().map(|m| format!("{:.2}", m.top1)).collect();
+        let label = format!("generations of {}", self.name);
+        format!("{label:<20} top-1 {}, all {:.2}\n", each.join(" "), self.ensemble.top1)
+    }
 }
 
 fn last_checkpoint(peer: &Path) -> Result<(u64, PathBuf), Failure> {
@@ -114,9 +161,7 @@ fn last_checkpoint(peer: &Path) -> Result<(u64, PathBuf), Failure> {
         entries.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("checkpoint-")?.parse().ok());
     let newest: Option<u64> = steps.max();
     let missing = || Failure::new(Exit::Storage, format!("no checkpoint in {}", peer.display()));
-    newest
-        .map(|step| (step, peer.join(format!("checkpoint-{step}")).join("model.safetensors")))
-        .ok_or_else(missing)
+    newest.map(|step| (step, peer.join(format!("checkpoint-{step}")).join(MODEL))).ok_or_else(missing)
 }
 
 /// Runs `cohort-peer eval` as a process of its own, which writes the logits to a file.
@@ -201,6 +246,7 @@ impl Summary {
         for peer in &cohort.peers {
             table.push_str(&peer.stages.words(&peer.name));
         }
+        cohort.generations.iter().for_each(|ancestry| table.push_str(&ancestry.words()));
         let alone_s = alone.as_ref().map_or(String::new(), |alone| format!(" and {:.0} s", alone.wall_s));
         let _ = writeln!(
             table,

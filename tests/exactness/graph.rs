@@ -33,7 +33,7 @@ fn spec(graph: &str, peers: &str) -> RunSpec {
         "[run]\nseed = 3\nsteps = 10\n[data]\ndataset = \"fashion-mnist\"\ntrain_limit = 60\nbatch = 20\n\
          {graph}\n[optim]\nlr = 0.05\n{peers}"
     );
-    RunSpec::parse(&text).unwrap_or_else(|error| panic!("{error}:\n{text}"))
+    RunSpec::parse(&text).unwrap()
 }
 
 fn students(names: &[&str]) -> String {
@@ -193,7 +193,7 @@ fn the_run_files_of_the_project_train() {
     let mut count = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        let mut spec = RunSpec::load(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let mut spec = RunSpec::load(&path).unwrap();
         assert!(!spec.graph().edges.is_empty(), "{}", path.display());
         (spec.data.train_limit, spec.data.batch) = (Some(120), 20);
         if let MethodSpec::LMcl(method) = &mut spec.method {
@@ -217,8 +217,7 @@ fn the_run_files_of_the_project_train() {
             std::fs::write(&file, state::encode(&built.model.params.state_dict().unwrap()).unwrap()).unwrap();
             spec.peers[index].init = Some(file);
         }
-        let trained =
-            cluster::train(&spec, &data(), 3).unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+        let trained = cluster::train(&spec, &data(), 3).unwrap();
         assert_eq!(trained.len(), spec.peers.len());
         count += 1;
     }
