@@ -17,6 +17,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use case::Case;
 
+/// Files whose arguments were rounded to f32 after their results had been computed. What is exact about these terms is in
+/// files of the same term whose arguments are numbers that f32 holds.
+const ROUNDED: [&str; 4] = ["hypersphere__plain", "kd_fn__clip", "kd_fn__paper", "kd_fn__zero_feature"];
+
 fn folder() -> PathBuf {
     match std::env::var_os("COHORT_GOLDEN_DIR") {
         Some(folder) => PathBuf::from(folder),
@@ -41,7 +45,8 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Everything that is wrong with one file.
 fn complaints(path: &Path) -> Vec<String> {
-    let checked = Case::read(path).and_then(|case| check::check(&case));
+    let rounded = path.file_stem().is_some_and(|stem| ROUNDED.iter().any(|name| stem == *name));
+    let checked = Case::read(path).and_then(|case| check::check(&case, rounded));
     let complaints = checked.unwrap_or_else(|error| vec![format!("{error:#}")]);
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     complaints.into_iter().map(|complaint| format!("{name}: {complaint}")).collect()

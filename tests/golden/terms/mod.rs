@@ -40,6 +40,7 @@ const TERMS: &[(&str, Term)] = &[
     ("dkd", teachers::dkd),
     ("kd_fn", teachers::kd_fn),
     ("ktg_edge", teachers::ktg_edge),
+    ("afd", teachers::afd),
     ("kdcl", ensembles::kdcl),
     ("one", ensembles::one),
     ("lmcl_memory_bank", memory_bank::layerwise),

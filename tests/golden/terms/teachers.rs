@@ -1,11 +1,14 @@
 //! Terms of a student and a source: logits `z_s` and `z_t` `[B, C]`, labels `y` `[B]`; `kd_fn` has the student's features `f`
 //! `[B, D]`, its classifier's `w` `[C, D]` (and bias `b` `[C]`) and the teacher's normalised logits `z_t_fn` in their place. The
-//! loss is the whole one, with cross-entropy where the paper has it; of `ktg_edge` it is the edge alone.
+//! loss is the whole one, with cross-entropy where the paper has it; of `ktg_edge` it is the edge alone. `afd` has what a
+//! discriminator said `d_other`, `d_own` `[B, 1]`; its loss is that of the discriminator, twice that of the generator and
+//! that of the logits.
 
 use anyhow::Result;
 use candle_core::Tensor;
 use cohort_peer::methods::cross_entropy::cross_entropy;
 use cohort_peer::methods::primitives::widen;
+use cohort_peer::methods::terms::afd::{self, AfdParams};
 use cohort_peer::methods::terms::dkd::{self, DkdParams, warm_up};
 use cohort_peer::methods::terms::gate::{Gate, Moment};
 use cohort_peer::methods::terms::kd::{self, KdParams};
@@ -95,4 +98,19 @@ pub(super) fn ktg_edge(trial: &Trial<'_>) -> Result<Tensors> {
         iterations: trial.number("iterations", 1.0)? as u64,
     };
     Ok(super::loss(ktg::edge(&student, &teacher, &labels, &params, at)?))
+}
+
+pub(super) fn afd(trial: &Trial<'_>) -> Result<Tensors> {
+    let Pair { student, teacher, labels } = Pair::of(trial)?;
+    let params = AfdParams { t: trial.number("t", AfdParams::default().t)? };
+    let (of_other, of_own) = (trial.float("d_other")?, trial.float("d_own")?);
+    let discriminator = mean(&afd::discriminator_rows(&of_other, &of_own)?)?;
+    let generator = mean(&afd::generator_rows(&of_own)?)?;
+    let distilled = mean(&afd::logit_rows(&student, &teacher, &params)?)?;
+    let logit = (cross_entropy(&student, &labels)? + distilled)?;
+    let mut outputs = super::loss(((&discriminator + (&generator * 2.0)?)? + &logit)?);
+    for (name, value) in [("discriminator", discriminator), ("generator", generator), ("logit", logit)] {
+        outputs.insert(name.to_owned(), value);
+    }
+    Ok(outputs)
 }

@@ -15,11 +15,8 @@
 use candle_core::{Result, Tensor};
 
 use super::checks::{ParamsError, positive};
-use super::hypersphere::classify;
+use super::hypersphere::{classify, divisor};
 use crate::methods::primitives::{cross_entropy_rows, length, log_softmax, widen};
-
-/// Added to the squared length that features are divided by, as the authors do.
-const SQUARED_LENGTH_SHIFT: f64 = 1e-10;
 
 /// Which length features are given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,7 +65,7 @@ pub fn logits(
     params: &KdFnParams,
 ) -> Result<Tensor> {
     let features = widen(features)?;
-    let root = (features.sqr()?.sum_keepdim(1)? + SQUARED_LENGTH_SHIFT)?.sqrt()?;
+    let root = divisor(&features)?;
     let scale = match params.form {
         Form::Paper => (root.recip()? * params.tau)?,
         Form::Clip => {
