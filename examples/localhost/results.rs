@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use cohort_peer::checkpoint::{Best, Store};
 use cohort_peer::data;
 use cohort_peer::evaluate::{self, Metrics, ensemble};
 use cohort_peer::models::state;
@@ -35,6 +36,9 @@ pub(crate) struct PeerResult {
     stages: Stages,
     /// SHA-256 of model.safetensors.
     weights_sha256: String,
+    /// The network that was best on held-out samples, if any were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    best: Option<BestResult>,
     /// Share of its step time spent publishing and waiting, over the steps that were seen.
     waiting_share: f64,
 }
@@ -61,6 +65,15 @@ pub(crate) struct Results {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     generations: Vec<Ancestry>,
     wall_s: f64,
+}
+
+/// A network chosen on held-out samples, on the test images.
+#[derive(Debug, Serialize)]
+struct BestResult {
+    #[serde(flatten)]
+    chosen: Best,
+    #[serde(flatten)]
+    metrics: Metrics,
 }
 
 /// The generations of one network.
@@ -121,6 +134,16 @@ pub(crate) async fn evaluate(
             generations.push(Ancestry::of(peer.name.to_string(), &ancestors, classes, &labels)?);
         }
         let bytes = fs::read(&weights).map_err(Failure::internal)?;
+        let store = Store::open(&state, 1).map_err(Failure::internal)?;
+        let best = match store.best() {
+            Some(chosen) => {
+                let file = job.out.join(format!("logits-{}-best.safetensors", peer.name));
+                eval(job, &peer.arch, &store.best_weights(), &folder, &file).await?;
+                let metrics = evaluate::evaluate(&read_logits(&file)?, classes, &labels);
+                Some(BestResult { chosen, metrics: metrics.map_err(Failure::internal)? })
+            }
+            None => None,
+        };
         peers.push(PeerResult {
             name: peer.name.to_string(),
             arch: peer.arch.clone(),
@@ -128,6 +151,7 @@ pub(crate) async fn evaluate(
             metrics,
             stages,
             weights_sha256: Digest::of(&bytes).to_string(),
+            best,
             waiting_share: waiting.get(peer.name.as_str()).copied().unwrap_or_default(),
         });
         members.push(logits);
@@ -245,6 +269,15 @@ impl Summary {
         ]);
         for peer in &cohort.peers {
             table.push_str(&peer.stages.words(&peer.name));
+            if let Some(BestResult { chosen, metrics }) = &peer.best {
+                let label = format!("best of {}", peer.name);
+                let (step, val) = (chosen.step, chosen.val_top1);
+                let _ = writeln!(
+                    table,
+                    "{label:<20} top-1 {:.2}, chosen at step {step} (held out: {val:.2})",
+                    metrics.top1
+                );
+            }
         }
         cohort.generations.iter().for_each(|ancestry| table.push_str(&ancestry.words()));
         let alone_s = alone.as_ref().map_or(String::new(), |alone| format!(" and {:.0} s", alone.wall_s));

@@ -20,4 +20,5 @@ mod chaos;
 mod l_mcl;
 mod bank;
 mod teacher;
+mod validation;
 mod commands;

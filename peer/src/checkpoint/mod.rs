@@ -3,7 +3,9 @@
 //! synced, and renamed. Whatever is read is verified by digest first.
 
 mod progress;
+mod best;
 
+pub use best::Best;
 pub use progress::Progress;
 
 use std::fs::{self, File};

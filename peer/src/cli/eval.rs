@@ -28,6 +28,7 @@ pub(super) fn run(args: EvalArgs) -> Result<(), PeerError> {
         dataset: kind,
         path: args.data,
         train_limit: None,
+        validation: 0,
         batch: BATCH,
         sampler: SamplerSpec::Shuffle,
         augment: Augment::None,

@@ -33,10 +33,12 @@ pub fn folder(data: &DataSpec, told: Option<&Path>) -> Result<PathBuf, DatasetEr
 /// # Errors
 /// A batch plan or a normalisation that these samples do not allow.
 pub fn loader_inputs(spec: &RunSpec, samples: Samples) -> Result<LoaderInputs, PeerError> {
+    let (samples, held_out) = samples.hold_out(spec.data.validation);
     let plan = spec.batch_plan(&samples.labels)?;
     let augment = augmentation(&spec.data);
     let normalisation = normalisation(&spec.data, samples.images.channels)?;
-    Ok(LoaderInputs { samples: samples.into(), plan, augment, normalisation })
+    let held_out = held_out.map(Into::into);
+    Ok(LoaderInputs { samples: samples.into(), held_out, plan, augment, normalisation })
 }
 
 /// What is done to training images.

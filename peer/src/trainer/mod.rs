@@ -3,6 +3,7 @@
 
 mod prepare;
 mod company;
+mod validation;
 
 pub use prepare::{Facts, Inputs, Prepared};
 
@@ -14,7 +15,7 @@ use cohort_proto::control::{Start, StepReport, Stop, Timing};
 use cohort_proto::id::{PeerName, RunId, Step};
 use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH};
 use cohort_proto::meta::Agenda;
-use cohort_proto::spec::FailurePolicy;
+use cohort_proto::spec::{FailurePolicy, Role};
 use cohort_proto::view::View;
 use tokio::sync::mpsc;
 
@@ -31,6 +32,10 @@ use crate::step::{self, Interruption};
 use crate::waits::Waits;
 use company::Live;
 use prepare::Fresh;
+use validation::Validation;
+
+/// The act of measuring the network on held-out samples.
+const VALIDATE: &str = "validate";
 
 /// The act of writing a checkpoint, in the timings of the step after it.
 const SAVE: &str = "save";
@@ -179,6 +184,8 @@ struct Training<'a> {
     saved: Step,
     /// Those of all checkpoints on disk that were found good or written by this process.
     held: BTreeSet<Step>,
+    /// The samples held out for validation, if there are any.
+    validation: Option<Validation>,
     /// How long checkpoints took since the last report, which tells it.
     saving: Option<Timing>,
 }
@@ -226,6 +233,7 @@ fn train(
         checkpoint_every,
         saved: 0,
         held,
+        validation: None,
         saving: None,
     };
     let cause = training.run(loader);
@@ -236,6 +244,9 @@ impl Training<'_> {
     /// Trains until the coordinator says stop, or something goes wrong.
     fn run(&mut self, inputs: LoaderInputs) -> Result<Stop, PeerError> {
         let total = inputs.plan.total_steps();
+        if self.learner.role == Role::Student {
+            self.validation = Validation::new(&inputs, &self.store);
+        }
         let mut loader = None;
         // The batch of a step that is taken again in another view.
         let mut given_up: Option<Batch> = None;
@@ -260,7 +271,10 @@ impl Training<'_> {
                     };
                     self.learner.enter(batch.step, &*self.fresh)?;
                     match step::run(&mut self.learner, &mut self.company, &batch) {
-                        Ok(report) => self.completed(report, total)?,
+                        Ok(report) => {
+                            let ends_epoch = inputs.plan.ends_epoch(report.step);
+                            self.completed(report, total, ends_epoch)?;
+                        }
                         Err(Interruption::Stopped(stop)) => return Ok(stop),
                         Err(Interruption::Restarted) => {
                             self.company.retakes();
@@ -296,8 +310,14 @@ impl Training<'_> {
         Ok(())
     }
 
-    fn completed(&mut self, mut report: StepReport, total: Step) -> Result<(), PeerError> {
+    fn completed(&mut self, mut report: StepReport, total: Step, ends_epoch: bool) -> Result<(), PeerError> {
         self.progress.steps_done = report.step + 1;
+        if let Some(validation) = self.validation.as_mut().filter(|_| ends_epoch) {
+            let looked = || validation.look(&self.learner, &self.store, self.progress.steps_done);
+            let (terms, seconds) = seconds_of(looked);
+            report.terms.extend(terms?);
+            report.timings.push(Timing { act: VALIDATE.to_owned(), ms: seconds * 1e3 });
+        }
         report.timings.extend(self.saving.take());
         self.company.completed();
         self.tell(News::Step(report))?;

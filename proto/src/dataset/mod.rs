@@ -156,6 +156,26 @@ pub struct Samples {
     pub labels: Arc<[u8]>,
 }
 
+impl Samples {
+    /// These without the last so many, and those; all are kept if there are no more than that.
+    pub fn hold_out(self, count: usize) -> (Self, Option<Self>) {
+        let kept = self.labels.len().saturating_sub(count);
+        if count == 0 || kept == 0 {
+            return (self, None);
+        }
+        let part = |range: std::ops::Range<usize>| {
+            let pixels = range.start * self.images.image_len()..range.end * self.images.image_len();
+            let images = Images {
+                count: range.len(),
+                pixels: self.images.pixels.get(pixels).unwrap_or_default().into(),
+                ..self.images.clone()
+            };
+            Self { kind: self.kind, images, labels: self.labels.get(range).unwrap_or_default().into() }
+        };
+        (part(0..kept), Some(part(kept..kept + count)))
+    }
+}
+
 /// Why samples could not be loaded.
 #[derive(Debug, Error)]
 pub enum DatasetError {

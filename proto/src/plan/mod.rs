@@ -229,6 +229,12 @@ impl BatchPlan {
         &self.inputs
     }
 
+    /// Whether an epoch ends with a step, be it that the run or its generation does.
+    pub fn ends_epoch(&self, step: u64) -> bool {
+        let within = step % self.steps_per_generation().max(1) + 1;
+        within.is_multiple_of(self.steps_per_epoch) || within == self.steps_per_generation()
+    }
+
     /// Learning rate of an epoch.
     pub fn lr(&self, epoch: u64) -> f64 {
         let PlanInputs { lr0, warmup_epochs: warmup, ref schedule, .. } = self.inputs;

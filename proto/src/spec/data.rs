@@ -18,6 +18,9 @@ pub struct DataSpec {
     pub path: Option<PathBuf>,
     /// The first so many training images; all if absent.
     pub train_limit: Option<usize>,
+    /// The last so many of these are held out for validation.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub validation: usize,
     /// Samples in a batch.
     pub batch: usize,
     /// How batches are drawn.
@@ -74,6 +77,11 @@ impl DataSpec {
         };
         let path = section.text("path")?.map(PathBuf::from);
         let train_limit = section.whole("train_limit", 1..=u64::from(u32::MAX))?.map(|limit| limit as usize);
+        let validation = section.whole("validation", 0..=u64::from(u32::MAX))?.unwrap_or(0) as usize;
+        if train_limit.is_some_and(|limit| limit <= validation) {
+            let problem = format!("is {validation}, so that none of the training images is left to train on");
+            return Err(section.error("validation", problem));
+        }
         let batch = section.whole("batch", 1..=65_536)?.unwrap_or(128) as usize;
         let per_class = section.whole("per_class", 1..=65_536)?;
         let m = per_class.unwrap_or(2) as usize;
@@ -88,8 +96,13 @@ impl DataSpec {
         let augment = section.choice("augment", &choices)?.unwrap_or(Augment::Standard);
         let normalize = read_normalize(&mut section)?;
         section.finish()?;
-        Ok(Self { dataset, path, train_limit, batch, sampler, augment, normalize })
+        Ok(Self { dataset, path, train_limit, validation, batch, sampler, augment, normalize })
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 fn read_normalize(section: &mut Section) -> Result<Normalize, SpecError> {

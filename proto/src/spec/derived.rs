@@ -13,7 +13,13 @@ use crate::schema::{DType, Schema, SchemaError, TensorSpec};
 const MULTISTEP_FACTOR: f64 = 0.1;
 
 impl RunSpec {
-    /// The batch plan of this run over the labels of its training samples.
+    /// Of the labels of the training samples as they are loaded, those that are not held out for validation.
+    pub fn trained_on<'a>(&self, labels: &'a [u8]) -> &'a [u8] {
+        let kept = labels.len().saturating_sub(self.data.validation);
+        if kept == 0 { labels } else { labels.get(..kept).unwrap_or_default() }
+    }
+
+    /// The batch plan of this run over the labels of the samples that it trains on.
     pub fn batch_plan(&self, labels: &[u8]) -> Result<BatchPlan, PlanError> {
         let sampler = match self.data.sampler {
             SamplerSpec::Shuffle => Sampler::Shuffle,

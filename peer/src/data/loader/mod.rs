@@ -89,6 +89,8 @@ pub enum LoaderError {
 pub struct LoaderInputs {
     /// The training set.
     pub samples: Arc<Samples>,
+    /// What was held out of it for validation.
+    pub held_out: Option<Arc<Samples>>,
     /// The plan over it.
     pub plan: BatchPlan,
     /// What is done to images.
@@ -123,7 +125,7 @@ impl Loader {
         if step > end {
             return Err(PlanError::StepOutOfRange { step, total: end }.into());
         }
-        let LoaderInputs { samples, mut plan, augment, normalisation } = inputs;
+        let LoaderInputs { samples, held_out: _, mut plan, augment, normalisation } = inputs;
         Self::spawn(step, end, move |step| {
             prepare(&samples, plan.batch(step)?, plan.inputs().seed, augment, &normalisation)
         })

@@ -38,7 +38,8 @@ fn normalisation() -> Normalisation {
 
 fn inputs(augment: Augment) -> LoaderInputs {
     let samples = samples();
-    LoaderInputs { plan: plan(8, &samples), samples: samples.into(), augment, normalisation: normalisation() }
+    let (plan, normalisation) = (plan(8, &samples), normalisation());
+    LoaderInputs { plan, samples: samples.into(), held_out: None, augment, normalisation }
 }
 
 fn all(mut loader: Loader) -> Vec<Batch> {
