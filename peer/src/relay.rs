@@ -12,6 +12,12 @@ use cohort_proto::id::{PeerName, Step};
 pub struct Relay(Mutex<BTreeMap<PeerName, BTreeMap<Position, Arc<Contribution>>>>);
 
 impl Relay {
+    /// Another one with the same entries, for whoever wants to see what might become of it.
+    pub fn copy(&self) -> Self {
+        let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Self(Mutex::new(sources.clone()))
+    }
+
     /// Keeps an entry.
     pub fn record(&self, contribution: &Arc<Contribution>) {
         let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);

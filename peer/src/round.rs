@@ -93,7 +93,7 @@ pub enum Stray {
 }
 
 /// What has arrived for one peer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Rounds {
     me: PeerName,
     run: RunId,
