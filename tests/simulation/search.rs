@@ -287,8 +287,13 @@ fn small_worlds_that_go_on_are_searched_completely() {
 
 #[test]
 fn planted_mistakes_are_found() {
-    for planted in [Planted::NewestCheckpoint, Planted::ReleaseOwn] {
-        let search = search(waiting(2, 2), 1, planted);
+    let goes_on = Size { min_peers: Some(1), ..waiting(2, 2) };
+    for (size, planted) in [
+        (waiting(2, 2), Planted::NewestCheckpoint),
+        (waiting(2, 2), Planted::ReleaseOwn),
+        (goes_on, Planted::OneMore),
+    ] {
+        let search = search(size, 1, planted);
         let wrong = search.wrong.expect("the mistake is found");
         eprintln!("{planted:?}: {}", wrong.lines().next().unwrap_or(""));
     }

@@ -113,8 +113,13 @@ fn seeded_worlds_that_go_on() {
 
 #[test]
 fn planted_mistakes_are_found_by_seeds() {
-    for planted in [Planted::NewestCheckpoint, Planted::ReleaseOwn] {
-        let found = (0..400).find_map(|seed| try_seed(seed, Kind { planted, ..WAIT }).err());
+    for kind in [
+        Kind { planted: Planted::NewestCheckpoint, ..WAIT },
+        Kind { planted: Planted::ReleaseOwn, ..WAIT },
+        Kind { planted: Planted::OneMore, ..GO_ON },
+    ] {
+        let planted = kind.planted;
+        let found = (0..400).find_map(|seed| try_seed(seed, kind).err());
         let wrong = found.expect("the mistake is found");
         eprintln!("{planted:?}: {}", wrong.lines().next().unwrap_or(""));
     }

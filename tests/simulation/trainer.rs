@@ -14,6 +14,7 @@ use crate::journal::RUN;
 use crate::process::{At, Exchange, News, Process, Seat, Trail, Trainer, Word};
 use crate::training::{Setting, after, digest, fresh, hear, of_all, word, word_of};
 use crate::watch::Watch;
+use crate::world::Planted;
 
 /// What a turn needs besides the process.
 pub(crate) struct Around<'a> {
@@ -22,6 +23,7 @@ pub(crate) struct Around<'a> {
     pub(crate) watch: &'a mut Watch,
     pub(crate) peer: usize,
     pub(crate) now: u64,
+    pub(crate) planted: Planted,
 }
 
 impl Process {
@@ -111,7 +113,7 @@ impl Process {
         let (next, last) = (self.trainer.rounds.next_step(), around.setting.last_round());
         let until = |peer| {
             let step = self.relay.0.whole_until(&peer, next, last);
-            (peer, step)
+            (peer, step + u64::from(around.planted == Planted::OneMore))
         };
         let of = peers.into_iter().map(until).collect();
         self.news.push_back(News::Received { flush, of });

@@ -27,6 +27,8 @@ pub(crate) enum Planted {
     NewestCheckpoint,
     /// A log is released up to the newest checkpoint of its own peer, not to that of all.
     ReleaseOwn,
+    /// Asked how much has arrived of one that is gone, a peer counts a step more.
+    OneMore,
 }
 
 /// What may happen, faults apart.
@@ -360,8 +362,9 @@ impl World {
         let now = self.now.0;
         let host = &mut self.hosts[peer];
         let Some(process) = host.process.as_mut().filter(|process| process.may_train()) else { return };
+        let (setting, planted) = (&*self.setting, self.planted);
         let around =
-            &mut Around { setting: &self.setting, disk: &mut host.disk, watch: &mut self.watch, peer, now };
+            &mut Around { setting, disk: &mut host.disk, watch: &mut self.watch, peer, now, planted };
         process.train(around);
     }
 
