@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cohort_proto::contribution::{Contribution, Position};
+use cohort_proto::contribution::{Contribution, Header, Position};
 use cohort_proto::id::{PeerName, Step};
 
 /// Entries by source.
@@ -33,11 +33,11 @@ impl Relay {
         }
     }
 
-    /// Lets go of entries from a step on: it is taken anew in another view.
-    pub fn cut_from(&self, step: Step) {
+    /// Lets go of what does not hold any more: it is said again in another view.
+    pub fn retain(&self, holds: impl Fn(&Header) -> bool) {
         let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for entries in sources.values_mut() {
-            _ = entries.split_off(&Position::of(step));
+            entries.retain(|_, entry| holds(entry.header()));
         }
     }
 
@@ -61,7 +61,6 @@ impl Relay {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cohort_proto::contribution::Header;
     use cohort_proto::id::{RunId, ViewId};
     use cohort_proto::schema::Schema;
 
@@ -88,7 +87,7 @@ mod tests {
         let (relay, c) = (Relay::default(), PeerName::new("c").unwrap());
         (0..6).for_each(|step| relay.record(&entry(step, 0)));
         relay.retain_from(2);
-        relay.cut_from(4);
+        relay.retain(|header| header.position.step < 4);
         let steps = |from| {
             let entries = relay.entries(&c, Position::of(from)).unwrap();
             entries.iter().map(|entry| entry.header().position.step).collect::<Vec<_>>()

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use cohort_proto::contribution::{Contribution, Position};
+use cohort_proto::contribution::{Contribution, Header, Position};
 use cohort_proto::control::{Start, Stop, StopKind};
 use cohort_proto::id::{PeerName, RunId, Step, ViewId};
 use cohort_proto::limits::{INBOX_PER_SOURCE, VIEWS_MAX};
@@ -156,6 +156,9 @@ impl Rounds {
 
     /// A view that begins no later than others takes their place, and what was said in them from there on is void.
     fn viewed(&mut self, view: View) {
+        // All go back to before where this peer is, which will be told where to start.
+        let newer = self.views.last().is_some_and(|known| known.id < view.id);
+        self.has_started &= !newer || view.begins_at >= self.next;
         let sources = view.members.iter().map(|member| &member.name).filter(|name| **name != self.me);
         for name in sources {
             self.inbox.entry(name.clone()).or_default();
@@ -176,11 +179,11 @@ impl Rounds {
         if header.run != self.run {
             return Err(Stray::Run { source_name, run: header.run });
         }
-        let holds = self.views.at(header.position.step).map(|view| view.id);
+        let holds = self.holds(header);
         let due = self.views.due(&source_name, self.next);
         let Some(inbox) = self.inbox.get_mut(&source_name) else { return Err(Stray::Source(source_name)) };
         // What was said in a view that is void: its source has still to hear of that, and may have been far ahead.
-        if Some(header.view) != holds {
+        if !holds {
             return Ok(false);
         }
         if header.position.step >= due.saturating_add(INBOX_PER_SOURCE as u64) {
@@ -192,6 +195,11 @@ impl Rounds {
             inbox.insert(header.position, contribution);
         }
         Ok(kept)
+    }
+
+    /// Whether something was said in the view that holds for its step.
+    pub fn holds(&self, header: &Header) -> bool {
+        self.views.at(header.position.step).is_some_and(|view| view.id == header.view)
     }
 
     /// The step that comes next.
@@ -282,7 +290,6 @@ impl Rounds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cohort_proto::contribution::Header;
     use cohort_proto::schema::Schema;
     use cohort_proto::view::Member;
 
@@ -399,6 +406,20 @@ mod tests {
         assert_eq!(rounds.arrived(Arrival::Heard(said(9))), Ok(true));
         assert!(matches!(rounds.arrived(Arrival::Heard(said(13))), Err(Stray::Ahead { expected: 9, .. })));
         assert!(rounds.missing(Position::of(3)).is_empty(), "in between nobody else is a member");
+    }
+
+    #[test]
+    fn one_that_is_to_go_back_waits_to_be_told_where() {
+        let mut rounds = peer_b();
+        (2..4).for_each(|_| rounds.completed());
+        rounds.arrived(Arrival::Lease(9)).unwrap();
+        rounds.arrived(Arrival::View(View { id: ViewId(2), begins_at: 4, ..view() })).unwrap();
+        assert_eq!(rounds.permission(), Permission::Go(ViewId(2)), "nobody has to go back");
+        rounds.arrived(Arrival::View(View { id: ViewId(3), begins_at: 2, ..view() })).unwrap();
+        assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::View));
+        rounds.arrived(Arrival::Start(Start::at(2))).unwrap();
+        rounds.started();
+        assert_eq!(rounds.permission(), Permission::Go(ViewId(3)));
     }
 
     #[test]

@@ -40,13 +40,8 @@ impl World {
                 self.coordinator.outlets.remove(stream);
             }
             let mut actions = Vec::new();
-            let retained = cluster.retain_from();
+            self.watch.retained = cluster.retain_from();
             cluster.handle(self.now, event, &mut actions);
-            let decided = actions.iter().filter_map(|action| match action {
-                Action::Record(Entry::View { view, .. }) => Some(view),
-                _ => None,
-            });
-            decided.for_each(|view| self.watch.decided(view, retained, self.damaged, &self.setting));
             for action in actions {
                 if let Some((left, lost)) = self.coordinator.dies {
                     if left == 0 {
@@ -75,6 +70,9 @@ impl World {
                 }
             }
             Action::Record(entry) => {
+                if let Entry::View { view, .. } = &entry {
+                    self.watch.decided(view, self.damaged, &self.setting);
+                }
                 let another = matches!(&entry, Entry::View { view, .. } if view.id.0 > 1);
                 if another && !self.damaged && !self.setting.goes_on() {
                     self.watch.fail("all fall back, though no checkpoint was damaged".into());

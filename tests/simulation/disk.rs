@@ -34,6 +34,10 @@ impl Disk {
         old.iter().for_each(|old| _ = self.files.remove(old));
     }
 
+    pub(crate) fn remove_after(&mut self, step: Step) {
+        self.files.retain(|saved, _| *saved <= step);
+    }
+
     pub(crate) fn load(&self, step: Step) -> Option<(u64, &Trail)> {
         let good = self.files.get(&step).filter(|checkpoint| checkpoint.good);
         good.map(|checkpoint| (checkpoint.state, &checkpoint.trail))

@@ -77,7 +77,9 @@ impl World {
     fn refused(&mut self, peer: usize, refusal: &Refusal) {
         let Some(process) = self.process(peer) else { return };
         if process.place.is_none() {
-            let finished = refusal.reason == RefusalReason::Finished;
+            // Who comes too late comes again and again, which tells nothing new.
+            let too_late = self.eager && refusal.reason == RefusalReason::Closed;
+            let finished = refusal.reason == RefusalReason::Finished || too_late;
             return self.exits(peer, finished);
         }
         if refusal.reason == RefusalReason::TakenName {
@@ -200,7 +202,7 @@ impl World {
             (0..self.hosts.len()).for_each(|source| self.deliver_last(peer, source));
         }
         let Some(process) = self.process(peer) else { return };
-        if !process.views.iter().any(|known| known.id == view.id) {
+        if process.views.last().is_none_or(|newest| newest.id < view.id) {
             process.sources.clear();
             process.gone.clear();
         }

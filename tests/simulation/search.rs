@@ -277,7 +277,7 @@ fn check(size: Size, faults: u32, states: usize) {
 fn small_worlds_that_wait_are_searched_completely() {
     check(waiting(2, 3), 0, 1683);
     check(waiting(3, 2), 0, 10081);
-    check(waiting(2, 2), 1, 45165);
+    check(waiting(2, 2), 1, 44746);
 }
 
 #[test]

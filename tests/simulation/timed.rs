@@ -9,12 +9,15 @@ use cohort_proto::control::StepReport;
 use cohort_proto::id::{PeerName, Step};
 use cohort_proto::rng::SplitMix64;
 
-use crate::process::Link;
+use crate::process::{Host, Link};
 use crate::training::{Setting, Size};
 use crate::world::{Event, Planted, World};
 
 /// How long a world may take to finish once nothing breaks any more, in milliseconds.
 const PATIENCE_MS: u64 = 300_000;
+
+/// Events of a world; most have a few thousand.
+const EVENTS_MAX: u64 = 200_000;
 
 /// What a seed came to.
 #[derive(Debug, Default, Clone, Copy)]
@@ -108,6 +111,9 @@ impl Timed {
             self.maybe_break();
             if let Some(wrong) = &self.world.watch.wrong {
                 return Err(wrong.clone());
+            }
+            if self.events > EVENTS_MAX {
+                return Err(format!("more than {EVENTS_MAX} events: something goes round"));
             }
             if self.world.now.0 > self.last_fault + PATIENCE_MS {
                 return Err(format!("not finished {PATIENCE_MS} ms after the last fault"));
@@ -269,7 +275,10 @@ impl Timed {
         }
         // The last checkpoint of a run that is complete cannot be made again.
         let total = self.world.setting.size.steps;
-        let complete = self.world.hosts.iter().all(|host| host.disk.load(total).is_some());
+        let has_last = |host: &Host| host.disk.load(total).is_some();
+        let hosts = &self.world.hosts;
+        let complete =
+            if self.world.setting.goes_on() { has_last(&hosts[peer]) } else { hosts.iter().all(has_last) };
         if self.weather.damage
             && !complete
             && self.rng.below(3) == 0
@@ -346,6 +355,10 @@ fn after_going_on(world: &World, steps: &BTreeMap<(PeerName, Step), &StepReport>
         };
         for member in view.members.iter().filter(|member| next.member(&member.name).is_some()) {
             let Some(report) = steps.get(&(member.name.clone(), step)) else {
+                // The last steps before one was lost may not be on record.
+                if last.member(&member.name).is_none() || watch.views.since(&member.name) > Some(step) {
+                    continue;
+                }
                 return Err(format!("the journal has no step {step} of {}, who stayed", member.name));
             };
             if report.view != view.id {

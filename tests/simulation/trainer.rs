@@ -69,7 +69,7 @@ impl Process {
             Word::Heard { seat, epoch, .. } if epoch < trainer.epoch => return self.give_back(seat),
             Word::Heard { contribution, seat, .. } => {
                 let position = contribution.header().position;
-                if around.setting.goes_on() {
+                if around.setting.goes_on() && trainer.rounds.holds(contribution.header()) {
                     self.relay.0.record(&contribution);
                 }
                 let kept = trainer.rounds.arrived(Arrival::Heard(contribution)).unwrap_or_else(|stray| {
@@ -91,6 +91,7 @@ impl Process {
         if let Err(stray) = self.trainer.rounds.arrived(arrival) {
             around.watch.fail(format!("peer {} ends: {stray}", around.peer));
         }
+        self.relay.0.retain(|header| self.trainer.rounds.holds(header));
     }
 
     /// Frees places in inboxes.
@@ -147,6 +148,10 @@ impl Process {
         };
         around.watch.starts(around.peer, start, (state, &trail), around.setting);
         let trainer = &mut self.trainer;
+        if around.setting.goes_on() {
+            around.disk.remove_after(step);
+            trainer.held.retain(|held| *held <= step);
+        }
         (trainer.state, trainer.trail, trainer.steps_done, trainer.saved) = (state, trail, step, from);
         self.log.0.restart_at(step);
         trainer.rounds.started();
@@ -205,7 +210,6 @@ impl Process {
     fn retakes(&mut self) {
         let next = self.trainer.rounds.next_step();
         self.log.0.cut_from(next);
-        self.relay.0.cut_from(next);
         self.free(|_| true);
         (self.trainer.at, self.trainer.waits_since) = (At::Rest, None);
     }

@@ -27,6 +27,8 @@ pub(crate) struct Watch {
     begins: BTreeMap<u64, (Step, Vec<usize>)>,
     /// The views that hold, by the coordinator.
     pub(crate) views: Views,
+    /// Logs reached back to this before the event under way.
+    pub(crate) retained: Step,
     /// Everything that was ever said: by whom, in which view and round.
     said: BTreeMap<(usize, u64, Position), Digest>,
     /// Steps taken in this world, replays counted again.
@@ -72,7 +74,8 @@ impl Watch {
     }
 
     /// The coordinator decides on a view, and lets nobody need what was let go.
-    pub(crate) fn decided(&mut self, view: &View, retain_from: Step, damaged: bool, setting: &Setting) {
+    pub(crate) fn decided(&mut self, view: &View, damaged: bool, setting: &Setting) {
+        let retain_from = self.retained;
         if self.views.last().is_some_and(|last| last.id >= view.id) {
             self.fail(format!("view {} comes after view {}", view.id, self.views.len()));
         }

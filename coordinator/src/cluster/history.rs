@@ -49,7 +49,8 @@ pub(super) fn recall(now: Tick, history: &History) -> Option<Training> {
     let progress = |(index, record): (usize, &PeerRecord)| {
         let completed = record.completed.max(since(index).unwrap_or(0));
         let progress = Progress::new(completed, record.checkpoints.iter().copied());
-        Progress { in_view: last.members.iter().any(|member| member.index == index), ..progress }
+        let in_view = last.members.iter().any(|member| member.index == index);
+        Progress { in_view, is_known: false, ..progress }
     };
     let members = history.records.iter().enumerate().map(progress).collect();
     let lease = Lease::new(now, data.total_steps, members, history.lease_until);

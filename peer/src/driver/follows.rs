@@ -54,10 +54,11 @@ impl Follows {
         self.epoch
     }
 
-    /// A view was said, perhaps again; `next` is the first step that this peer may still have to take. Of a view that it
-    /// did not know, everything from there on is heard again, since what was heard may be void.
+    /// A view was said, perhaps again; `next` is the first step that this peer may still have to take. With a newer view
+    /// than it knew everything from there on is heard again, since what was heard may be void. An older one tells nothing
+    /// new, even if it was let go meanwhile: those who are gone stay gone.
     pub(super) fn viewed(&mut self, view: View, next: Step) {
-        if !self.views.iter().any(|known| known.id == view.id) {
+        if self.views.last().is_none_or(|newest| newest.id < view.id) {
             self.sources.clear();
             self.gone.clear();
         }
@@ -127,5 +128,37 @@ impl Follows {
 
     pub(super) async fn shutdown(&mut self) {
         self.tasks.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cohort_proto::id::ViewId;
+    use cohort_proto::schema::Schema;
+    use cohort_proto::spec::RunSpec;
+
+    const RUN: &str = "[run]\nsteps = 9\n[data]\ndataset = \"mnist\"\nbatch = 2\n[method]\nname = \"dml\"\n\
+                       [[peer]]\nname = \"a\"\narch = \"resnet8\"\n[[peer]]\nname = \"b\"\narch = \"resnet8\"\n";
+
+    #[tokio::test]
+    async fn an_old_view_that_is_said_again_brings_nobody_back() {
+        let name = |text: &str| PeerName::new(text).unwrap();
+        let member = |index, text| Member {
+            index,
+            name: name(text),
+            address: "h:1".into(),
+            schema: Schema::default(),
+        };
+        let view =
+            |id, begins_at| View { id: ViewId(id), begins_at, members: vec![member(0, "a"), member(1, "b")] };
+        let agenda = Agenda::of(&RunSpec::parse(RUN).unwrap());
+        let mut follows = Follows::new(name("a"), RunId(1), agenda);
+        follows.viewed(view(2, 4), 5);
+        follows.take_no_more(&[name("b")]).await;
+        follows.viewed(view(1, 0), 5);
+        assert!(follows.gone.contains(&name("b")), "it was said what had come of it");
+        follows.viewed(view(3, 6), 5);
+        assert!(follows.gone.is_empty());
     }
 }

@@ -222,11 +222,27 @@ fn ended(who: &str, status: &tonic::Status) -> Result<Ended, PeerError> {
         | Code::Cancelled
         | Code::Internal
         | Code::Aborted
+        // Another one has got the address of a source that is gone; where it is now, the coordinator will say.
+        | Code::NotFound
         | Code::ResourceExhausted => Ok(Ended::Broke(status.message().to_owned())),
         Code::DataLoss => Ok(Ended::Released(words)),
         Code::OutOfRange => Err(PeerError::Contribution(format!(
             "{words} (a message larger than the agreed schema is refused)"
         ))),
         _ => Err(PeerError::Mismatch(words)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A source is gone, and the next process that the system gave its address to is another peer.
+    #[test]
+    fn an_address_that_another_one_has_got_is_tried_again() {
+        let status = tonic::Status::not_found("this is peer d, not c");
+        assert!(matches!(ended("peer c", &status), Ok(Ended::Broke(cause)) if cause.contains("not c")));
+        let status = tonic::Status::permission_denied("a is not in this run");
+        assert!(matches!(ended("peer c", &status), Err(PeerError::Mismatch(_))));
     }
 }

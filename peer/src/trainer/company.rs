@@ -86,6 +86,11 @@ impl Live {
         self.rounds.permission()
     }
 
+    /// Whether the cohort may go on without some: then what was trained before a start may not be what is trained after it.
+    pub(super) fn goes_on(&self) -> bool {
+        self.identity.relays
+    }
+
     pub(super) fn common(&self) -> Step {
         self.common
     }
@@ -107,7 +112,6 @@ impl Live {
     pub(super) fn retakes(&mut self) {
         let next = self.rounds.next_step();
         self.log.cut_from(next);
-        self.relay.cut_from(next);
         self.places.clear();
     }
 
@@ -143,7 +147,12 @@ impl Live {
 
     fn take(&mut self, word: Word) -> Result<(), PeerError> {
         let arrival = match word {
-            Word::View(view) => Arrival::View(view),
+            Word::View(view) => {
+                self.arrived(Arrival::View(view))?;
+                // What was said in a view that is void must not be taken for what is said in its place.
+                self.relay.retain(|header| self.rounds.holds(header));
+                return Ok(());
+            }
             Word::Lease(until) => Arrival::Lease(until),
             Word::Stop(stop) => Arrival::Stop(stop),
             Word::Start { start, epoch } => {
@@ -159,7 +168,7 @@ impl Live {
             Word::Heard(delivery) => {
                 let (contribution, place) = delivery.into_contribution();
                 let position = contribution.header().position;
-                if self.identity.relays {
+                if self.identity.relays && self.rounds.holds(contribution.header()) {
                     self.relay.record(&contribution);
                 }
                 if self.arrived(Arrival::Heard(contribution))? {
