@@ -51,8 +51,9 @@ impl Relay {
     /// round is here or one of a later step; whether a step has more than one round is not known here.
     pub fn whole_until(&self, source: &PeerName, next: Step, last_round: u32) -> Step {
         let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(entries) = sources.get(source) else { return next };
-        let newest = entries.keys().next_back().copied().unwrap_or_default();
+        let Some(newest) = sources.get(source).and_then(|entries| entries.keys().next_back()) else {
+            return next;
+        };
         let whole = if newest.round >= last_round { newest.step.saturating_add(1) } else { newest.step };
         whole.max(next)
     }
@@ -80,6 +81,8 @@ mod tests {
         relay.record(&entry(5, 0));
         assert_eq!((relay.whole_until(&c, 4, 0), relay.whole_until(&c, 4, 9)), (6, 5));
         assert_eq!(relay.whole_until(&c, 7, 0), 7, "what was consumed is whole");
+        relay.retain(|_| false);
+        assert_eq!(relay.whole_until(&c, 0, 0), 0, "nothing of it is here any more");
     }
 
     #[test]

@@ -202,6 +202,13 @@ impl Rounds {
         self.views.at(header.position.step).is_some_and(|view| view.id == header.view)
     }
 
+    /// What a source that is gone said to steps from this on is not to be used: others do not know that it is here.
+    pub fn forget(&mut self, source: &PeerName, from: Step) {
+        if let Some(said) = self.inbox.get_mut(source) {
+            _ = said.split_off(&Position::of(from));
+        }
+    }
+
     /// The step that comes next.
     pub fn next_step(&self) -> Step {
         self.next

@@ -203,7 +203,7 @@ impl World {
         }
         let Some(process) = self.process(peer) else { return };
         if process.views.last().is_none_or(|newest| newest.id < view.id) {
-            process.sources.clear();
+            process.sources.values_mut().for_each(|source| source.again = true);
             process.gone.clear();
         }
         process.views.insert(view);
@@ -239,10 +239,13 @@ impl World {
             }
             let reached = Position::of(views.due(&member.name, next));
             let inboxes = &mut process.inboxes;
-            process.sources.entry(index).or_insert_with(|| {
+            let source = process.sources.entry(index).or_insert_with(|| {
                 *inboxes += 1;
-                Source { reached, taken: 0, inbox: *inboxes }
+                Source { reached, taken: 0, inbox: *inboxes, again: false }
             });
+            if std::mem::take(&mut source.again) {
+                source.reached = reached;
+            }
             let task = Task {
                 name: member.name.clone(),
                 address: member.address.clone(),
@@ -284,7 +287,7 @@ impl World {
         match news {
             News::Step(report) => {
                 let counts = process.place.as_mut().is_some_and(|place| place.completed(report.clone()));
-                for source in process.sources.values_mut().filter(|_| counts) {
+                for source in process.sources.values_mut().filter(|source| counts && !source.again) {
                     source.reached = source.reached.max(Position::of(report.step + 1));
                 }
                 self.up(peer, FromPeer::Report(report));

@@ -10,7 +10,7 @@ use cohort_peer::log::ContributionLog;
 use cohort_peer::relay::Relay;
 use cohort_peer::round::Rounds;
 use cohort_peer::standing::Place;
-use cohort_proto::contribution::{Contribution, Position};
+use cohort_proto::contribution::{Contribution, Header, Position};
 use cohort_proto::control::{Accepted, JoinRequest, Refusal, Start, StepReport, Stop, TensorDigest};
 use cohort_proto::id::{Digest, PeerName, Step, ViewId};
 use cohort_proto::view::{View, Views};
@@ -83,6 +83,8 @@ pub(crate) struct Source {
     pub(crate) reached: Position,
     pub(crate) taken: usize,
     pub(crate) inbox: u64,
+    /// It is to be heard again from where this peer is.
+    pub(crate) again: bool,
 }
 
 /// A task that follows a source.
@@ -223,7 +225,7 @@ pub(crate) struct Trainer {
     pub(crate) epoch: u64,
     pub(crate) common: Step,
     /// Places in inboxes, and what took each.
-    pub(crate) seats: Vec<(Position, Seat)>,
+    pub(crate) seats: Vec<(Header, Seat)>,
     /// The question how much has arrived of those who are gone.
     pub(crate) flush: Option<(u64, Vec<PeerName>)>,
     /// The view in which the step under way began.

@@ -355,8 +355,7 @@ fn after_going_on(world: &World, steps: &BTreeMap<(PeerName, Step), &StepReport>
         };
         for member in view.members.iter().filter(|member| next.member(&member.name).is_some()) {
             let Some(report) = steps.get(&(member.name.clone(), step)) else {
-                // The last steps before one was lost may not be on record.
-                if last.member(&member.name).is_none() || watch.views.since(&member.name) > Some(step) {
+                if watch.put_out.contains(&member.index) {
                     continue;
                 }
                 return Err(format!("the journal has no step {step} of {}, who stayed", member.name));

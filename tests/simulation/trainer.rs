@@ -68,8 +68,8 @@ impl Process {
             }
             Word::Heard { seat, epoch, .. } if epoch < trainer.epoch => return self.give_back(seat),
             Word::Heard { contribution, seat, .. } => {
-                let position = contribution.header().position;
-                if around.setting.goes_on() && trainer.rounds.holds(contribution.header()) {
+                let header = contribution.header().clone();
+                if around.setting.goes_on() && trainer.rounds.holds(&header) {
                     self.relay.0.record(&contribution);
                 }
                 let kept = trainer.rounds.arrived(Arrival::Heard(contribution)).unwrap_or_else(|stray| {
@@ -77,7 +77,7 @@ impl Process {
                     false
                 });
                 if kept {
-                    trainer.seats.push((position, seat));
+                    trainer.seats.push((header, seat));
                 } else {
                     self.give_back(seat);
                 }
@@ -88,16 +88,21 @@ impl Process {
                 return;
             }
         };
+        let viewed = matches!(arrival, Arrival::View(_));
         if let Err(stray) = self.trainer.rounds.arrived(arrival) {
             around.watch.fail(format!("peer {} ends: {stray}", around.peer));
         }
-        self.relay.0.retain(|header| self.trainer.rounds.holds(header));
+        if viewed {
+            self.relay.0.retain(|header| self.trainer.rounds.holds(header));
+            let rounds = self.trainer.rounds.clone();
+            self.free(|header| !rounds.holds(header));
+        }
     }
 
     /// Frees places in inboxes.
-    fn free(&mut self, over: impl Fn(Position) -> bool) {
+    fn free(&mut self, over: impl Fn(&Header) -> bool) {
         let seats = std::mem::take(&mut self.trainer.seats).into_iter();
-        let (gone, kept): (Vec<_>, Vec<_>) = seats.partition(|(position, _)| over(*position));
+        let (gone, kept): (Vec<_>, Vec<_>) = seats.partition(|(header, _)| over(header));
         self.trainer.seats = kept;
         gone.into_iter().for_each(|(_, seat)| self.give_back(seat));
     }
@@ -112,11 +117,13 @@ impl Process {
     fn answer(&mut self, around: &Around<'_>) {
         let Some((flush, peers)) = self.trainer.flush.take() else { return };
         let (next, last) = (self.trainer.rounds.next_step(), around.setting.last_round());
-        let until = |peer| {
+        let mut of = Vec::new();
+        for peer in peers {
             let step = self.relay.0.whole_until(&peer, next, last);
-            (peer, step + u64::from(around.planted == Planted::OneMore))
-        };
-        let of = peers.into_iter().map(until).collect();
+            self.trainer.rounds.forget(&peer, step);
+            self.free(|header| header.source == peer && header.position.step >= step);
+            of.push((peer, step + u64::from(around.planted == Planted::OneMore)));
+        }
         self.news.push_back(News::Received { flush, of });
     }
 
@@ -199,7 +206,7 @@ impl Process {
             let name = contribution.header().source.clone();
             exchange.consumed.entry(name).or_default().push(contribution.digest());
         }
-        self.free(|position| position <= at);
+        self.free(|header| header.position <= at);
         if at.round + 1 < around.setting.rounds(at.step) {
             return self.say(Exchange { at: at.following(), ..exchange }, around);
         }
@@ -210,7 +217,6 @@ impl Process {
     fn retakes(&mut self) {
         let next = self.trainer.rounds.next_step();
         self.log.0.cut_from(next);
-        self.free(|_| true);
         (self.trainer.at, self.trainer.waits_since) = (At::Rest, None);
     }
 
@@ -230,7 +236,7 @@ impl Process {
                 .watch
                 .fail(format!("peer {} completes step {step} without some of the others", around.peer));
         }
-        self.free(|position| position.step < done);
+        self.free(|header| header.position.step < done);
         self.relay.0.retain_from(done.saturating_sub(RELAY_STEPS));
         let consumed = exchange.consumed.iter().map(|(name, digests)| (name.clone(), of_all(digests)));
         self.news.push_back(News::Step(StepReport {

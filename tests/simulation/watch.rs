@@ -3,7 +3,7 @@
 //! nobody ever says two things in one round of a view, views agree and only grow in number, and whoever starts has the
 //! weights of the views that hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_proto::contribution::{Contribution, Position};
 use cohort_proto::control::Start;
@@ -29,6 +29,8 @@ pub(crate) struct Watch {
     pub(crate) views: Views,
     /// Logs reached back to this before the event under way.
     pub(crate) retained: Step,
+    /// Who was ever put out of a view: of its last steps before, not everything may be on record.
+    pub(crate) put_out: BTreeSet<usize>,
     /// Everything that was ever said: by whom, in which view and round.
     said: BTreeMap<(usize, u64, Position), Digest>,
     /// Steps taken in this world, replays counted again.
@@ -86,6 +88,8 @@ impl Watch {
         if setting.size.min_peers.is_some_and(|least| view.members.len() < least) {
             self.fail(format!("view {} has too few members", view.id));
         }
+        let out = |peer: &usize| view.members.iter().all(|member| member.index != *peer);
+        self.put_out.extend((0..setting.size.peers).filter(out));
         self.check_view(view);
         self.views.insert(view.clone());
     }

@@ -25,8 +25,10 @@ pub(super) struct Follows {
     /// Whether training was told where to start; nobody is followed before.
     started: bool,
     epoch: u64,
-    /// Of each source: what has been delivered, and the places that are left for more.
-    sources: BTreeMap<PeerName, (Reached, Arc<Semaphore>)>,
+    /// Of each source: what has been delivered.
+    reached: BTreeMap<PeerName, Reached>,
+    /// Of each source: the places that are left for more.
+    places: BTreeMap<PeerName, Arc<Semaphore>>,
     /// The views that were said, ascending.
     views: Views,
     /// Those who are gone: nothing more is taken of them until another view is said.
@@ -35,9 +37,9 @@ pub(super) struct Follows {
 
 impl Follows {
     pub(super) fn new(me: PeerName, run: RunId, agenda: Agenda) -> Self {
-        let (tasks, sources) = (JoinSet::new(), BTreeMap::new());
-        let (views, gone) = (Views::default(), BTreeSet::new());
-        Self { me, run, agenda, tasks, started: false, epoch: 0, sources, views, gone }
+        let (reached, places) = (BTreeMap::new(), BTreeMap::new());
+        let (tasks, views, gone) = (JoinSet::new(), Views::default(), BTreeSet::new());
+        Self { me, run, agenda, tasks, started: false, epoch: 0, reached, places, views, gone }
     }
 
     /// Whether any view was said.
@@ -48,7 +50,8 @@ impl Follows {
     /// Training starts at a step: everybody is to be followed from there. Returns the number of the new epoch.
     pub(super) fn restart(&mut self) -> u64 {
         self.tasks.abort_all();
-        self.sources.clear();
+        self.reached.clear();
+        self.places.clear();
         self.started = true;
         self.epoch += 1;
         self.epoch
@@ -59,7 +62,8 @@ impl Follows {
     /// new, even if it was let go meanwhile: those who are gone stay gone.
     pub(super) fn viewed(&mut self, view: View, next: Step) {
         if self.views.last().is_none_or(|newest| newest.id < view.id) {
-            self.sources.clear();
+            // What is heard again has no places of its own: what holds of what was heard before keeps those it has.
+            self.reached.clear();
             self.gone.clear();
         }
         self.views.insert(view);
@@ -93,8 +97,8 @@ impl Follows {
         {
             // It says nothing to steps before it was a member.
             let from = Position::of(self.views.due(name, next));
-            let fresh = || (Reached::at(from), places());
-            let (reached, places) = self.sources.entry(name.clone()).or_insert_with(fresh).clone();
+            let reached = self.reached.entry(name.clone()).or_insert_with(|| Reached::at(from)).clone();
+            let places = self.places.entry(name.clone()).or_insert_with(places).clone();
             let following = Following {
                 source: source.clone(),
                 me: self.me.clone(),
@@ -113,7 +117,7 @@ impl Follows {
     /// A step is complete: nothing of it, or from before it, is wanted any more, even where a log that begins anew
     /// cannot know which entry was the last one of that step.
     pub(super) fn completed(&self, step: Step) {
-        self.sources.values().for_each(|(reached, _)| reached.raise(Position::of(step + 1)));
+        self.reached.values().for_each(|reached| reached.raise(Position::of(step + 1)));
     }
 
     /// How the next task ended that ended by itself; `None` while there is no task.
@@ -158,7 +162,10 @@ mod tests {
         follows.take_no_more(&[name("b")]).await;
         follows.viewed(view(1, 0), 5);
         assert!(follows.gone.contains(&name("b")), "it was said what had come of it");
+        let places = Arc::new(Semaphore::new(1));
+        follows.places.insert(name("b"), places.clone());
         follows.viewed(view(3, 6), 5);
         assert!(follows.gone.is_empty());
+        assert!(Arc::ptr_eq(&follows.places[&name("b")], &places), "what was heard keeps its places");
     }
 }

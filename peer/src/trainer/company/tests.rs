@@ -159,4 +159,17 @@ fn what_is_kept_for_others_holds() {
     inbox.live.drain().unwrap();
     inbox.live.retakes();
     assert_eq!(inbox.relayed(), [(ViewId(3), 2)], "what arrived before the step was given up is kept");
+    assert_eq!(inbox.free(), INBOX_PER_SOURCE - 1, "and its place too, but none of what is void");
+}
+
+/// Of a step that may have more rounds one is here. Whoever says that it lacks the step must not complete it.
+#[test]
+fn what_is_not_counted_in_an_answer_is_not_used() {
+    let mut inbox = inbox();
+    assert!(inbox.send(2, 0));
+    inbox.words.try_send(Word::Flush { id: 1, peers: vec![name("b")] }).unwrap();
+    inbox.live.drain().unwrap();
+    inbox.live.answer();
+    assert_eq!(inbox.live.rounds.missing(Position::of(2)), [name("b")]);
+    assert_eq!(inbox.free(), INBOX_PER_SOURCE);
 }
