@@ -99,6 +99,9 @@ pub struct Rounds {
     run: RunId,
     total: Step,
     next: Step,
+    /// The first round of that step that was not taken yet: those before it are not wanted again, unless all is said
+    /// again in another view.
+    wanted: Position,
     /// Ascending in number and first step; each holds until the next one begins.
     views: Views,
     /// Where training is to start, until it has.
@@ -121,6 +124,7 @@ impl Rounds {
             run,
             total,
             next: 0,
+            wanted: Position::of(0),
             views,
             start: None,
             has_started: false,
@@ -140,6 +144,7 @@ impl Rounds {
             Arrival::View(view) => self.viewed(view),
             Arrival::Start(start) => {
                 (self.start, self.next, self.has_started) = (Some(start), start.step, true);
+                self.wanted = Position::of(start.step);
                 self.inbox.values_mut().for_each(BTreeMap::clear);
             }
             Arrival::Lease(until) => self.lease = self.lease.max(until),
@@ -163,8 +168,12 @@ impl Rounds {
         for name in sources {
             self.inbox.entry(name.clone()).or_default();
         }
+        let began_in = self.view().map(|view| view.id);
         self.views.insert(view);
         self.views.keep_newest(VIEWS_MAX);
+        if self.view().map(|view| view.id) != began_in {
+            self.wanted = Position::of(self.next);
+        }
         let Self { inbox, views, .. } = self;
         for said in inbox.values_mut() {
             said.retain(|position, entry| {
@@ -190,7 +199,7 @@ impl Rounds {
             return Err(Stray::Ahead { source_name, step: header.position.step, expected: due });
         }
         // What was consumed before is sent again by a source that replays; it is skipped.
-        let kept = header.position.step >= self.next && !inbox.contains_key(&header.position);
+        let kept = header.position >= self.wanted && !inbox.contains_key(&header.position);
         if kept {
             inbox.insert(header.position, contribution);
         }
@@ -283,6 +292,7 @@ impl Rounds {
             .collect();
         // Rounds come in order, so nobody asks for an earlier one again.
         inbox.values_mut().for_each(|said| said.retain(|other, _| *other > position));
+        self.wanted = position.following();
         Some(taken)
     }
 
@@ -290,6 +300,7 @@ impl Rounds {
     pub fn completed(&mut self) {
         self.next += 1;
         let next = self.next;
+        self.wanted = Position::of(next);
         self.inbox.values_mut().for_each(|said| said.retain(|position, _| position.step >= next));
     }
 }
@@ -413,6 +424,23 @@ mod tests {
         assert_eq!(rounds.arrived(Arrival::Heard(said(9))), Ok(true));
         assert!(matches!(rounds.arrived(Arrival::Heard(said(13))), Err(Stray::Ahead { expected: 9, .. })));
         assert!(rounds.missing(Position::of(3)).is_empty(), "in between nobody else is a member");
+    }
+
+    /// What was consumed of a step of many rounds comes again when a later view makes this peer follow anew: it would take
+    /// the places of what is still to come.
+    #[test]
+    fn a_round_that_was_taken_is_wanted_again_in_another_view_only() {
+        let mut rounds = peer_b();
+        for source in ["a", "c"] {
+            rounds.arrived(Arrival::Heard(said(source, 2))).unwrap();
+        }
+        rounds.take(Position::of(2)).unwrap();
+        rounds.arrived(Arrival::View(View { id: ViewId(2), begins_at: 4, ..view() })).unwrap();
+        assert_eq!(rounds.arrived(Arrival::Heard(said("a", 2))), Ok(false));
+        rounds.arrived(Arrival::View(View { id: ViewId(3), begins_at: 2, ..view() })).unwrap();
+        let header = Header { view: ViewId(3), ..said("a", 2).header().clone() };
+        let again = Contribution::seal(header, vec![], &Schema::default()).unwrap();
+        assert_eq!(rounds.arrived(Arrival::Heard(Arc::new(again))), Ok(true));
     }
 
     #[test]

@@ -87,6 +87,7 @@ impl Journal {
             match &**entry {
                 Entry::View { view, data: facts } => {
                     views.insert(view.clone());
+                    held.values_mut().for_each(|steps| steps.retain(|step| *step <= view.begins_at));
                     (data, lease_until) = (Some(*facts), 0);
                 }
                 Entry::Lease { until } => lease_until = lease_until.max(*until),

@@ -103,7 +103,7 @@ impl Cluster {
     }
 
     /// The step that the slowest of the others is at.
-    fn reached_by_all_but(&self, lost: &BTreeSet<usize>) -> Step {
+    pub(super) fn reached_by_all_but(&self, lost: &BTreeSet<usize>) -> Step {
         let Some(training) = &self.training else { return 0 };
         let others = self.in_view().into_iter().filter(|index| !lost.contains(index));
         others.map(|index| training.lease.next(index)).min().unwrap_or(0)
