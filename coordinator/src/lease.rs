@@ -32,13 +32,16 @@ pub struct Progress {
     pub next: Step,
     /// Checkpoints on its disk, by completed steps; fresh weights (0) always.
     pub checkpoints: BTreeSet<Step>,
+    /// Whether it said itself where it is. The journal does not know of a replay under way, nor of what is on its disk no
+    /// more.
+    pub is_known: bool,
 }
 
 impl Progress {
     /// A member of which so many steps are on record, and these checkpoints.
     pub fn new(completed: Step, checkpoints: impl IntoIterator<Item = Step>) -> Self {
         let checkpoints = checkpoints.into_iter().chain([0]).collect();
-        Self { in_view: true, completed, next: completed, checkpoints }
+        Self { in_view: true, completed, next: completed, checkpoints, is_known: true }
     }
 }
 
@@ -96,30 +99,37 @@ impl Lease {
     }
 
     /// The newest checkpoint that every member of the view holds and that none has still to reach, by what is on record:
-    /// nobody will ask for anything from before it, and whoever starts there reports all that is not on record.
+    /// nobody will ask for anything from before it, and whoever starts there reports all that is not on record. 0 until all
+    /// have said where they are.
     pub fn common(&self) -> Step {
+        if self.in_view().any(|member| !member.is_known) {
+            return 0;
+        }
         let reached = self.in_view().map(|member| member.next).min().unwrap_or(0);
         let within = |member: &Progress| member.checkpoints.range(..=reached).copied().collect();
         let within: Vec<BTreeSet<Step>> = self.in_view().map(within).collect();
         newest_common(within.iter()).unwrap_or(0)
     }
 
-    /// Whether a member has said before that it holds a checkpoint.
-    pub fn is_known(&self, member: usize, step: Step) -> bool {
+    /// Whether a checkpoint of a member counts.
+    pub fn counts(&self, member: usize, step: Step) -> bool {
         self.checkpoints(member).is_some_and(|held| held.contains(&step))
     }
 
-    /// From a step on these members are in the view. One that was not has nothing to take before it; of those who are not
-    /// any more, nothing counts from there on.
+    /// From a step on these members are in the view. One that was not has nothing to take before it. Of all others nothing
+    /// counts from there on, be it that they are no members any more, or that they replay and come to other weights there.
     pub fn change_view(&mut self, now: Tick, begins_at: Step, members: &BTreeSet<usize>) {
         for (index, member) in self.members.iter_mut().enumerate() {
             let enters = !member.in_view && members.contains(&index);
             member.in_view = members.contains(&index);
             if enters {
-                (member.completed, member.next) = (begins_at, begins_at);
-            } else if !member.in_view {
+                (member.completed, member.next, member.is_known) = (begins_at, begins_at, true);
+            } else {
                 member.completed = member.completed.min(begins_at);
                 member.next = member.next.min(member.completed);
+            }
+            if member.in_view {
+                _ = member.checkpoints.split_off(&(begins_at + 1));
             }
         }
         self.slowest = self.in_view().map(|member| member.completed).min().unwrap_or(self.slowest);
@@ -129,19 +139,39 @@ impl Lease {
     /// A member reports from here on: from a checkpoint, or from where it stands.
     pub fn resume(&mut self, member: usize, next: Step) {
         if let Some(progress) = self.members.get_mut(member) {
-            progress.next = next.min(progress.completed);
+            (progress.next, progress.is_known) = (next.min(progress.completed), true);
         }
     }
 
-    /// What a member has on its disk; what it does not hold any more is not counted on.
+    /// What a member has on its disk; what it does not hold any more is not counted on, nor what is of steps that it has
+    /// not reported (again): in another view they come to other weights, which it saves then.
     pub fn holds(&mut self, member: usize, checkpoints: impl IntoIterator<Item = Step>) {
         let total = self.total;
         if let Some(progress) = self.members.get_mut(member) {
-            progress.checkpoints = checkpoints.into_iter().filter(|step| *step <= total).chain([0]).collect();
+            let most = if progress.in_view { progress.completed } else { total };
+            let counts = |step: &Step| *step <= most.min(total);
+            progress.checkpoints = checkpoints.into_iter().filter(counts).chain([0]).collect();
             while progress.checkpoints.len() > CHECKPOINTS_MAX {
                 progress.checkpoints.pop_first();
             }
         }
+    }
+
+    /// A member starts at a step: what it holds of later ones does not count any more.
+    pub fn starts(&mut self, member: usize, step: Step) {
+        self.resume(member, step);
+        if let Some(progress) = self.members.get_mut(member) {
+            _ = progress.checkpoints.split_off(&(step + 1));
+        }
+    }
+
+    /// The newest checkpoint that all of these hold, and may go back to together.
+    pub fn common_of(&self, members: &BTreeSet<usize>) -> Step {
+        let members: Vec<&Progress> = members.iter().filter_map(|index| self.members.get(*index)).collect();
+        let reached = members.iter().map(|member| member.completed).min().unwrap_or(0);
+        let within = |member: &&Progress| member.checkpoints.range(..=reached).copied().collect();
+        let within: Vec<BTreeSet<Step>> = members.iter().map(within).collect();
+        newest_common(within.iter()).unwrap_or(0)
     }
 
     /// The checkpoints of a member.
@@ -152,11 +182,10 @@ impl Lease {
     /// These go back to the newest checkpoint that all of them hold, which is returned: what they did beyond it no longer
     /// counts. What was granted stays granted, since nobody who was told of it forgets it.
     pub fn fall_back(&mut self, now: Tick, members: &BTreeSet<usize>) -> Step {
+        let step = self.common_of(members);
         for (index, member) in self.members.iter_mut().enumerate() {
             member.in_view = members.contains(&index);
-            member.next = member.completed;
         }
-        let step = self.common();
         for member in self.members.iter_mut().filter(|member| member.in_view) {
             (member.completed, member.next) = (step, step);
         }

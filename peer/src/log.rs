@@ -45,7 +45,7 @@ pub enum Gone {
     Anew,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Entries {
     /// Nothing at or after this position was let go.
     kept_from: Position,
@@ -68,6 +68,11 @@ impl ContributionLog {
     pub fn new(begins_at: Step) -> Self {
         let entries = Entries { kept_from: Position::of(begins_at), ..Entries::default() };
         Self { entries: Mutex::new(entries), appended: watch::Sender::new(0) }
+    }
+
+    /// Another log with the same entries, for whoever wants to see what might become of it.
+    pub fn copy(&self) -> Self {
+        Self { entries: Mutex::new(self.entries().clone()), appended: watch::Sender::new(0) }
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cohort_proto::contribution::{Contribution, Position};
+use cohort_proto::contribution::{Contribution, Header, Position};
 use cohort_proto::id::{PeerName, Step};
 
 /// Entries by source.
@@ -12,6 +12,12 @@ use cohort_proto::id::{PeerName, Step};
 pub struct Relay(Mutex<BTreeMap<PeerName, BTreeMap<Position, Arc<Contribution>>>>);
 
 impl Relay {
+    /// Another one with the same entries, for whoever wants to see what might become of it.
+    pub fn copy(&self) -> Self {
+        let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Self(Mutex::new(sources.clone()))
+    }
+
     /// Keeps an entry.
     pub fn record(&self, contribution: &Arc<Contribution>) {
         let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -27,11 +33,11 @@ impl Relay {
         }
     }
 
-    /// Lets go of entries from a step on: it is taken anew in another view.
-    pub fn cut_from(&self, step: Step) {
+    /// Lets go of what does not hold any more: it is said again in another view.
+    pub fn retain(&self, holds: impl Fn(&Header) -> bool) {
         let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for entries in sources.values_mut() {
-            _ = entries.split_off(&Position::of(step));
+            entries.retain(|_, entry| holds(entry.header()));
         }
     }
 
@@ -45,8 +51,9 @@ impl Relay {
     /// round is here or one of a later step; whether a step has more than one round is not known here.
     pub fn whole_until(&self, source: &PeerName, next: Step, last_round: u32) -> Step {
         let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(entries) = sources.get(source) else { return next };
-        let newest = entries.keys().next_back().copied().unwrap_or_default();
+        let Some(newest) = sources.get(source).and_then(|entries| entries.keys().next_back()) else {
+            return next;
+        };
         let whole = if newest.round >= last_round { newest.step.saturating_add(1) } else { newest.step };
         whole.max(next)
     }
@@ -55,7 +62,6 @@ impl Relay {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cohort_proto::contribution::Header;
     use cohort_proto::id::{RunId, ViewId};
     use cohort_proto::schema::Schema;
 
@@ -75,6 +81,8 @@ mod tests {
         relay.record(&entry(5, 0));
         assert_eq!((relay.whole_until(&c, 4, 0), relay.whole_until(&c, 4, 9)), (6, 5));
         assert_eq!(relay.whole_until(&c, 7, 0), 7, "what was consumed is whole");
+        relay.retain(|_| false);
+        assert_eq!(relay.whole_until(&c, 0, 0), 0, "nothing of it is here any more");
     }
 
     #[test]
@@ -82,7 +90,7 @@ mod tests {
         let (relay, c) = (Relay::default(), PeerName::new("c").unwrap());
         (0..6).for_each(|step| relay.record(&entry(step, 0)));
         relay.retain_from(2);
-        relay.cut_from(4);
+        relay.retain(|header| header.position.step < 4);
         let steps = |from| {
             let entries = relay.entries(&c, Position::of(from)).unwrap();
             entries.iter().map(|entry| entry.header().position.step).collect::<Vec<_>>()

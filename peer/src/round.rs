@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use cohort_proto::contribution::{Contribution, Position};
+use cohort_proto::contribution::{Contribution, Header, Position};
 use cohort_proto::control::{Start, Stop, StopKind};
 use cohort_proto::id::{PeerName, RunId, Step, ViewId};
 use cohort_proto::limits::{INBOX_PER_SOURCE, VIEWS_MAX};
@@ -93,12 +93,15 @@ pub enum Stray {
 }
 
 /// What has arrived for one peer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Rounds {
     me: PeerName,
     run: RunId,
     total: Step,
     next: Step,
+    /// The first round of that step that was not taken yet: those before it are not wanted again, unless all is said
+    /// again in another view.
+    wanted: Position,
     /// Ascending in number and first step; each holds until the next one begins.
     views: Views,
     /// Where training is to start, until it has.
@@ -122,6 +125,7 @@ impl Rounds {
             run,
             total,
             next: 0,
+            wanted: Position::of(0),
             views,
             start: None,
             has_started: false,
@@ -141,6 +145,7 @@ impl Rounds {
             Arrival::View(view) => self.viewed(view),
             Arrival::Start(start) => {
                 (self.start, self.next, self.has_started) = (Some(start), start.step, true);
+                self.wanted = Position::of(start.step);
                 self.inbox.values_mut().for_each(BTreeMap::clear);
             }
             Arrival::Lease(until) => self.lease = self.lease.max(until),
@@ -157,12 +162,19 @@ impl Rounds {
 
     /// A view that begins no later than others takes their place, and what was said in them from there on is void.
     fn viewed(&mut self, view: View) {
+        // All go back to before where this peer is, which will be told where to start.
+        let newer = self.views.last().is_some_and(|known| known.id < view.id);
+        self.has_started &= !newer || view.begins_at >= self.next;
         let members = view.members.iter().map(|member| &member.name);
         for name in members.filter(|name| self.sources.contains(*name)) {
             self.inbox.entry(name.clone()).or_default();
         }
+        let began_in = self.view().map(|view| view.id);
         self.views.insert(view);
         self.views.keep_newest(VIEWS_MAX);
+        if self.view().map(|view| view.id) != began_in {
+            self.wanted = Position::of(self.next);
+        }
         let Self { inbox, views, .. } = self;
         for said in inbox.values_mut() {
             said.retain(|position, entry| {
@@ -177,22 +189,34 @@ impl Rounds {
         if header.run != self.run {
             return Err(Stray::Run { source_name, run: header.run });
         }
-        let holds = self.views.at(header.position.step).map(|view| view.id);
+        let holds = self.holds(header);
         let due = self.views.due(&source_name, self.next);
         let Some(inbox) = self.inbox.get_mut(&source_name) else { return Err(Stray::Source(source_name)) };
         // What was said in a view that is void: its source has still to hear of that, and may have been far ahead.
-        if Some(header.view) != holds {
+        if !holds {
             return Ok(false);
         }
         if header.position.step >= due.saturating_add(INBOX_PER_SOURCE as u64) {
             return Err(Stray::Ahead { source_name, step: header.position.step, expected: due });
         }
         // What was consumed before is sent again by a source that replays; it is skipped.
-        let kept = header.position.step >= self.next && !inbox.contains_key(&header.position);
+        let kept = header.position >= self.wanted && !inbox.contains_key(&header.position);
         if kept {
             inbox.insert(header.position, contribution);
         }
         Ok(kept)
+    }
+
+    /// Whether something was said in the view that holds for its step.
+    pub fn holds(&self, header: &Header) -> bool {
+        self.views.at(header.position.step).is_some_and(|view| view.id == header.view)
+    }
+
+    /// What a source that is gone said to steps from this on is not to be used: others do not know that it is here.
+    pub fn forget(&mut self, source: &PeerName, from: Step) {
+        if let Some(said) = self.inbox.get_mut(source) {
+            _ = said.split_off(&Position::of(from));
+        }
     }
 
     /// The step that comes next.
@@ -269,6 +293,7 @@ impl Rounds {
             .collect();
         // Rounds come in order, so nobody asks for an earlier one again.
         inbox.values_mut().for_each(|said| said.retain(|other, _| *other > position));
+        self.wanted = position.following();
         Some(taken)
     }
 
@@ -276,6 +301,7 @@ impl Rounds {
     pub fn completed(&mut self) {
         self.next += 1;
         let next = self.next;
+        self.wanted = Position::of(next);
         self.inbox.values_mut().for_each(|said| said.retain(|position, _| position.step >= next));
     }
 }
@@ -283,7 +309,6 @@ impl Rounds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cohort_proto::contribution::Header;
     use cohort_proto::schema::Schema;
     use cohort_proto::view::Member;
 
@@ -404,6 +429,37 @@ mod tests {
         assert_eq!(rounds.arrived(Arrival::Heard(said(9))), Ok(true));
         assert!(matches!(rounds.arrived(Arrival::Heard(said(13))), Err(Stray::Ahead { expected: 9, .. })));
         assert!(rounds.missing(Position::of(3)).is_empty(), "in between nobody else is a member");
+    }
+
+    /// What was consumed of a step of many rounds comes again when a later view makes this peer follow anew: it would take
+    /// the places of what is still to come.
+    #[test]
+    fn a_round_that_was_taken_is_wanted_again_in_another_view_only() {
+        let mut rounds = peer_b();
+        for source in ["a", "c"] {
+            rounds.arrived(Arrival::Heard(said(source, 2))).unwrap();
+        }
+        rounds.take(Position::of(2)).unwrap();
+        rounds.arrived(Arrival::View(View { id: ViewId(2), begins_at: 4, ..view() })).unwrap();
+        assert_eq!(rounds.arrived(Arrival::Heard(said("a", 2))), Ok(false));
+        rounds.arrived(Arrival::View(View { id: ViewId(3), begins_at: 2, ..view() })).unwrap();
+        let header = Header { view: ViewId(3), ..said("a", 2).header().clone() };
+        let again = Contribution::seal(header, vec![], &Schema::default()).unwrap();
+        assert_eq!(rounds.arrived(Arrival::Heard(Arc::new(again))), Ok(true));
+    }
+
+    #[test]
+    fn one_that_is_to_go_back_waits_to_be_told_where() {
+        let mut rounds = peer_b();
+        (2..4).for_each(|_| rounds.completed());
+        rounds.arrived(Arrival::Lease(9)).unwrap();
+        rounds.arrived(Arrival::View(View { id: ViewId(2), begins_at: 4, ..view() })).unwrap();
+        assert_eq!(rounds.permission(), Permission::Go(ViewId(2)), "nobody has to go back");
+        rounds.arrived(Arrival::View(View { id: ViewId(3), begins_at: 2, ..view() })).unwrap();
+        assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::View));
+        rounds.arrived(Arrival::Start(Start::at(2))).unwrap();
+        rounds.started();
+        assert_eq!(rounds.permission(), Permission::Go(ViewId(3)));
     }
 
     #[test]

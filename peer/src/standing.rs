@@ -26,10 +26,11 @@ impl Place {
         Self { session, steps_done: None, lease_until: 0, held, reports: VecDeque::new() }
     }
 
-    /// It was told to start at the checkpoint of so many steps.
+    /// It was told to start at a step: later checkpoints do not count before they are saved again.
     pub fn starts(&mut self, step: Step) {
         self.steps_done = Some(step);
         self.reports.clear();
+        self.held.retain(|held| *held <= step);
     }
 
     /// Steps below this may be taken.
@@ -126,8 +127,9 @@ mod tests {
         assert_eq!(place.standing(4).map(|standing| standing.session), Some(2));
         assert!(place.is_another_start(&accepted(1 << SESSION_BITS, 0)));
         assert!(!place.is_another_start(&accepted(9, 0)));
+        place.holds(vec![4, 8]);
         place.starts(4);
-        assert_eq!(place.next(), 4);
+        assert_eq!((place.next(), place.held()), (4, &[4][..]));
         assert_eq!(place.accepted_again(&accepted(3, 0)), [], "those of before the start are void");
     }
 

@@ -60,6 +60,18 @@ impl Views {
         to_come.find(|view| view.member(member).is_some()).map_or(step, |view| view.begins_at.max(step))
     }
 
+    /// Since which step a member of the newest view has been one without a gap.
+    pub fn since(&self, member: &PeerName) -> Option<Step> {
+        let within = self.0.iter().rev().take_while(|view| view.member(member).is_some());
+        within.last().map(|view| view.begins_at)
+    }
+
+    /// The step from which on one is no member any more; `None` if it is one now, or never was.
+    pub fn left_at(&self, member: &PeerName) -> Option<Step> {
+        let last = self.0.iter().rposition(|view| view.member(member).is_some())?;
+        self.0.get(last + 1).map(|view| view.begins_at)
+    }
+
     /// Nobody needs steps below this.
     pub fn retain_from(&mut self, step: Step) {
         self.0.drain(..self.holder(step));
@@ -138,6 +150,16 @@ mod tests {
         let (views, b) = (three(), PeerName::new("b").unwrap());
         assert_eq!([3, 5, 8, 9, 12].map(|step| views.due(&b, step)), [3, 9, 9, 9, 12]);
         assert_eq!(views.due(&PeerName::new("c").unwrap(), 7), 7);
+    }
+
+    #[test]
+    fn a_member_comes_and_goes() {
+        let (mut views, [a, b]) = (three(), ["a", "b"].map(|name| PeerName::new(name).unwrap()));
+        assert_eq!((views.since(&a), views.since(&b)), (Some(0), Some(9)));
+        assert_eq!((views.left_at(&a), views.left_at(&b)), (None, None));
+        views.insert(view(4, 12, &["a"]));
+        assert_eq!((views.since(&b), views.left_at(&b)), (None, Some(12)));
+        assert_eq!(views.left_at(&PeerName::new("c").unwrap()), None);
     }
 
     #[test]

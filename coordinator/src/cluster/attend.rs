@@ -62,6 +62,7 @@ impl Cluster {
             FromPeer::CheckpointSaved { step, held } => self.saved(now, index, step, &held, out),
             // It has yet to hear that all have fallen back: since then every log holds all that anybody asks for.
             FromPeer::CannotFollow(_) if self.is_falling_back(index) => {}
+            FromPeer::CannotFollow(_) if !self.in_view().contains(&index) => {}
             FromPeer::CannotFollow(sentence) => {
                 let why = format!("peer {} cannot follow: {sentence}", self.members.name(index));
                 self.fall_back(now, &why, out);
@@ -75,9 +76,15 @@ impl Cluster {
     }
 
     fn report(&mut self, now: Tick, index: usize, report: StepReport, out: &mut Vec<Action>) {
+        let outside = !self.in_view().contains(&index);
+        let before = |start: Step| report.step < start;
         let Some(training) = &mut self.training else {
             return self.fault(now, index, "reported a step before the run began", out);
         };
+        if outside || self.members.log_from(index).is_some_and(before) {
+            // The others have gone on without it, and it has still to hear of that, or of where it comes in again.
+            return;
+        }
         let StepReport { step, view, own_digest, .. } = report;
         let holds = training.views.at(step).map_or(ViewId(0), |view| view.id);
         if view < holds {
@@ -101,6 +108,10 @@ impl Cluster {
         }
         let said = Said { digest: own_digest, tensors: report.said.clone() };
         training.falling_back.remove(&index);
+        if self.members.log_from(index) == Some(step) && step < training.lease.next(index) {
+            // It heard of the view first, and then where to start: it takes its first step again.
+            training.lease.resume(index, step);
+        }
         match training.lease.report(now, index, step) {
             Err(error) => return self.fault(now, index, &error.to_string(), out),
             Ok(Told::Again) => {
@@ -179,8 +190,10 @@ impl Cluster {
                 self.fault(now, index, &what, out);
             }
             Ok(grown) => {
-                let peer = self.members.peers()[index].name.clone();
-                out.push(Action::Record(Entry::Checkpoint { peer, step }));
+                if training.lease.counts(index, step) {
+                    let peer = self.members.peers()[index].name.clone();
+                    out.push(Action::Record(Entry::Checkpoint { peer, step }));
+                }
                 if let Some(step) = grown {
                     training.retain_from(step);
                     let message = ToPeer::RetainFrom(step);

@@ -138,9 +138,11 @@ impl Cluster {
                 }
             }
         }
-        if self.stalls_at().is_some_and(|at| now >= at)
-            && let Some(index) = self.members.most_missed(&self.in_view())
-        {
+        if self.stalls_at().is_none_or(|at| now < at) {
+            return;
+        }
+        self.looked_at = now;
+        if let Some(index) = self.members.most_missed(&self.in_view()) {
             let name = self.members.name(index);
             note(out, true, format!("peer {name} lives, but what it says does not reach the others"));
             self.moved(now);
@@ -150,11 +152,13 @@ impl Cluster {
         }
     }
 
-    /// When those who live and are not heard are given up: heartbeats say who waits for whom.
+    /// When those who live and are not heard are given up: heartbeats say who waits for whom. If these say nothing yet (a
+    /// step can take long), the next ones may.
     pub(super) fn stalls_at(&self) -> Option<Tick> {
         let policy = &self.spec.policy;
         let applies = policy.on_failure == FailurePolicy::Continue && self.flush.is_none() && self.all_here();
-        applies.then(|| self.moved_at.plus(policy.failure_timeout_ms.saturating_mul(2)))
+        let still = self.moved_at.plus(policy.failure_timeout_ms.saturating_mul(2));
+        applies.then(|| still.max(self.looked_at.plus(self.members.heartbeat_ms())))
     }
 
     /// What the passing of time decides.

@@ -16,10 +16,9 @@ impl Cluster {
         let Some(begins_at) = self.training.as_ref().map(|training| training.lease.until()) else { return };
         let total = self.members.data().map_or(0, |data| data.total_steps);
         let quiet = matches!(self.stage, Stage::Running) && self.flush.is_none() && self.all_here();
-        // Whoever is behind may still need what was relayed of the one that comes in.
-        let settled = self.training.as_ref().is_some_and(|training| {
-            training.views.last().is_some_and(|view| training.lease.slowest() >= view.begins_at)
-        });
+        // Whoever is behind, or replays, may still need what was relayed of the one that comes in.
+        let slowest = self.reached_by_all_but(&BTreeSet::new());
+        let settled = self.view().is_some_and(|view| slowest >= view.begins_at);
         if !quiet || !settled || begins_at >= total || !self.all_started() {
             return;
         }

@@ -47,9 +47,12 @@ pub(super) fn recall(now: Tick, history: &History) -> Option<Training> {
         history.views.iter().rev().take_while(member).last().map(|view| view.begins_at)
     };
     let progress = |(index, record): (usize, &PeerRecord)| {
-        let completed = record.completed.max(since(index).unwrap_or(0));
+        // One that came in with a checkpoint of steps that it never reported has them behind it when all fall back to that.
+        let held = record.checkpoints.iter().filter(|held| **held <= last.begins_at).max();
+        let completed = record.completed.max(since(index).unwrap_or(0)).max(held.copied().unwrap_or(0));
         let progress = Progress::new(completed, record.checkpoints.iter().copied());
-        Progress { in_view: last.members.iter().any(|member| member.index == index), ..progress }
+        let in_view = last.members.iter().any(|member| member.index == index);
+        Progress { in_view, is_known: false, ..progress }
     };
     let members = history.records.iter().enumerate().map(progress).collect();
     let lease = Lease::new(now, data.total_steps, members, history.lease_until);

@@ -46,6 +46,8 @@ pub struct Cluster {
     journal_failed: bool,
     /// When the run moved last: a step was completed, or somebody came.
     moved_at: Tick,
+    /// When it was looked last whether one who lives is not heard by the others.
+    looked_at: Tick,
     /// How often all fell back together.
     fallbacks: u32,
     /// The question that survivors are answering, and how many were asked.
@@ -115,6 +117,7 @@ impl Cluster {
             remind_at: now.plus(REMINDER_MS),
             journal_failed: false,
             moved_at: now,
+            looked_at: now,
             fallbacks: 0,
             flush: None,
             flushes: 0,
@@ -312,10 +315,12 @@ impl Cluster {
         let member = self.in_view().contains(&index);
         if let Some(training) = &mut self.training {
             let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied());
-            for step in held.clone().filter(|step| !training.lease.is_known(index, *step)) {
+            let known = training.lease.checkpoints(index).cloned().unwrap_or_default();
+            training.lease.holds(index, held);
+            let counts = training.lease.checkpoints(index).into_iter().flatten();
+            for step in counts.copied().filter(|step| !known.contains(step)) {
                 out.push(Action::Record(Entry::Checkpoint { peer: request.name.clone(), step }));
             }
-            training.lease.holds(index, held);
             match request.standing {
                 Some(standing) if member => {
                     // Nobody knows whether it was told, so that what it says in this view cannot be understood.
@@ -324,7 +329,10 @@ impl Cluster {
                     accepted.reported = training.lease.next(index);
                 }
                 // The others have gone on without it, so what it remembers is void.
-                Some(_) => self.members.forgets(index),
+                Some(_) => {
+                    self.members.forgets(index);
+                    accepted.reported = Step::MAX;
+                }
                 None => {
                     // It is not on its way to anywhere before it is told where to start.
                     training.lease.resume(index, Step::MAX);
@@ -374,6 +382,7 @@ impl Cluster {
         match self.stage {
             Stage::Gathering if self.members.all_attend() => self.begin(now, out),
             Stage::Running => {
+                self.lose_those_gone(out);
                 self.decide_cut(now, out);
                 self.start_waiting(now, out);
                 self.take_in_waiting(now, out);

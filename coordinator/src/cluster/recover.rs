@@ -29,7 +29,7 @@ impl Cluster {
         let members = self.in_view();
         fresh.retain(|index| members.contains(index));
         let Some(training) = &self.training else { return };
-        if !self.all_here() || (fresh.is_empty() && !training.unheard) {
+        if self.flush.is_some() || !self.all_here() || (fresh.is_empty() && !training.unheard) {
             return;
         }
         if training.unheard {
@@ -48,7 +48,7 @@ impl Cluster {
         out.push(Action::Record(Entry::Phase(Phase::Running)));
         let Some(training) = &mut self.training else { return };
         for &index in fresh {
-            training.lease.resume(index, step);
+            training.lease.starts(index, step);
             training.diverged.remove(&index);
             self.members.starts(index, step);
         }
@@ -62,7 +62,7 @@ impl Cluster {
 
     /// Everybody in the view falls back, if all are here.
     pub(super) fn fall_back(&mut self, now: Tick, why: &str, out: &mut Vec<Action>) {
-        if matches!(self.stage, Stage::Running) && self.all_here() {
+        if matches!(self.stage, Stage::Running) && self.all_here() && self.flush.is_none() {
             self.fall_back_to(now, &self.in_view(), why, out);
         }
     }
@@ -85,14 +85,43 @@ impl Cluster {
             );
             return self.stop(now, StopKind::AtOnce, sentence, out);
         }
+        let members = &self.settled(members);
         let Some(training) = &mut self.training else { return };
         let step = training.lease.fall_back(now, members);
         (training.falling_back, training.unheard) = (members.clone(), false);
         note(out, true, format!("all fall back to step {step}: {why}"));
         self.begin_view(now, step, members, data, out);
         let everybody: Vec<usize> = members.iter().copied().collect();
+        let out_of_it = (0..self.members.peers().len()).filter(|index| !members.contains(index));
+        out_of_it.for_each(|index| self.members.forgets(index));
         self.start(now, &everybody, step, out);
         self.after_progress(now, out);
+    }
+
+    /// Those of the view who are here fall back, whoever was given up. If they do not hold what all held, they wait for those
+    /// who do.
+    pub(super) fn begin_anew(&mut self, now: Tick, out: &mut Vec<Action>) {
+        let barred = |index: &usize| self.barred.get(index).is_some_and(|(until, _)| *until > now);
+        let mut here = self.in_view();
+        here.retain(|index| self.members.attends(*index) && !barred(index));
+        let Some(training) = &self.training else { return };
+        let settled = self.settled(&here);
+        if self.all_here() || training.lease.common_of(&settled) >= training.lease.retain_from() {
+            self.flush = None;
+            self.fall_back_to(now, &here, "some members and their logs are lost", out);
+        }
+    }
+
+    /// Those of these members who have been here since the step that logs reach back to, if one who has come in since
+    /// then holds none of the checkpoints that they all hold: it comes in again, rather than that all lose what they did.
+    fn settled(&self, members: &BTreeSet<usize>) -> BTreeSet<usize> {
+        let Some(training) = &self.training else { return members.clone() };
+        let retained = training.lease.retain_from();
+        let since = |index: &usize| training.views.since(&self.members.peer(*index)?.name);
+        let mut settled = members.clone();
+        settled.retain(|index| since(index).is_some_and(|since| since <= retained));
+        let enough = settled.len() >= self.spec.policy.min_peers.max(1);
+        if training.lease.common_of(members) < retained && enough { settled } else { members.clone() }
     }
 }
 

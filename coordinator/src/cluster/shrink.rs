@@ -57,20 +57,56 @@ impl Cluster {
             return true;
         }
         // Those who are waited for already are given up with it, or not at all.
-        let gone = |peer: &Peer| matches!(peer.presence, Presence::Dead { .. } | Presence::Left { .. });
         let mut lost: BTreeSet<usize> = self.in_view();
-        lost.retain(|index| self.members.peer(*index).is_some_and(gone));
+        lost.retain(|index| self.members.peer(*index).is_some_and(is_gone));
         lost.extend(self.flush.iter().flat_map(|flush| &flush.lost));
         lost.insert(index);
+        lost.extend(self.coming_in(&lost));
         if !self.may_lose(&lost) {
             return false;
         }
         self.flushes += 1;
         let names: Vec<&str> = lost.iter().map(|index| self.members.name(*index)).collect();
         note(out, true, format!("the others go on without {}", names.join(", ")));
+        lost.extend(self.still_needed(&lost));
         self.flush = Some(Flush { id: self.flushes, lost, answers: BTreeMap::new() });
         self.ask(self.members.streams_of(self.survivors()), out);
         true
+    }
+
+    /// A member that the others had to wait for may be one that they can go on without by now.
+    pub(super) fn lose_those_gone(&mut self, out: &mut Vec<Action>) {
+        let gone = |index: &usize| self.members.peer(*index).is_some_and(is_gone);
+        if let Some(index) = self.in_view().into_iter().find(gone).filter(|_| self.flush.is_none()) {
+            self.lose(index, out);
+        }
+    }
+
+    /// Those who have still to come in, where others are now: they have heard nothing of what these may lack. They are put
+    /// out with one who is lost, and come in again.
+    fn coming_in(&self, lost: &BTreeSet<usize>) -> BTreeSet<usize> {
+        let (Some(training), reached) = (&self.training, self.reached_by_all_but(lost)) else {
+            return BTreeSet::new();
+        };
+        let since = |index: &usize| training.views.since(&self.members.peer(*index)?.name);
+        self.in_view().into_iter().filter(|index| since(index).is_some_and(|since| since > reached)).collect()
+    }
+
+    /// Those who were lost earlier, of whom a survivor may still lack what they said last.
+    fn still_needed(&self, lost: &BTreeSet<usize>) -> BTreeSet<usize> {
+        let (Some(training), reached) = (&self.training, self.reached_by_all_but(lost)) else {
+            return BTreeSet::new();
+        };
+        let left_at = |index: &usize| training.views.left_at(&self.members.peer(*index)?.name);
+        let needed = |index: &usize| left_at(index).is_some_and(|left_at| left_at > reached);
+        training.relayed_by.keys().copied().filter(needed).collect()
+    }
+
+    /// The step that the slowest of the others is at.
+    pub(super) fn reached_by_all_but(&self, lost: &BTreeSet<usize>) -> Step {
+        let Some(training) = &self.training else { return 0 };
+        let others = self.in_view().into_iter().filter(|index| !lost.contains(index));
+        others.map(|index| training.lease.next(index)).min().unwrap_or(0)
     }
 
     fn survivors(&self) -> BTreeSet<usize> {
@@ -114,18 +150,13 @@ impl Cluster {
             return;
         }
         if survivors.iter().any(|index| self.members.log_from(*index).is_none()) {
-            // Somebody has no memory of what the lost said: all of them begin anew without it.
-            self.flush = None;
-            return self.fall_back_to(now, &survivors, "some members and their logs are lost", out);
+            // Somebody has no memory of what the lost said: those who are here begin anew.
+            return self.begin_anew(now, out);
         }
         if !survivors.iter().all(|index| flush.answers.contains_key(index)) {
             return;
         }
-        let Some(training) = &self.training else { return };
-        let answer = |survivor: &usize, lost: &usize| {
-            let step = flush.answers.get(survivor).and_then(|of| of.get(lost)).copied().unwrap_or(0);
-            self.members.peer(*lost).map_or(step, |peer| training.views.due(&peer.name, step))
-        };
+        let answer = |survivor: &usize, lost: &usize| self.answer(flush, *survivor, *lost);
         let best = |lost: &usize| {
             let answers = survivors.iter().map(|survivor| (answer(survivor, lost), *survivor));
             answers.max_by_key(|(step, survivor)| (*step, std::cmp::Reverse(*survivor)))
@@ -141,6 +172,16 @@ impl Cluster {
         lost.into_iter().for_each(|index| self.members.forgets(index));
     }
 
+    /// The step below which a survivor has everything that one who is gone said; [`Step::MAX`] if that is all it will need.
+    fn answer(&self, flush: &Flush, survivor: usize, lost: usize) -> Step {
+        let step = flush.answers.get(&survivor).and_then(|of| of.get(&lost)).copied().unwrap_or(0);
+        let (Some(peer), Some(training)) = (self.members.peer(lost), &self.training) else { return step };
+        match training.views.left_at(&peer.name) {
+            Some(left_at) if left_at <= step => Step::MAX,
+            _ => training.views.due(&peer.name, step),
+        }
+    }
+
     /// The survivors' view begins; what they lack of the lost they find at those who have it.
     fn cut(
         &mut self,
@@ -151,10 +192,11 @@ impl Cluster {
         out: &mut Vec<Action>,
     ) {
         let (Some(data), Some(training)) = (self.members.data(), &mut self.training) else { return };
-        let completed = survivors.iter().map(|index| training.lease.completed(*index)).max().unwrap_or(0);
-        if begins_at < completed {
+        // Where they are now: of one that replays more is on record than it has.
+        let reached = survivors.iter().map(|index| training.lease.next(*index)).max().unwrap_or(0);
+        if begins_at < reached {
             let sentence = format!(
-                "a survivor has completed {completed} steps, but nobody says that it has what the lost said to them"
+                "a survivor has completed {reached} steps, but nobody says that it has what the lost said to them"
             );
             return self.stop(now, StopKind::AtOnce, sentence, out);
         }
@@ -220,4 +262,9 @@ impl Cluster {
             }
         }
     }
+}
+
+/// Whether a peer has been given up, or said goodbye.
+fn is_gone(peer: &Peer) -> bool {
+    matches!(peer.presence, Presence::Dead { .. } | Presence::Left { .. })
 }

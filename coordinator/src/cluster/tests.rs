@@ -1,6 +1,7 @@
 //! The machine by its lists of actions, then by random histories.
 
 mod going_on;
+mod found;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -597,6 +598,8 @@ fn with_a_damaged_checkpoint_all_fall_back_together() {
     assert_eq!(world.steps("a", 25..26), vec![], "a step of the void view that was under way");
     for peer in ["a", "b"] {
         let report = StepReport { view: ViewId(2), ..report(peer, 10) };
+        assert_eq!(stops(&world.say(peer, FromPeer::Report(report.clone()))), vec![]);
+        // It stood there already when it heard of the view, before it heard that it is to start there.
         assert_eq!(stops(&world.say(peer, FromPeer::Report(report))), vec![]);
     }
     assert_eq!(world.cluster.steps_done(0), 11);

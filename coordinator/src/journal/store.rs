@@ -147,6 +147,8 @@ fn write_view(
     for table in ["steps", "terms", "timings"] {
         transaction.execute(&format!("DELETE FROM {table} WHERE step >= ?"), [whole(view.begins_at)])?;
     }
+    // So are the checkpoints of them.
+    transaction.execute("DELETE FROM checkpoints WHERE step > ?", [whole(view.begins_at)])?;
     let id = whole(view.id.0);
     transaction.execute("INSERT INTO views VALUES (?, ?, ?)", params![id, whole(view.begins_at), at])?;
     let mut insert = transaction.prepare_cached("INSERT INTO members VALUES (?, ?, ?, ?, ?, ?)")?;

@@ -116,6 +116,9 @@ async fn a_view_that_begins_earlier_makes_later_steps_void() {
     for step in 3..7 {
         journal.write(1, report(step, 1.0)).await.unwrap();
     }
+    for step in [5, 6] {
+        journal.write(1, Line::Entry(Entry::Checkpoint { peer: name(), step })).await.unwrap();
+    }
     let Line::Entry(Entry::View { view: fallen, data }) = view(2) else { panic!() };
     let fallen = View { begins_at: 5, ..fallen };
     journal.write(2, Line::Entry(Entry::View { view: fallen, data })).await.unwrap();
@@ -123,7 +126,7 @@ async fn a_view_that_begins_earlier_makes_later_steps_void() {
     let (_journal, history) = reopen(folder.path());
     let views: Vec<(u64, u64)> = history.views.iter().map(|view| (view.id.0, view.begins_at)).collect();
     assert_eq!((views, history.lease_until), (vec![(1, 3), (2, 5)], 0));
-    assert_eq!(history.records[0].completed, 5);
+    assert_eq!((history.records[0].completed, &history.records[0].checkpoints[..]), (5, &[5][..]));
 }
 
 /// Peers' names may look like anything that a term's name has in it.

@@ -133,6 +133,15 @@ impl Store {
         Ok(target)
     }
 
+    /// Removes those of later steps: others have gone on from there with other weights, in another view.
+    ///
+    /// # Errors
+    /// If one cannot be removed.
+    pub fn remove_after(&self, step: Step) -> Result<(), CheckpointError> {
+        let later = self.steps()?.into_iter().filter(|later| *later > step);
+        later.map(|later| self.path(later)).try_for_each(|path| remove(&path))
+    }
+
     /// Removes the oldest beyond `keep` that are older than a step.
     fn rotate(&self, needed_from: Step) -> Result<(), CheckpointError> {
         let mut steps = self.steps()?;

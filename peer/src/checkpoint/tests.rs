@@ -68,6 +68,16 @@ fn what_a_slower_peer_does_not_have_yet_is_kept() {
 }
 
 #[test]
+fn those_of_later_steps_go_when_training_starts_before_them() {
+    let (_folder, store) = store(4);
+    for step in [5, 10, 15, 20] {
+        store.save(&progress(step), &tensors(0.0), &tensors(0.0), COMMON).unwrap();
+    }
+    store.remove_after(10).unwrap();
+    assert_eq!(steps(&store), [5, 10]);
+}
+
+#[test]
 fn every_damage_is_found_and_the_one_before_is_still_held() {
     let (_folder, store) = store(3);
     store.save(&progress(1), &tensors(1.0), &tensors(0.0), COMMON).unwrap();

@@ -27,8 +27,10 @@ pub(super) struct Follows {
     /// Whether training was told where to start; nobody is followed before.
     started: bool,
     epoch: u64,
-    /// Of each source: what has been delivered, and the places that are left for more.
-    sources: BTreeMap<PeerName, (Reached, Arc<Semaphore>)>,
+    /// Of each source: what has been delivered.
+    reached: BTreeMap<PeerName, Reached>,
+    /// Of each source: the places that are left for more.
+    places: BTreeMap<PeerName, Arc<Semaphore>>,
     /// The views that were said, ascending.
     views: Views,
     /// Those who are gone: nothing more is taken of them until another view is said.
@@ -37,9 +39,9 @@ pub(super) struct Follows {
 
 impl Follows {
     pub(super) fn new(from: BTreeSet<PeerName>, run: RunId, me: PeerName, agenda: Agenda) -> Self {
-        let (tasks, sources) = (JoinSet::new(), BTreeMap::new());
-        let (views, gone) = (Views::default(), BTreeSet::new());
-        Self { me, from, run, agenda, tasks, started: false, epoch: 0, sources, views, gone }
+        let (reached, places) = (BTreeMap::new(), BTreeMap::new());
+        let (tasks, views, gone) = (JoinSet::new(), Views::default(), BTreeSet::new());
+        Self { me, from, run, agenda, tasks, started: false, epoch: 0, reached, places, views, gone }
     }
 
     /// Whether any view was said.
@@ -50,17 +52,20 @@ impl Follows {
     /// Training starts at a step: everybody is to be followed from there. Returns the number of the new epoch.
     pub(super) fn restart(&mut self) -> u64 {
         self.tasks.abort_all();
-        self.sources.clear();
+        self.reached.clear();
+        self.places.clear();
         self.started = true;
         self.epoch += 1;
         self.epoch
     }
 
-    /// A view was said, perhaps again; `next` is the first step that this peer may still have to take. Of a view that it
-    /// did not know, everything from there on is heard again, since what was heard may be void.
+    /// A view was said, perhaps again; `next` is the first step that this peer may still have to take. With a newer view
+    /// than it knew everything from there on is heard again, since what was heard may be void. An older one tells nothing
+    /// new, even if it was let go meanwhile: those who are gone stay gone.
     pub(super) fn viewed(&mut self, view: View, next: Step) {
-        if !self.views.iter().any(|known| known.id == view.id) {
-            self.sources.clear();
+        if self.views.last().is_none_or(|newest| newest.id < view.id) {
+            // What is heard again has no places of its own: what holds of what was heard before keeps those it has.
+            self.reached.clear();
             self.gone.clear();
         }
         self.views.insert(view);
@@ -94,8 +99,8 @@ impl Follows {
         {
             // It says nothing to steps before it was a member.
             let from = Position::of(self.views.due(name, next));
-            let fresh = || (Reached::at(from), places());
-            let (reached, places) = self.sources.entry(name.clone()).or_insert_with(fresh).clone();
+            let reached = self.reached.entry(name.clone()).or_insert_with(|| Reached::at(from)).clone();
+            let places = self.places.entry(name.clone()).or_insert_with(places).clone();
             let following = Following {
                 source: source.clone(),
                 me: self.me.clone(),
@@ -114,7 +119,7 @@ impl Follows {
     /// A step is complete: nothing of it, or from before it, is wanted any more, even where a log that begins anew
     /// cannot know which entry was the last one of that step.
     pub(super) fn completed(&self, step: Step) {
-        self.sources.values().for_each(|(reached, _)| reached.raise(Position::of(step + 1)));
+        self.reached.values().for_each(|reached| reached.raise(Position::of(step + 1)));
     }
 
     /// How the next task ended that ended by itself; `None` while there is no task.
@@ -129,5 +134,40 @@ impl Follows {
 
     pub(super) async fn shutdown(&mut self) {
         self.tasks.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cohort_proto::id::ViewId;
+    use cohort_proto::schema::Schema;
+    use cohort_proto::spec::RunSpec;
+
+    const RUN: &str = "[run]\nsteps = 9\n[data]\ndataset = \"mnist\"\nbatch = 2\n[method]\nname = \"dml\"\n\
+                       [[peer]]\nname = \"a\"\narch = \"resnet8\"\n[[peer]]\nname = \"b\"\narch = \"resnet8\"\n";
+
+    #[tokio::test]
+    async fn an_old_view_that_is_said_again_brings_nobody_back() {
+        let name = |text: &str| PeerName::new(text).unwrap();
+        let member = |index, text| Member {
+            index,
+            name: name(text),
+            address: "h:1".into(),
+            schema: Schema::default(),
+        };
+        let view =
+            |id, begins_at| View { id: ViewId(id), begins_at, members: vec![member(0, "a"), member(1, "b")] };
+        let agenda = Agenda::of(&RunSpec::parse(RUN).unwrap());
+        let mut follows = Follows::new([name("b")].into(), RunId(1), name("a"), agenda);
+        follows.viewed(view(2, 4), 5);
+        follows.take_no_more(&[name("b")]).await;
+        follows.viewed(view(1, 0), 5);
+        assert!(follows.gone.contains(&name("b")), "it was said what had come of it");
+        let places = Arc::new(Semaphore::new(1));
+        follows.places.insert(name("b"), places.clone());
+        follows.viewed(view(3, 6), 5);
+        assert!(follows.gone.is_empty());
+        assert!(Arc::ptr_eq(&follows.places[&name("b")], &places), "what was heard keeps its places");
     }
 }

@@ -45,7 +45,7 @@ pub(super) struct Live {
     outbox: mpsc::Sender<News>,
     log: Arc<ContributionLog>,
     /// Places in the inboxes of sources, held until what was sent is consumed.
-    places: Vec<(Position, Place)>,
+    places: Vec<(Header, Place)>,
     /// The newest step of which every peer has a checkpoint.
     common: Step,
     /// Which time that this peer starts: what is heard of an earlier one is void.
@@ -88,6 +88,11 @@ impl Live {
         self.rounds.permission()
     }
 
+    /// Whether the cohort may go on without some: then what was trained before a start may not be what is trained after it.
+    pub(super) fn goes_on(&self) -> bool {
+        self.identity.relays
+    }
+
     pub(super) fn common(&self) -> Step {
         self.common
     }
@@ -95,7 +100,7 @@ impl Live {
     pub(super) fn completed(&mut self) {
         self.rounds.completed();
         let next = self.rounds.next_step();
-        self.places.retain(|(position, _)| position.step >= next);
+        self.places.retain(|(header, _)| header.position.step >= next);
         self.relay.retain_from(next.saturating_sub(RELAY_STEPS));
     }
 
@@ -107,10 +112,7 @@ impl Live {
 
     /// A step was given up: what was said to it is said again, in the view that holds now.
     pub(super) fn retakes(&mut self) {
-        let next = self.rounds.next_step();
-        self.log.cut_from(next);
-        self.relay.cut_from(next);
-        self.places.clear();
+        self.log.cut_from(self.rounds.next_step());
     }
 
     /// Answers a flush, if one was asked for: how much of the logs of those who are gone has arrived. Nothing of theirs
@@ -120,6 +122,9 @@ impl Live {
         let (next, last) = (self.rounds.next_step(), self.identity.agenda.last_round());
         let until = |peer: PeerName| {
             let step = self.relay.whole_until(&peer, next, last);
+            // A step whose only round is here may be whole without anybody knowing: it is not completed by one alone.
+            self.rounds.forget(&peer, step);
+            self.places.retain(|(header, _)| header.source != peer || header.position.step < step);
             (peer, step)
         };
         let of = peers.into_iter().map(until).collect();
@@ -145,7 +150,13 @@ impl Live {
 
     fn take(&mut self, word: Word) -> Result<(), PeerError> {
         let arrival = match word {
-            Word::View(view) => Arrival::View(view),
+            Word::View(view) => {
+                self.arrived(Arrival::View(view))?;
+                // What was said in a view that is void must not be taken for what is said in its place.
+                self.relay.retain(|header| self.rounds.holds(header));
+                self.places.retain(|(header, _)| self.rounds.holds(header));
+                return Ok(());
+            }
             Word::Lease(until) => Arrival::Lease(until),
             Word::Stop(stop) => Arrival::Stop(stop),
             Word::Start { start, epoch } => {
@@ -160,12 +171,12 @@ impl Live {
             Word::Heard(delivery) if delivery.epoch < self.epoch => return Ok(()),
             Word::Heard(delivery) => {
                 let (contribution, place) = delivery.into_contribution();
-                let position = contribution.header().position;
-                if self.identity.relays {
+                let header = contribution.header().clone();
+                if self.identity.relays && self.rounds.holds(&header) {
                     self.relay.record(&contribution);
                 }
                 if self.arrived(Arrival::Heard(contribution))? {
-                    self.places.push((position, place));
+                    self.places.push((header, place));
                 }
                 return Ok(());
             }
@@ -257,7 +268,7 @@ impl Company for Live {
             ))));
         }
         // Sources may send as much again: a step of many rounds has more of them than places.
-        self.places.retain(|(position, _)| *position > at);
+        self.places.retain(|(header, _)| header.position > at);
         Ok(said)
     }
 

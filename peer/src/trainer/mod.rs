@@ -301,6 +301,10 @@ impl Training<'_> {
             })?;
             tracing::info!("going on from {}", self.store.path(from).display());
         }
+        if self.company.goes_on() {
+            self.store.remove_after(step)?;
+            self.held.retain(|held| *held <= step);
+        }
         (self.progress.steps_done, self.saved) = (step, from);
         self.company.started(step);
         if from < step {

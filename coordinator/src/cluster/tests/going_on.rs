@@ -3,7 +3,7 @@
 use super::*;
 
 /// Three peers that go on as long as two are left.
-fn three() -> World {
+pub(super) fn three() -> World {
     let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\n");
     let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history());
     for peer in ["a", "b", "c"] {
@@ -14,7 +14,7 @@ fn three() -> World {
     world
 }
 
-fn report_in(view: u64, peer: &str, step: Step, others: &[&str]) -> FromPeer {
+pub(super) fn report_in(view: u64, peer: &str, step: Step, others: &[&str]) -> FromPeer {
     let digest = |peer: &str| Digest::of(format!("{view}{peer}{step}"));
     let consumed = others.iter().map(|other| (name(other), digest(other))).collect();
     FromPeer::Report(StepReport {
@@ -26,7 +26,7 @@ fn report_in(view: u64, peer: &str, step: Step, others: &[&str]) -> FromPeer {
 }
 
 /// All take steps in a view, saving every ten.
-fn train(world: &mut World, view: u64, peers: &[&'static str], steps: std::ops::Range<Step>) {
+pub(super) fn train(world: &mut World, view: u64, peers: &[&'static str], steps: std::ops::Range<Step>) {
     for step in steps {
         for peer in peers {
             let others: Vec<&str> = peers.iter().copied().filter(|other| other != peer).collect();
@@ -39,7 +39,7 @@ fn train(world: &mut World, view: u64, peers: &[&'static str], steps: std::ops::
     }
 }
 
-fn flushes(actions: &[Action]) -> Vec<(u64, Vec<&str>, usize)> {
+pub(super) fn flushes(actions: &[Action]) -> Vec<(u64, Vec<&str>, usize)> {
     let flush = |action| match action {
         &Action::Send { ref streams, message: ToPeer::Flush { id, ref peers } } => {
             Some((id, peers.iter().map(PeerName::as_str).collect(), streams.len()))
@@ -49,11 +49,11 @@ fn flushes(actions: &[Action]) -> Vec<(u64, Vec<&str>, usize)> {
     actions.iter().filter_map(flush).collect()
 }
 
-fn received(flush: u64, of: &[(&str, Step)]) -> FromPeer {
+pub(super) fn received(flush: u64, of: &[(&str, Step)]) -> FromPeer {
     FromPeer::Received { flush, of: of.iter().map(|(peer, step)| (name(peer), *step)).collect() }
 }
 
-fn views(actions: &[Action]) -> Vec<(u64, Step, usize)> {
+pub(super) fn views(actions: &[Action]) -> Vec<(u64, Step, usize)> {
     let view = |action: &Action| match action {
         Action::Record(Entry::View { view, .. }) => Some((view.id.0, view.begins_at, view.members.len())),
         _ => None,
@@ -156,9 +156,19 @@ fn one_that_was_cut_off_comes_in_again_like_one_that_died() {
     let standing = Standing { session: world.sessions["c"], steps_done: 12, log_from: 0, lease_until: 14 };
     let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![10] });
     let request = JoinRequest { standing: Some(standing), checkpoints, ..world.request("c") };
-    let session = world.present(request, "127.0.0.1").unwrap().session;
-    world.sessions.insert("c", session);
-    assert_eq!(starts(&world.attend("c")), vec![(world.cluster.view().unwrap().begins_at, 1)]);
+    let accepted = world.present(request, "127.0.0.1").unwrap();
+    assert_eq!(accepted.reported, Step::MAX, "nothing of what it remembers counts");
+    world.sessions.insert("c", accepted.session);
+    let actions = world.attend("c");
+    let begins_at = world.cluster.view().unwrap().begins_at;
+    assert_eq!(starts(&actions), vec![(begins_at, 1)]);
+    // It completes a step of the view that it knew before it hears of all that.
+    for step in [11, 12] {
+        assert_eq!(world.say("c", report_in(1, "c", step, &["a", "b"])), vec![]);
+    }
+    assert_eq!(world.cluster.steps_done(2), begins_at);
+    train(&mut world, 2, &["a", "b"], 12..begins_at);
+    train(&mut world, 3, &["a", "b", "c"], begins_at..begins_at + 1);
 }
 
 /// All heartbeats arrive, but what c says does not.

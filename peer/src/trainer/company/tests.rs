@@ -30,7 +30,7 @@ fn inbox() -> Inbox {
     let agenda = Agenda::of(&spec);
     let sources = [name("b")].into();
     let identity =
-        Identity { me: name("a"), run: RunId(1), schema, agenda, total_steps: 9, sources, relays: false };
+        Identity { me: name("a"), run: RunId(1), schema, agenda, total_steps: 9, sources, relays: true };
     let (words, inbox) = mpsc::channel(64);
     let mut live = Live::new(
         identity,
@@ -52,12 +52,34 @@ fn inbox() -> Inbox {
 impl Inbox {
     /// Peer b sends, if there is a place.
     fn send(&self, step: Step, round: u32) -> bool {
+        self.send_in(1, step, round)
+    }
+
+    fn send_in(&self, view: u64, step: Step, round: u32) -> bool {
         let Ok(place) = self.places.clone().try_acquire_owned() else { return false };
         let position = Position { step, round };
-        let header = Header { run: RunId(1), view: ViewId(1), position, source: name("b"), batch_hash: 7 };
+        let header = Header { run: RunId(1), view: ViewId(view), position, source: name("b"), batch_hash: 7 };
         let contribution = Arc::new(Contribution::seal(header, vec![], &Schema::default()).unwrap());
         self.words.try_send(Word::Heard(Delivery::new(contribution, 1, place))).unwrap();
         true
+    }
+
+    /// Another view of the same two.
+    fn view(&self, id: u64, begins_at: Step) {
+        let member = |index, text| Member {
+            index,
+            name: name(text),
+            address: "h:1".into(),
+            schema: Schema::default(),
+        };
+        let view = View { id: ViewId(id), begins_at, members: vec![member(0, "a"), member(1, "b")] };
+        self.words.try_send(Word::View(view)).unwrap();
+    }
+
+    /// What is here of peer b for others.
+    fn relayed(&self) -> Vec<(ViewId, Step)> {
+        let entries = self.live.relay.entries(&name("b"), Position::default()).unwrap();
+        entries.iter().map(|entry| (entry.header().view, entry.header().position.step)).collect()
     }
 
     fn free(&self) -> usize {
@@ -122,4 +144,34 @@ fn a_source_on_another_batch_is_named() {
     let refused = inbox.live.listen(Position { step: 2, round: 3 }, 8).unwrap_err();
     let Interruption::Failed(error) = refused else { panic!("{refused:?}") };
     assert!(error.to_string().contains("peer b is on another batch at step 2"), "{error}");
+}
+
+#[test]
+fn what_is_kept_for_others_holds() {
+    let mut inbox = inbox();
+    assert!(inbox.send(2, 0) && inbox.send(3, 0));
+    inbox.live.drain().unwrap();
+    assert_eq!(inbox.relayed(), [(ViewId(1), 2), (ViewId(1), 3)]);
+    inbox.view(2, 3);
+    assert!(inbox.send(3, 0), "what was under way when the view changed");
+    inbox.live.drain().unwrap();
+    assert_eq!(inbox.relayed(), [(ViewId(1), 2)], "step 3 is said again, and perhaps never");
+    inbox.view(3, 2);
+    assert!(inbox.send_in(3, 2, 0));
+    inbox.live.drain().unwrap();
+    inbox.live.retakes();
+    assert_eq!(inbox.relayed(), [(ViewId(3), 2)], "what arrived before the step was given up is kept");
+    assert_eq!(inbox.free(), INBOX_PER_SOURCE - 1, "and its place too, but none of what is void");
+}
+
+/// Of a step that may have more rounds one is here. Whoever says that it lacks the step must not complete it.
+#[test]
+fn what_is_not_counted_in_an_answer_is_not_used() {
+    let mut inbox = inbox();
+    assert!(inbox.send(2, 0));
+    inbox.words.try_send(Word::Flush { id: 1, peers: vec![name("b")] }).unwrap();
+    inbox.live.drain().unwrap();
+    inbox.live.answer();
+    assert_eq!(inbox.live.rounds.missing(Position::of(2)), [name("b")]);
+    assert_eq!(inbox.free(), INBOX_PER_SOURCE);
 }

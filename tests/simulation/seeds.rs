@@ -1,0 +1,126 @@
+//! Many seeds, or the one that `COHORT_SIM_SEED` names.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use crate::timed::{Outcome, Timed};
+use crate::world::Planted;
+
+/// Seeds of one run of each test; `COHORT_SIM_SEEDS` asks for another number, `COHORT_SIM_FIRST` for others.
+const SEEDS: u64 = 4000;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// A kind of world.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    /// The test's name.
+    name: &'static str,
+    /// Whether the others go on without a peer that is lost.
+    goes_on: bool,
+    planted: Planted,
+}
+
+const WAIT: Kind = Kind { name: "seeded_worlds_that_wait", goes_on: false, planted: Planted::Nothing };
+const GO_ON: Kind = Kind { name: "seeded_worlds_that_go_on", goes_on: true, planted: Planted::Nothing };
+
+fn explain(seed: u64, kind: Kind, wrong: &str, timed: &Timed) -> String {
+    let notes: Vec<&str> = timed.world.notes.0.iter().map(String::as_str).collect();
+    format!(
+        "seed {seed}: {wrong}\nthe last events:\n{}\n{}\nto see it again:\n  COHORT_SIM_SEED={seed} cargo test --locked \
+         --test simulation {} -- --nocapture",
+        notes.join("\n"),
+        timed.world.positions(),
+        kind.name
+    )
+}
+
+fn try_seed(seed: u64, kind: Kind) -> Result<Outcome, String> {
+    let mut timed = Timed::new(seed, kind.goes_on, kind.planted);
+    let outcome = timed.run();
+    outcome.map_err(|wrong| explain(seed, kind, &wrong, &timed))
+}
+
+/// Every seed from a first one on, on all cores; the lowest that failed. With `COHORT_SIM_ALL` all are tried and each that
+/// fails is named.
+fn try_seeds(kind: Kind, first: u64, seeds: u64) -> (Option<u64>, [u64; 5]) {
+    let all = number("COHORT_SIM_ALL").is_some();
+    let (next, failed) = (AtomicU64::new(first), AtomicU64::new(u64::MAX));
+    let sums: [AtomicU64; 5] = Default::default();
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + seeds || (!all && failed.load(Ordering::Relaxed) != u64::MAX) {
+                return;
+            }
+            match try_seed(seed, kind) {
+                Ok(Outcome { events, faults, steps_taken, rollbacks, views }) => {
+                    let parts = [events, faults, steps_taken, rollbacks, views];
+                    sums.iter().zip(parts).for_each(|(sum, part)| _ = sum.fetch_add(part, Ordering::Relaxed));
+                }
+                Err(wrong) => {
+                    if all {
+                        eprintln!("{}", wrong.lines().next().unwrap_or(""));
+                    }
+                    failed.fetch_min(seed, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(&work);
+        }
+    });
+    let failed = failed.into_inner();
+    ((failed != u64::MAX).then_some(failed), sums.map(AtomicU64::into_inner))
+}
+
+fn check(kind: Kind) {
+    if let Some(seed) = number("COHORT_SIM_SEED") {
+        let outcome = try_seed(seed, kind).unwrap_or_else(|wrong| panic!("{wrong}"));
+        eprintln!("seed {seed}: {outcome:?}");
+        return;
+    }
+    let began = std::time::Instant::now();
+    let (first, seeds) =
+        (number("COHORT_SIM_FIRST").unwrap_or(0), number("COHORT_SIM_SEEDS").unwrap_or(SEEDS));
+    let (failed, sums) = try_seeds(kind, first, seeds);
+    if let Some(seed) = failed {
+        panic!("{}", try_seed(seed, kind).expect_err("it failed before"));
+    }
+    let [events, faults, steps, rollbacks, views] = sums;
+    eprintln!(
+        "{}: {seeds} seeds, {events} events, {faults} faults, {steps} steps taken, {views} views after the first, \
+         {rollbacks} times a peer was told to start elsewhere, {:.1} s",
+        kind.name,
+        began.elapsed().as_secs_f64()
+    );
+    assert!(faults > seeds, "the weather is too fair");
+}
+
+#[test]
+fn seeded_worlds_that_wait() {
+    check(WAIT);
+}
+
+#[test]
+fn seeded_worlds_that_go_on() {
+    check(GO_ON);
+}
+
+#[test]
+fn planted_mistakes_are_found_by_seeds() {
+    for kind in [
+        Kind { planted: Planted::NewestCheckpoint, ..WAIT },
+        Kind { planted: Planted::ReleaseOwn, ..WAIT },
+        Kind { planted: Planted::OneMore, ..GO_ON },
+    ] {
+        let planted = kind.planted;
+        let found = (0..400).find_map(|seed| try_seed(seed, kind).err());
+        let wrong = found.expect("the mistake is found");
+        eprintln!("{planted:?}: {}", wrong.lines().next().unwrap_or(""));
+    }
+}
