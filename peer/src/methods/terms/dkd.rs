@@ -136,7 +136,7 @@ mod tests {
         let parts = parts(&s, &t, &y, 4.0).unwrap();
         close(16.0 * value(&mean(&parts.tckd).unwrap()), 0.170545013613, 1e-12);
         close(16.0 * value(&mean(&parts.nckd).unwrap()), 0.975565287773, 1e-12);
-        let (v, z) = variables(&[s.clone()]).unwrap();
+        let (v, z) = variables(std::slice::from_ref(&s)).unwrap();
         let params = DkdParams::default();
         let term = mean(&rows(&z[0], &t, &y, &params, 1.0).unwrap()).unwrap();
         close(value(&term), 7.975067315797, 1e-12);
