@@ -154,7 +154,7 @@ def tsd_teacher(z, y):
 
 def ps_kd(z, past, y):
     alpha = 0.8 * 11 / 300
-    return {"loss": soft_ce((1 - alpha) * F.one_hot(y, CLASSES) + alpha * past, z)}
+    return {"loss": soft_ce((1 - alpha) * F.one_hot(y, CLASSES).double() + alpha * past, z)}
 
 
 def afd(d_other, d_own, z_s, z_t, y):
