@@ -20,5 +20,6 @@ mod chaos;
 mod l_mcl;
 mod bank;
 mod teacher;
+mod graph;
 mod validation;
 mod commands;
