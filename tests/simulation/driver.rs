@@ -225,6 +225,7 @@ impl World {
     /// Follows the members of all views that hold for a step to come, each from the first entry of it that has not been
     /// delivered.
     fn follow(&mut self, peer: usize) {
+        let me = self.setting.name(peer).clone();
         let Some(process) = self.process(peer) else { return };
         process.tasks.clear();
         if !process.started {
@@ -239,7 +240,7 @@ impl World {
             if index == peer || process.gone.contains(&index) {
                 continue;
             }
-            let reached = Position::of(views.due(&member.name, next));
+            let reached = Position::of(views.due(&member.name, views.due(&me, next)));
             let inboxes = &mut process.inboxes;
             let source = process.sources.entry(index).or_insert_with(|| {
                 *inboxes += 1;

@@ -101,8 +101,8 @@ impl Follows {
         for (name, source) in
             sources.into_iter().filter(|(name, _)| **name != self.me && !self.gone.contains(name))
         {
-            // It says nothing to steps before it was a member.
-            let from = Position::of(self.views.due(name, next));
+            // Nobody says anything to this peer before both are members.
+            let from = Position::of(self.views.due(name, self.views.due(&self.me, next)));
             let reached = self.reached.entry(name.clone()).or_insert_with(|| Reached::at(from)).clone();
             let places = self.places.entry(name.clone()).or_insert_with(places).clone();
             let following = Following {
@@ -178,6 +178,7 @@ mod tests {
         follows.viewed(view(3, 9, &["a", "b"]), 5);
         follows.follow(5, &words);
         assert_eq!(follows.tasks.len(), 1);
+        assert_eq!(follows.reached[&name("b")].get(), Position::of(9), "from where it comes in");
     }
 
     #[tokio::test]
