@@ -190,7 +190,7 @@ impl Rounds {
             return Err(Stray::Run { source_name, run: header.run });
         }
         let holds = self.holds(header);
-        let due = self.views.due(&source_name, self.next);
+        let due = self.views.due(&source_name, self.views.due(&self.me, self.next));
         let Some(inbox) = self.inbox.get_mut(&source_name) else { return Err(Stray::Source(source_name)) };
         // What was said in a view that is void: its source has still to hear of that, and may have been far ahead.
         if !holds {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use cohort_proto::control::{Accepted, Standing, StepReport};
-use cohort_proto::id::Step;
+use cohort_proto::id::{Step, ViewId};
 use cohort_proto::limits::{REPORTS_KEPT, SESSION_BITS};
 
 /// The place of one peer.
@@ -13,6 +13,8 @@ pub struct Place {
     session: u64,
     /// Steps it has completed; none before it was told where to start.
     steps_done: Option<Step>,
+    /// The view that held there: what was done in an older one does not count.
+    since: ViewId,
     lease_until: Step,
     held: Vec<Step>,
     /// The newest, in order, without gaps.
@@ -23,12 +25,14 @@ impl Place {
     /// A peer that was accepted, with these checkpoints on its disk.
     pub fn new(accepted: &Accepted, held: Vec<Step>) -> Self {
         let session = accepted.session;
-        Self { session, steps_done: None, lease_until: 0, held, reports: VecDeque::new() }
+        let (since, reports) = (ViewId(0), VecDeque::new());
+        Self { session, steps_done: None, since, lease_until: 0, held, reports }
     }
 
-    /// It was told to start at a step: later checkpoints do not count before they are saved again.
-    pub fn starts(&mut self, step: Step) {
-        self.steps_done = Some(step);
+    /// It was told to start at a step, for which this view holds: later checkpoints do not count before they are saved
+    /// again.
+    pub fn starts(&mut self, step: Step, view: ViewId) {
+        (self.steps_done, self.since) = (Some(step), view);
         self.reports.clear();
         self.held.retain(|held| *held <= step);
     }
@@ -40,7 +44,7 @@ impl Place {
 
     /// It completed a step; says whether that counts: one of before it was told to start elsewhere does not.
     pub fn completed(&mut self, report: StepReport) -> bool {
-        if self.steps_done != Some(report.step) {
+        if self.steps_done != Some(report.step) || report.view < self.since {
             return false;
         }
         self.steps_done = Some(report.step + 1);
@@ -87,7 +91,7 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cohort_proto::id::{Digest, RunId, ViewId};
+    use cohort_proto::id::{Digest, RunId};
 
     fn report(step: Step) -> StepReport {
         StepReport {
@@ -113,7 +117,7 @@ mod tests {
     fn what_is_not_on_record_is_reported_again() {
         let mut place = Place::new(&accepted(1, 0), vec![4]);
         assert_eq!(place.standing(0), None, "it was not told where to start");
-        place.starts(4);
+        place.starts(4, ViewId(1));
         place.granted(9);
         assert!((4..8).all(|step| place.completed(report(step))));
         assert!(
@@ -128,15 +132,18 @@ mod tests {
         assert!(place.is_another_start(&accepted(1 << SESSION_BITS, 0)));
         assert!(!place.is_another_start(&accepted(9, 0)));
         place.holds(vec![4, 8]);
-        place.starts(4);
+        place.starts(4, ViewId(1));
         assert_eq!((place.next(), place.held()), (4, &[4][..]));
         assert_eq!(place.accepted_again(&accepted(3, 0)), [], "those of before the start are void");
+        place.starts(4, ViewId(2));
+        assert!(!place.completed(report(4)), "it was completed before all went back to where it stood");
+        assert!(place.completed(StepReport { view: ViewId(2), ..report(4) }));
     }
 
     #[test]
     fn reports_are_bounded() {
         let mut place = Place::new(&accepted(1, 0), vec![]);
-        place.starts(0);
+        place.starts(0, ViewId(1));
         (0..2 * REPORTS_KEPT as Step).for_each(|step| _ = place.completed(report(step)));
         assert_eq!(place.accepted_again(&accepted(2, 0)).len(), REPORTS_KEPT);
     }

@@ -9,7 +9,7 @@ use cohort_proto::contribution::Position;
 use cohort_proto::control::{
     Accepted, FromPeer, Refusal, RefusalReason, Start, Stop, StopKind, ToPeer, Waiting,
 };
-use cohort_proto::id::PeerName;
+use cohort_proto::id::{PeerName, ViewId};
 use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH};
 use cohort_proto::view::{Member, View};
 
@@ -183,8 +183,9 @@ impl World {
             start = newest.map_or(start, Start::at);
         }
         let Some(process) = self.process(peer) else { return };
+        let view = process.views.at(start.step).map_or(ViewId(0), |view| view.id);
         if let Some(place) = &mut process.place {
-            place.starts(start.step);
+            place.starts(start.step, view);
         }
         process.tasks.clear();
         process.sources.clear();
@@ -224,6 +225,7 @@ impl World {
     /// Follows the members of all views that hold for a step to come, each from the first entry of it that has not been
     /// delivered.
     fn follow(&mut self, peer: usize) {
+        let me = self.setting.name(peer).clone();
         let Some(process) = self.process(peer) else { return };
         process.tasks.clear();
         if !process.started {
@@ -231,13 +233,14 @@ impl World {
         }
         let next = process.place.as_ref().map_or(0, Place::next);
         let views = Arc::new(process.views.clone());
-        let members = views.iter().flat_map(|view| &view.members);
+        let mine = views.iter().filter(|view| view.members.iter().any(|member| member.index == peer));
+        let members = mine.flat_map(|view| &view.members);
         let members: BTreeMap<usize, &Member> = members.map(|member| (member.index, member)).collect();
         for (index, member) in members {
             if index == peer || process.gone.contains(&index) {
                 continue;
             }
-            let reached = Position::of(views.due(&member.name, next));
+            let reached = Position::of(views.due(&member.name, views.due(&me, next)));
             let inboxes = &mut process.inboxes;
             let source = process.sources.entry(index).or_insert_with(|| {
                 *inboxes += 1;

@@ -68,10 +68,10 @@ impl Journal {
         for entry in &self.entries {
             match &**entry {
                 Entry::View { view, .. } => steps.retain(|(_, step), _| *step < view.begins_at),
-                Entry::Report { peer, report } => {
-                    if steps.insert((peer.clone(), report.step), &**report).is_some() {
-                        return Err(format!("the journal has step {} of {peer} twice", report.step));
-                    }
+                Entry::Report { peer, report }
+                    if steps.insert((peer.clone(), report.step), &**report).is_some() =>
+                {
+                    return Err(format!("the journal has step {} of {peer} twice", report.step));
                 }
                 _ => {}
             }

@@ -266,7 +266,8 @@ pub(crate) struct Exchange {
 
 impl Process {
     pub(crate) fn start(setting: &Setting, peer: usize, life: u64, disk: &crate::disk::Disk) -> Self {
-        let others = (0..setting.size.peers).filter(|other| *other != peer && !setting.schema.tensors().is_empty());
+        let others =
+            (0..setting.size.peers).filter(|other| *other != peer && !setting.schema.tensors().is_empty());
         let sources = others.map(|other| setting.name(other).clone()).collect();
         let rounds = Rounds::new(setting.name(peer).clone(), RUN, setting.size.steps, sources);
         let trainer = Trainer {

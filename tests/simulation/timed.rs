@@ -9,7 +9,7 @@ use cohort_proto::control::StepReport;
 use cohort_proto::id::{PeerName, Step};
 use cohort_proto::rng::SplitMix64;
 
-use crate::process::{Host, Link};
+use crate::process::Link;
 use crate::training::{Setting, Size};
 use crate::world::{Event, Planted, World};
 
@@ -273,12 +273,8 @@ impl Timed {
             self.hangs[peer] = self.world.now.0 + for_ms;
             self.last_fault = self.last_fault.max(self.hangs[peer]);
         }
-        // The last checkpoint of a run that is complete cannot be made again.
-        let total = self.world.setting.size.steps;
-        let has_last = |host: &Host| host.disk.load(total).is_some();
-        let hosts = &self.world.hosts;
-        let complete =
-            if self.world.setting.goes_on() { has_last(&hosts[peer]) } else { hosts.iter().all(has_last) };
+        // The last checkpoint cannot be made again once the run is complete, which may be said already.
+        let complete = self.world.hosts[peer].disk.load(self.world.setting.size.steps).is_some();
         if self.weather.damage
             && !complete
             && self.rng.below(3) == 0

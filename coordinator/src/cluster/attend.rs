@@ -108,8 +108,9 @@ impl Cluster {
         }
         let said = Said { digest: own_digest, tensors: report.said.clone() };
         training.falling_back.remove(&index);
-        if self.members.log_from(index) == Some(step) && step < training.lease.next(index) {
-            // It heard of the view first, and then where to start: it takes its first step again.
+        let starts_here = training.views.iter().any(|other| other.id == view && other.begins_at == step);
+        if starts_here && view > ViewId(1) && step < training.lease.next(index) {
+            // It heard of the view first, and then that it is to start there: it takes its first step again.
             training.lease.resume(index, step);
         }
         match training.lease.report(now, index, step) {

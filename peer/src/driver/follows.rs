@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use cohort_proto::contribution::Position;
-use cohort_proto::id::{PeerName, RunId, Step};
+use cohort_proto::id::{PeerName, RunId, Step, ViewId};
 use cohort_proto::meta::Agenda;
 use cohort_proto::view::{Member, View, Views};
 use tokio::sync::{Semaphore, mpsc};
@@ -49,6 +49,11 @@ impl Follows {
         !self.views.is_empty()
     }
 
+    /// The view that holds for a step.
+    pub(super) fn view_at(&self, step: Step) -> ViewId {
+        self.views.at(step).map_or(ViewId(0), |view| view.id)
+    }
+
     /// Training starts at a step: everybody is to be followed from there. Returns the number of the new epoch.
     pub(super) fn restart(&mut self) -> u64 {
         self.tasks.abort_all();
@@ -83,22 +88,23 @@ impl Follows {
         self.gone.clear();
     }
 
-    /// Follows the sources among the members of all views that hold for a step to come, each from the first entry of it that has not been
-    /// delivered.
+    /// Follows the sources among the members of all views of which this peer is one and that hold for a step to come, each from the
+    /// first entry of it that has not been delivered. Who was left behind hears nobody: it will not take those steps.
     pub(super) fn follow(&mut self, next: Step, words: &mpsc::Sender<Word>) {
         self.tasks.abort_all();
         if !self.started {
             return;
         }
         let known = Arc::new(self.views.clone());
-        let members = self.views.iter().flat_map(|view| &view.members);
+        let mine = self.views.iter().filter(|view| view.member(&self.me).is_some());
+        let members = mine.flat_map(|view| &view.members);
         // The newest view has the newest address.
         let sources: BTreeMap<&PeerName, &Member> = members.map(|member| (&member.name, member)).collect();
         for (name, source) in
             sources.into_iter().filter(|(name, _)| self.from.contains(*name) && !self.gone.contains(name))
         {
-            // It says nothing to steps before it was a member.
-            let from = Position::of(self.views.due(name, next));
+            // Nobody says anything to this peer before both are members.
+            let from = Position::of(self.views.due(name, self.views.due(&self.me, next)));
             let reached = self.reached.entry(name.clone()).or_insert_with(|| Reached::at(from)).clone();
             let places = self.places.entry(name.clone()).or_insert_with(places).clone();
             let following = Following {
@@ -140,33 +146,53 @@ impl Follows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cohort_proto::id::ViewId;
     use cohort_proto::schema::Schema;
     use cohort_proto::spec::RunSpec;
 
     const RUN: &str = "[run]\nsteps = 9\n[data]\ndataset = \"mnist\"\nbatch = 2\n[method]\nname = \"dml\"\n\
                        [[peer]]\nname = \"a\"\narch = \"resnet8\"\n[[peer]]\nname = \"b\"\narch = \"resnet8\"\n";
 
-    #[tokio::test]
-    async fn an_old_view_that_is_said_again_brings_nobody_back() {
-        let name = |text: &str| PeerName::new(text).unwrap();
-        let member = |index, text| Member {
+    fn name(text: &str) -> PeerName {
+        PeerName::new(text).unwrap()
+    }
+
+    fn view(id: u64, begins_at: Step, members: &[&str]) -> View {
+        let member = |(index, text): (usize, &&str)| Member {
             index,
             name: name(text),
-            address: "h:1".into(),
+            address: "127.0.0.1:1".into(),
             schema: Schema::default(),
         };
-        let view =
-            |id, begins_at| View { id: ViewId(id), begins_at, members: vec![member(0, "a"), member(1, "b")] };
-        let agenda = Agenda::of(&RunSpec::parse(RUN).unwrap());
-        let mut follows = Follows::new([name("b")].into(), RunId(1), name("a"), agenda);
-        follows.viewed(view(2, 4), 5);
+        View { id: ViewId(id), begins_at, members: members.iter().enumerate().map(member).collect() }
+    }
+
+    fn peer_a() -> Follows {
+        Follows::new([name("b")].into(), RunId(1), name("a"), Agenda::of(&RunSpec::parse(RUN).unwrap()))
+    }
+
+    #[tokio::test]
+    async fn who_was_left_behind_follows_nobody() {
+        let (mut follows, (words, _inbox)) = (peer_a(), mpsc::channel::<Word>(4));
+        follows.restart();
+        follows.viewed(view(2, 4, &["b"]), 5);
+        follows.follow(5, &words);
+        assert!(follows.tasks.is_empty());
+        follows.viewed(view(3, 9, &["a", "b"]), 5);
+        follows.follow(5, &words);
+        assert_eq!(follows.tasks.len(), 1);
+        assert_eq!(follows.reached[&name("b")].get(), Position::of(9), "from where it comes in");
+    }
+
+    #[tokio::test]
+    async fn an_old_view_that_is_said_again_brings_nobody_back() {
+        let mut follows = peer_a();
+        follows.viewed(view(2, 4, &["a", "b"]), 5);
         follows.take_no_more(&[name("b")]).await;
-        follows.viewed(view(1, 0), 5);
+        follows.viewed(view(1, 0, &["a", "b"]), 5);
         assert!(follows.gone.contains(&name("b")), "it was said what had come of it");
         let places = Arc::new(Semaphore::new(1));
         follows.places.insert(name("b"), places.clone());
-        follows.viewed(view(3, 6), 5);
+        follows.viewed(view(3, 6, &["a", "b"]), 5);
         assert!(follows.gone.is_empty());
         assert!(Arc::ptr_eq(&follows.places[&name("b")], &places), "what was heard keeps its places");
     }

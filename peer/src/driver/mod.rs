@@ -315,7 +315,7 @@ impl Driver {
                 return self.follow(trainer);
             }
             Ok(Some(ToPeer::Start(start))) => {
-                self.place.starts(start.step);
+                self.place.starts(start.step, self.follows.view_at(start.step));
                 let epoch = self.follows.restart();
                 // Before anything is heard in the new epoch.
                 tell(trainer, Word::Start { start, epoch }).await;
