@@ -13,11 +13,13 @@ use tokio::task::JoinSet;
 
 use crate::error::PeerError;
 use crate::net::follow::{Following, Reached, follow, places};
+use crate::net::network::Network;
 use crate::trainer::Word;
 
 /// Whose logs are followed, and how far.
 #[derive(Debug)]
 pub(super) struct Follows {
+    network: Arc<dyn Network>,
     me: PeerName,
     run: RunId,
     agenda: Agenda,
@@ -34,10 +36,10 @@ pub(super) struct Follows {
 }
 
 impl Follows {
-    pub(super) fn new(me: PeerName, run: RunId, agenda: Agenda) -> Self {
+    pub(super) fn new(network: Arc<dyn Network>, me: PeerName, run: RunId, agenda: Agenda) -> Self {
         let (tasks, sources) = (JoinSet::new(), BTreeMap::new());
         let (views, gone) = (Views::default(), BTreeSet::new());
-        Self { me, run, agenda, tasks, started: false, epoch: 0, sources, views, gone }
+        Self { network, me, run, agenda, tasks, started: false, epoch: 0, sources, views, gone }
     }
 
     /// Whether any view was said.
@@ -95,6 +97,7 @@ impl Follows {
             let fresh = || (Reached::at(from), places());
             let (reached, places) = self.sources.entry(name.clone()).or_insert_with(fresh).clone();
             let following = Following {
+                network: self.network.clone(),
                 source: source.clone(),
                 me: self.me.clone(),
                 run: self.run,
