@@ -1,6 +1,5 @@
 //! The journal of a run: an SQLite file that survives the coordinator and that anyone may query (`schema.sql` documents
-//! its tables). One task owns the connection and writes where blocking is allowed; the deciding loop hands it lines through
-//! a bounded queue and waits only for those that must be on the disk before anyone acts on them.
+//! its tables). One task owns the connection; the deciding loop hands it lines through a bounded queue and waits only for those that must be on the disk before anyone acts on them.
 
 mod recall;
 mod store;
@@ -13,8 +12,9 @@ use std::sync::{Arc, OnceLock};
 use cohort_proto::id::RunId;
 use cohort_proto::limits::QUEUE_DEPTH;
 use cohort_proto::spec::RunSpec;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{spawn, spawn_blocking};
+use tokio::task::{block_in_place, spawn};
 
 use crate::cluster::History;
 use crate::event::Entry;
@@ -189,19 +189,9 @@ impl Journal {
 async fn write_all(mut store: Store, mut orders: mpsc::Receiver<Order>, reason: Arc<OnceLock<String>>) {
     let mut batch = Vec::new();
     while orders.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        let writing = spawn_blocking(move || {
-            let written = write_batch(&mut store, &batch);
-            (store, batch, written)
-        });
-        let (open, taken, written) = match writing.await {
-            Ok(back) => back,
-            Err(panic) => {
-                _ = reason.set(panic.to_string());
-                return;
-            }
-        };
-        (store, batch) = (open, taken);
-        if let Err(error) = written {
+        let durable = batch.iter().any(|order| order.durable.is_some());
+        let lines = batch.iter().filter_map(|order| Some((order.at_ms, order.line.as_ref()?)));
+        if let Err(error) = blocking(|| store.write(lines, durable)) {
             // Only this task ever sets it. The queue closes before those who wait for this batch are let go.
             _ = reason.set(error.to_string());
             drop(orders);
@@ -214,10 +204,12 @@ async fn write_all(mut store: Store, mut orders: mpsc::Receiver<Order>, reason: 
     }
 }
 
-fn write_batch(store: &mut Store, batch: &[Order]) -> rusqlite::Result<()> {
-    let durable = batch.iter().any(|order| order.durable.is_some());
-    let lines = batch.iter().filter_map(|order| Some((order.at_ms, order.line.as_ref()?)));
-    store.write(lines, durable)
+/// Does what blocks: of several threads of a runtime the others take over meanwhile.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => block_in_place(work),
+        _ => work(),
+    }
 }
 
 #[cfg(test)]
