@@ -78,7 +78,7 @@ enum Event {
     Heartbeat,
     /// It is time to try to come back to the coordinator.
     Attempt,
-    /// The coordinator did not answer a wish to stop.
+    /// The coordinator did not answer a wish to stop, or is gone before this peer has stopped.
     StopOverdue,
 }
 
@@ -222,7 +222,7 @@ struct Driver {
     follows: Follows,
     /// Whether the coordinator told this peer to stop.
     stopping: bool,
-    /// When to stop waiting for the coordinator's answer to a wish to stop.
+    /// When to stop at once: a wish to stop was not answered, or the coordinator went before this peer had stopped.
     stop_deadline: Option<Instant>,
     /// How often somebody asked this process to stop.
     wishes: u32,
@@ -281,7 +281,8 @@ impl Driver {
                 }
                 Event::StopOverdue => {
                     self.stop_deadline = None;
-                    let sentence = "asked to stop, and the coordinator did not answer".to_owned();
+                    let what = if self.stopping { "told" } else { "asked" };
+                    let sentence = format!("{what} to stop, and nothing more was heard of the coordinator");
                     tell(&trainer, Word::Stop(Stop { kind: StopKind::AtOnce, sentence })).await;
                 }
             }
@@ -361,6 +362,8 @@ impl Driver {
     fn lost_coordinator(&mut self, reason: &str) {
         self.attendance = None;
         if self.stopping {
+            // Those with whom the lease was to be run to its end may be gone as well, and nobody would say so.
+            self.stop_deadline = Some(Instant::now() + self.failure_timeout);
             return;
         }
         tracing::warn!(
