@@ -154,6 +154,8 @@ impl Cluster {
     pub(super) fn stalls_at(&self) -> Option<Tick> {
         let policy = &self.spec.policy;
         let applies = policy.on_failure == FailurePolicy::Continue && self.flush.is_none() && self.all_here();
+        // Where nobody waits for anybody, a step takes long.
+        let applies = applies && self.members.most_missed(&self.in_view()).is_some();
         applies.then(|| self.moved_at.plus(policy.failure_timeout_ms.saturating_mul(2)))
     }
 
