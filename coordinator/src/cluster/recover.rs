@@ -29,7 +29,8 @@ impl Cluster {
         let members = self.in_view();
         fresh.retain(|index| members.contains(index));
         let Some(training) = &self.training else { return };
-        if !self.all_here() || (fresh.is_empty() && !training.unheard) {
+        // Whoever is about to be left behind comes in again when the others have gone on.
+        if self.flush.is_some() || !self.all_here() || (fresh.is_empty() && !training.unheard) {
             return;
         }
         if training.unheard {
