@@ -122,6 +122,13 @@ impl Cluster {
             return;
         }
         let Some(training) = &self.training else { return };
+        let slowest = survivors.iter().map(|index| training.lease.completed(*index)).min().unwrap_or(0);
+        let due = |index: &usize| {
+            self.members.peer(*index).map_or(slowest, |peer| training.views.due(&peer.name, slowest))
+        };
+        // Who was to come in later than where the others are knows nothing of what they lack: it waits for a view again.
+        let (survivors, early): (BTreeSet<usize>, BTreeSet<usize>) =
+            survivors.into_iter().partition(|index| due(index) <= slowest);
         let answer = |survivor: &usize, lost: &usize| {
             let step = flush.answers.get(survivor).and_then(|of| of.get(lost)).copied().unwrap_or(0);
             self.members.peer(*lost).map_or(step, |peer| training.views.due(&peer.name, step))
@@ -133,12 +140,12 @@ impl Cluster {
         let providers: BTreeMap<usize, (Step, usize)> =
             flush.lost.iter().filter_map(|lost| Some((*lost, best(lost)?))).collect();
         let Some(begins_at) = providers.values().map(|(step, _)| *step).min() else { return };
-        let lost = flush.lost.clone();
+        let outside: Vec<usize> = flush.lost.union(&early).copied().collect();
         self.flush = None;
         self.cut(now, begins_at, &survivors, providers.into_iter().map(|(lost, (_, by))| (lost, by)), out);
         self.after_progress(now, out);
         // What they remember is void; they may come in again.
-        lost.into_iter().for_each(|index| self.members.forgets(index));
+        outside.into_iter().for_each(|index| self.members.forgets(index));
     }
 
     /// The survivors' view begins; what they lack of the lost they find at those who have it.

@@ -96,6 +96,58 @@ fn the_survivors_begin_a_view_where_nobody_has_all_of_what_the_lost_one_said() {
 }
 
 #[test]
+fn the_lost_one_does_not_start_while_the_others_decide_to_go_on_without_it() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("c");
+    world.wait(5_000, &["a", "b"]);
+    world.join("c").unwrap();
+    let starts = |actions: &[Action]| {
+        let start = |action: &Action| match action {
+            Action::Send { message: ToPeer::Start(start), .. } => Some(start.step),
+            _ => None,
+        };
+        actions.iter().filter_map(start).collect::<Vec<_>>()
+    };
+    assert_eq!(starts(&world.attend("c")), [0; 0], "nobody says to it again what was said before");
+    world.say("a", received(1, &[("c", 12)]));
+    let actions = world.say("b", received(1, &[("c", 12)]));
+    assert_eq!(views(&actions)[0], (2, 12, 2));
+}
+
+#[test]
+fn one_that_was_to_come_in_later_does_not_decide_what_the_others_can_complete() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("a");
+    world.wait(5_000, &["b", "c"]);
+    world.say("b", received(1, &[("a", 12)]));
+    assert_eq!(views(&world.say("c", received(1, &[("a", 12)]))), vec![(2, 12, 2)]);
+    world.join("a").unwrap();
+    let (_, comes_in, _) = views(&world.attend("a"))[0];
+    assert!(comes_in > 13);
+    world.hang_up("b");
+    world.wait(5_000, &["a", "c"]);
+    // It has never needed anything of b's.
+    world.say("a", received(2, &[("b", comes_in)]));
+    let actions = world.say("c", received(2, &[("b", 13)]));
+    assert_eq!(views(&actions)[0], (4, 13, 1), "c goes on alone where it can");
+    train(&mut world, 4, &["c"], 13..14);
+}
+
+#[test]
+fn a_step_that_takes_long_wakes_nobody_at_once() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..2);
+    for _ in 0..40 {
+        world.now = world.now.plus(500);
+        ["a", "b", "c"].iter().for_each(|peer| _ = world.say(peer, heartbeat()));
+        let next = world.cluster.poll_timeout();
+        assert!(next > Some(world.now), "to be woken at {next:?}, which it is already");
+    }
+}
+
+#[test]
 fn what_the_lost_one_told_of_steps_that_are_taken_anew_is_void() {
     let mut world = three();
     train(&mut world, 1, &["a", "b", "c"], 0..3);
