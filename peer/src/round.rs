@@ -194,6 +194,11 @@ impl Rounds {
         Ok(kept)
     }
 
+    /// Whether what a source said to a round is kept.
+    pub fn holds(&self, source: &PeerName, at: Position) -> bool {
+        self.inbox.get(source).is_some_and(|said| said.contains_key(&at))
+    }
+
     /// The step that comes next.
     pub fn next_step(&self) -> Step {
         self.next

@@ -27,8 +27,8 @@ pub(super) struct Follows {
     /// Whether training was told where to start; nobody is followed before.
     started: bool,
     epoch: u64,
-    /// Of each source: what has been delivered, and the places that are left for more.
-    sources: BTreeMap<PeerName, (Reached, Arc<Semaphore>)>,
+    /// Of each source: what has been delivered, if it is not heard anew, and the places that are left for more.
+    sources: BTreeMap<PeerName, (Option<Reached>, Arc<Semaphore>)>,
     /// The views that were said, ascending.
     views: Views,
     /// Those who are gone: nothing more is taken of them until another view is said.
@@ -60,7 +60,8 @@ impl Follows {
     /// did not know, everything from there on is heard again, since what was heard may be void.
     pub(super) fn viewed(&mut self, view: View, next: Step) {
         if !self.views.iter().any(|known| known.id == view.id) {
-            self.sources.clear();
+            // Places stay taken: what is still valid waits there.
+            self.sources.values_mut().for_each(|source| source.0 = None);
             self.gone.clear();
         }
         self.views.insert(view);
@@ -94,8 +95,9 @@ impl Follows {
         {
             // It says nothing to steps before it was a member.
             let from = Position::of(self.views.due(name, next));
-            let fresh = || (Reached::at(from), places());
-            let (reached, places) = self.sources.entry(name.clone()).or_insert_with(fresh).clone();
+            let (reached, places) = self.sources.entry(name.clone()).or_insert_with(|| (None, places()));
+            let (reached, places) =
+                (reached.get_or_insert_with(|| Reached::at(from)).clone(), places.clone());
             let following = Following {
                 network: self.network.clone(),
                 source: source.clone(),
@@ -115,7 +117,8 @@ impl Follows {
     /// A step is complete: nothing of it, or from before it, is wanted any more, even where a log that begins anew
     /// cannot know which entry was the last one of that step.
     pub(super) fn completed(&self, step: Step) {
-        self.sources.values().for_each(|(reached, _)| reached.raise(Position::of(step + 1)));
+        let heard = self.sources.values().filter_map(|(reached, _)| reached.as_ref());
+        heard.for_each(|reached| reached.raise(Position::of(step + 1)));
     }
 
     /// How the next task ended that ended by itself; `None` while there is no task.

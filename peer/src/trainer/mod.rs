@@ -6,7 +6,7 @@ mod seat;
 mod company;
 
 pub use prepare::{Facts, Inputs, Prepared};
-pub use seat::{Identity, Seat};
+pub use seat::{Identity, Said, Seat};
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

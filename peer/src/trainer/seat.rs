@@ -15,6 +15,9 @@ use crate::net::follow::Place;
 use crate::round::{Arrival, Permission, Rounds};
 use crate::step::Interruption;
 
+/// What sources said, by ascending index.
+pub type Said = Vec<(usize, Arc<Contribution>)>;
+
 /// Who this peer is in the run.
 #[derive(Debug, Clone)]
 pub struct Identity {
@@ -39,7 +42,7 @@ pub struct Seat {
     rounds: Rounds,
     shared: Shared,
     /// Places in the inboxes of sources, held until what was sent is consumed.
-    places: Vec<(Position, Place)>,
+    places: Vec<(Position, PeerName, Place)>,
     /// The newest step of which every peer has a checkpoint.
     common: Step,
     /// Which time that this peer starts: what is heard of an earlier one is void.
@@ -84,7 +87,7 @@ impl Seat {
     pub fn completed(&mut self) {
         self.rounds.completed();
         let next = self.rounds.next_step();
-        self.places.retain(|(position, _)| position.step >= next);
+        self.places.retain(|(position, ..)| position.step >= next);
         self.shared.relay.retain_from(next.saturating_sub(RELAY_STEPS));
     }
 
@@ -120,7 +123,12 @@ impl Seat {
     /// It is one after which this peer cannot go on.
     pub fn take(&mut self, word: Word) -> Result<(), PeerError> {
         let arrival = match word {
-            Word::View(view) => Arrival::View(view),
+            Word::View(view) => {
+                self.arrived(Arrival::View(view))?;
+                let Self { rounds, places, .. } = self;
+                places.retain(|(position, source, _)| rounds.holds(source, *position));
+                return Ok(());
+            }
             Word::Lease(until) => Arrival::Lease(until),
             Word::Stop(stop) => Arrival::Stop(stop),
             Word::Start { start, epoch } => {
@@ -135,12 +143,13 @@ impl Seat {
             Word::Heard(delivery) if delivery.epoch < self.epoch => return Ok(()),
             Word::Heard(delivery) => {
                 let (contribution, place) = delivery.into_contribution();
-                let position = contribution.header().position;
+                let (position, source) =
+                    (contribution.header().position, contribution.header().source.clone());
                 if self.identity.relays {
                     self.shared.relay.record(&contribution);
                 }
                 if self.arrived(Arrival::Heard(contribution))? {
-                    self.places.push((position, place));
+                    self.places.push((position, source, place));
                 }
                 return Ok(());
             }
@@ -209,11 +218,7 @@ impl Seat {
     ///
     /// # Errors
     /// A source is on another batch.
-    pub fn hear(
-        &mut self,
-        at: Position,
-        batch_hash: u64,
-    ) -> Result<Option<Vec<(usize, Arc<Contribution>)>>, Interruption> {
+    pub fn hear(&mut self, at: Position, batch_hash: u64) -> Result<Option<Said>, Interruption> {
         let Some(said) = self.rounds.take(at) else {
             self.shared.waits.for_sources(self.rounds.missing(at));
             return Ok(None);
@@ -227,7 +232,7 @@ impl Seat {
             ))));
         }
         // Sources may send as much again: a step of many rounds has more of them than places.
-        self.places.retain(|(position, _)| *position > at);
+        self.places.retain(|(position, ..)| *position > at);
         Ok(Some(said))
     }
 
