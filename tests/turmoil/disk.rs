@@ -48,8 +48,9 @@ impl Disk {
     }
 
     /// A bit of the newest one flips.
-    pub(crate) fn damage_newest(&mut self) -> bool {
-        let newest = self.files.values_mut().rev().find(|checkpoint| checkpoint.good);
-        newest.map(|checkpoint| checkpoint.good = false).is_some()
+    pub(crate) fn damage_newest(&mut self) {
+        if let Some(newest) = self.files.values_mut().rev().find(|checkpoint| checkpoint.good) {
+            newest.good = false;
+        }
     }
 }

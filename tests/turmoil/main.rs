@@ -1,7 +1,7 @@
 //! The real services of coordinator and peers, over a simulated network in virtual time: seeds that drop, hold, delay and
 //! cut off messages, and kill and start processes. What trains is a stand-in (`trainer`); all else is production code.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod setting;
 mod network;

@@ -116,6 +116,7 @@ impl Cohort {
     }
 
     async fn peer(self, peer: usize, life: u64) -> Exit {
+        let goes_on = self.setting.kind.goes_on;
         let config = Config {
             coordinator: format!("http://{COORDINATOR}:{COORDINATOR_PORT}"),
             name: self.setting.spec.peers[peer].name.clone(),
@@ -139,14 +140,15 @@ impl Cohort {
             trainer: Box::new(move |inputs, shared| Ok(trainer::start(desk, &inputs, shared))),
             process: life as u32,
         };
-        exit_of(driver::run(config, machine).await)
+        exit_of(driver::run(config, machine).await, goes_on)
     }
 }
 
-fn exit_of(outcome: Result<Ending, PeerError>) -> Exit {
+fn exit_of(outcome: Result<Ending, PeerError>, goes_on: bool) -> Exit {
     let error = match outcome {
         Ok(Ending { cause: Ok(stop), steps_done, .. }) if stop.kind == StopKind::Finished => {
-            return if steps_done == STEPS {
+            // Others may have gone on without it.
+            return if steps_done == STEPS || goes_on {
                 Exit::Finished
             } else {
                 Exit::Wrong(format!("the run is finished, but this peer has done {steps_done} steps"))

@@ -9,8 +9,8 @@ use cohort_peer::error::PeerError;
 use cohort_peer::meta::among_peers::of_rounds;
 use cohort_peer::round::Permission;
 use cohort_peer::step::Interruption;
-use cohort_peer::trainer::{Ending, Facts, Identity, Inputs, News, Seat, Shared, Trainer, Word};
-use cohort_proto::contribution::{Contribution, Position};
+use cohort_peer::trainer::{Ending, Facts, Identity, Inputs, News, Said, Seat, Shared, Trainer, Word};
+use cohort_proto::contribution::Position;
 use cohort_proto::control::{Checkpoints, Start, StepReport, Stop, Term};
 use cohort_proto::id::{Digest, PeerName, RunId, Step};
 use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH};
@@ -208,13 +208,13 @@ impl Training {
         })
     }
 
-    async fn listen(&mut self, at: Position) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
+    async fn listen(&mut self, at: Position) -> Result<Said, Interruption> {
         let said = self.hear_all(at).await;
         self.seat.waits_no_more();
         said
     }
 
-    async fn hear_all(&mut self, at: Position) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
+    async fn hear_all(&mut self, at: Position) -> Result<Said, Interruption> {
         loop {
             self.drain()?;
             self.seat.interrupted()?;

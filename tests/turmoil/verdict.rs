@@ -64,7 +64,7 @@ pub(crate) fn events(cohort: &Cohort) -> Vec<String> {
 /// Judges a cohort that is done.
 pub(crate) fn judge(cohort: &Cohort) -> Result<(), String> {
     let journal = read(&cohort.folder, &cohort.setting).map_err(|error| error.to_string())?;
-    let bad = ["the run stops", "replays step"];
+    let bad = ["no longer agree", "replays step"];
     if let Some(event) = journal.events.iter().find(|event| bad.iter().any(|bad| event.contains(bad))) {
         return Err(event.clone());
     }
@@ -129,10 +129,15 @@ fn views_are_complete(journal: &Journal) -> Result<(), String> {
     if numbers != (1..=numbers.len() as u64).collect::<Vec<_>>() {
         return Err(format!("views are numbered {numbers:?}"));
     }
-    for (i, (number, begins_at, members)) in journal.views.iter().enumerate() {
-        let later = &journal.views[i + 1..];
-        let ends_at = later.iter().map(|(_, begins_at, _)| *begins_at).min().unwrap_or(STEPS);
-        let stays = |peer: &&usize| later.first().is_none_or(|(.., members)| members.contains(*peer));
+    let mut views = journal.views.clone();
+    for (number, begins_at, _) in &journal.views {
+        // It takes the place of those that begin no earlier.
+        views.retain(|(earlier, begins, _)| earlier >= number || begins < begins_at);
+    }
+    for (i, (number, begins_at, members)) in views.iter().enumerate() {
+        let next = views.get(i + 1);
+        let ends_at = next.map_or(STEPS, |(_, begins_at, _)| *begins_at);
+        let stays = |peer: &&usize| next.is_none_or(|(.., members)| members.contains(*peer));
         for peer in members.iter().filter(stays) {
             for step in *begins_at..ends_at {
                 let row = journal.rows.get(&(*peer, step));

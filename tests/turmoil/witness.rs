@@ -35,14 +35,19 @@ pub(crate) struct Witness {
     pub(crate) steps_taken: u64,
     /// What people would read, the newest last.
     pub(crate) lines: VecDeque<String>,
-    /// A digest of all lines, also of those that are gone.
+    /// A digest of all lines until the first process ended by itself: a server that is shut down wakes its connections in
+    /// an order that is left to chance.
     pub(crate) trace: u64,
+    /// Whether one has.
+    pub(crate) ended: bool,
 }
 
 impl Witness {
     pub(crate) fn note(&mut self, line: &str) {
         let line = format!("{:>9.3} s  {line}", self.now as f64 / 1000.0);
-        self.trace = cohort_proto::rng::fnv1a(self.trace.to_le_bytes().into_iter().chain(line.bytes()));
+        if !self.ended {
+            self.trace = cohort_proto::rng::fnv1a(self.trace.to_le_bytes().into_iter().chain(line.bytes()));
+        }
         self.lines.push_back(line);
         if self.lines.len() > LINES {
             self.lines.pop_front();

@@ -105,7 +105,11 @@ impl World<'_> {
             Fault::PowerCut(host) => self.cut_power(*host, *lasts),
             Fault::Damage(host) => {
                 self.cut_power(*host, *lasts);
-                self.cohort.disks[*host].lock().unwrap().damage_newest();
+                let mut disk = self.cohort.disks[*host].lock().unwrap();
+                // Who is complete needs it no more, and nobody could help it.
+                if disk.load(STEPS).is_none() {
+                    disk.damage_newest();
+                }
             }
             Fault::Partition(a, b) => self.sim.partition(self.name(*a), self.name(*b)),
             Fault::OneWay(a, b) => self.sim.partition_oneway(self.name(*a), self.name(*b)),
@@ -174,6 +178,7 @@ impl World<'_> {
         for host in 0..self.hosts.len() {
             let Some(exit) = self.cohort.exits.lock().unwrap()[host].take() else { continue };
             self.sim.crash(self.name(host));
+            self.cohort.witness.lock().unwrap().ended = true;
             let (how, then) = match exit {
                 Exit::Finished => ("finished".to_owned(), Host::Over),
                 Exit::Stopped(why) => (why, Host::Down(self.now + PAUSE)),
