@@ -1,14 +1,15 @@
-//! The only reader of real time, and the only source of chance.
+//! The only reader of time, and the only source of chance. Time is that of the runtime, which a test can make up.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use cohort_proto::id::RunId;
+use tokio::time::Instant;
 
 use crate::event::Tick;
 
-/// Real time, counted from the moment this was made.
+/// Time, counted from the moment this was made.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     start: Instant,

@@ -101,7 +101,7 @@ impl Driver {
         if !inputs_first && wake.is_some_and(|wake| wake <= self.clock.now()) {
             return Some(Event::Timer);
         }
-        let wake = wake.map(|tick| self.clock.instant(tick).into());
+        let wake = wake.map(|tick| self.clock.instant(tick));
         let sleep = async {
             match wake {
                 Some(wake) => tokio::time::sleep_until(wake).await,

@@ -1,5 +1,6 @@
 //! Assembly: journal, machine, loop and services on a listener, in the order in which they start and end.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,9 +8,11 @@ use cohort_proto::limits::{CONTROL_MESSAGE_BYTES_MAX, KEEPALIVE, QUEUE_DEPTH, ST
 use cohort_proto::spec::RunSpec;
 use cohort_proto::wire::FILE_DESCRIPTOR_SET;
 use cohort_proto::wire::coordinator_server::CoordinatorServer;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use tonic::transport::server::{Router, TcpIncoming};
+use tokio_stream::Stream;
+use tonic::transport::server::{Connected, Router, TcpIncoming};
 
 use crate::admission;
 use crate::clock::{Clock, draw_run_id, wall_ms};
@@ -58,8 +61,13 @@ impl StopHandle {
     }
 }
 
+/// The connections that come to a listener, with every setting that they need.
+pub fn connections(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE))
+}
+
 impl Prepared {
-    /// Checks what the spec asks of the network and opens the journal in `state`. Blocks.
+    /// Checks what the spec asks of the network and opens the journal in `state`. Blocks; needs a runtime.
     ///
     /// # Errors
     /// A spec whose contributions exceed the limits; a folder that cannot be used or belongs to another run.
@@ -79,20 +87,23 @@ impl Prepared {
         self.history.run
     }
 
-    /// Serves the run on a listener until it is over. `ready` gets the handle that stops it.
+    /// Serves the run on the connections that come ([`connections`]) until it is over. `ready` gets the handle that
+    /// stops it.
     ///
     /// # Errors
     /// The transport fails.
-    pub async fn serve(
+    pub async fn serve<C>(
         self,
-        listener: TcpListener,
+        incoming: impl Stream<Item = io::Result<C>> + Send + 'static,
         ready: impl FnOnce(StopHandle),
-    ) -> Result<Ended, ServeError> {
+    ) -> Result<Ended, ServeError>
+    where
+        C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    {
         let clock = Clock::start();
         let cluster = Cluster::new(clock.now(), self.spec, &self.history);
         let (inputs, queue) = mpsc::channel(QUEUE_DEPTH);
         let router = router(Service::new(inputs.clone())).await?;
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE));
         let (shut_down, asked) = oneshot::channel::<()>();
         let serving = router.serve_with_incoming_shutdown(incoming, async { _ = asked.await });
         let mut serving = tokio::spawn(serving);

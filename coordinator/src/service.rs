@@ -120,8 +120,9 @@ async fn listen(
 ) {
     let cause = loop {
         let message = tokio::select! {
-            message = incoming.message() => message,
+            biased;
             _ = &mut closed => return,
+            message = incoming.message() => message,
         };
         let message = match message {
             Ok(Some(message)) => FromPeer::try_from(message),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cohort_proto::contribution::{Contribution, Position};
 use cohort_proto::id::Step;
 use cohort_proto::limits::LOG_BYTES_MAX;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// Why an entry cannot be appended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,20 +59,20 @@ struct Entries {
 #[derive(Debug)]
 pub struct ContributionLog {
     entries: Mutex<Entries>,
-    /// Counts appends, so that followers at the tail wake.
-    appended: watch::Sender<u64>,
+    /// Wakes followers at the tail, in the order in which they came.
+    changed: Notify,
 }
 
 impl ContributionLog {
     /// An empty log that begins at a step.
     pub fn new(begins_at: Step) -> Self {
         let entries = Entries { kept_from: Position::of(begins_at), ..Entries::default() };
-        Self { entries: Mutex::new(entries), appended: watch::Sender::new(0) }
+        Self { entries: Mutex::new(entries), changed: Notify::new() }
     }
 
     /// Another log with the same entries, for whoever wants to see what might become of it.
     pub fn copy(&self) -> Self {
-        Self { entries: Mutex::new(self.entries().clone()), appended: watch::Sender::new(0) }
+        Self { entries: Mutex::new(self.entries().clone()), changed: Notify::new() }
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
@@ -95,7 +95,7 @@ impl ContributionLog {
         entries.bytes = bytes;
         entries.list.push_back(contribution);
         drop(entries);
-        self.appended.send_modify(|count| *count = count.wrapping_add(1));
+        self.changed.notify_waiters();
         Ok(())
     }
 
@@ -115,7 +115,7 @@ impl ContributionLog {
         let generation = entries.generation + u64::from(!entries.list.is_empty());
         *entries = Entries { kept_from: Position::of(step), generation, ..Entries::default() };
         drop(entries);
-        self.appended.send_modify(|count| *count = count.wrapping_add(1));
+        self.changed.notify_waiters();
     }
 
     /// Lets go of what was said from a step on: it is said again in another view. Those who read are cut off.
@@ -127,7 +127,7 @@ impl ContributionLog {
         }
         entries.generation += u64::from(entries.list.len() < before);
         drop(entries);
-        self.appended.send_modify(|count| *count = count.wrapping_add(1));
+        self.changed.notify_waiters();
     }
 
     /// The first step that it holds, or will hold.
@@ -161,16 +161,16 @@ impl ContributionLog {
     /// # Errors
     /// If the entry is gone, or the log was begun anew since.
     pub async fn next(&self, from: Position, generation: u64) -> Result<Arc<Contribution>, Gone> {
-        let mut appended = self.appended.subscribe();
         loop {
+            // Before the look at what is there: what is said meanwhile wakes it.
+            let changed = self.changed.notified();
             if self.generation() != generation {
                 return Err(Gone::Anew);
             }
             if let Some(entry) = self.get(from)? {
                 return Ok(entry);
             }
-            // The sender lives in `self`, so this cannot fail while we are borrowed; a failure is just another look.
-            let _ = appended.changed().await;
+            changed.await;
         }
     }
 }

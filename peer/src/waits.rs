@@ -2,11 +2,11 @@
 //! heartbeat, so that whoever asks for the status sees who holds up whom.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
 use cohort_proto::control::Waiting;
 use cohort_proto::id::PeerName;
 use cohort_proto::limits::WAITS_FOR_MAX;
+use tokio::time::Instant;
 
 /// A place for one note.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use super::{Failure, ServeArgs, load};
 use crate::event::Ended;
 use crate::journal::JournalError;
-use crate::server::{Prepared, ServeError, StopHandle};
+use crate::server::{Prepared, ServeError, StopHandle, connections};
 
 impl From<ServeError> for Failure {
     fn from(error: ServeError) -> Self {
@@ -48,7 +48,7 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
             "spec_hash": spec_hash.to_string(),
         });
         announce(&line.to_string(), args.ready_file.as_deref())?;
-        let ended = prepared.serve(listener, watch_signals).await?;
+        let ended = prepared.serve(connections(listener), watch_signals).await?;
         Ok(match ended {
             Ended::Finished => Exit::Finished,
             Ended::Stopped => Exit::Stopped,

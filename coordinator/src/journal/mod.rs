@@ -1,6 +1,5 @@
 //! The journal of a run: an SQLite file that survives the coordinator and that anyone may query (`schema.sql` documents
-//! its tables). One thread owns the connection; the deciding loop hands it lines through a bounded queue and waits only
-//! for those that must be on the disk before anyone acts on them.
+//! its tables). One task owns the connection; the deciding loop hands it lines through a bounded queue and waits only for those that must be on the disk before anyone acts on them.
 
 mod recall;
 mod store;
@@ -9,12 +8,13 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::thread;
 
 use cohort_proto::id::RunId;
 use cohort_proto::limits::QUEUE_DEPTH;
 use cohort_proto::spec::RunSpec;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::{block_in_place, spawn};
 
 use crate::cluster::History;
 use crate::event::Entry;
@@ -79,7 +79,7 @@ pub enum JournalError {
     },
 }
 
-/// A line that could not be written, and the reason that the writing thread gave.
+/// A line that could not be written, and the reason that the writing task gave.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct WriteFailed(pub String);
@@ -105,7 +105,7 @@ struct Order {
     durable: Option<oneshot::Sender<()>>,
 }
 
-/// The way to the writing thread. Dropping it ends the thread once everything is written.
+/// The way to the writing task. Dropping it ends the task once everything is written.
 #[derive(Debug)]
 pub struct Journal {
     queue: mpsc::Sender<Order>,
@@ -115,8 +115,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens the journal of a folder, or makes one for run `fresh`, and counts this start. Blocks; called before
-    /// anything is served.
+    /// Opens the journal of a folder, or makes one for run `fresh`, and counts this start. Blocks; called in a runtime,
+    /// before anything is served.
     ///
     /// # Errors
     /// A folder that cannot be written, is in use, or belongs to another run spec.
@@ -142,10 +142,7 @@ impl Journal {
         let (store, history) = Store::open(folder, &file, spec, fresh, at_ms)?;
         let (queue, orders) = mpsc::channel(QUEUE_DEPTH);
         let failure = Arc::new(OnceLock::new());
-        let reason = Arc::clone(&failure);
-        let write = move || write_all(store, orders, &reason);
-        let spawned = thread::Builder::new().name("journal".into()).spawn(write);
-        spawned.map_err(failed(&file))?;
+        spawn(write_all(store, orders, Arc::clone(&failure)));
         Ok((Self { queue, failure, file, _lock: lock }, history))
     }
 
@@ -177,7 +174,7 @@ impl Journal {
     }
 
     fn failed(&self) -> WriteFailed {
-        WriteFailed(self.failure.get().cloned().unwrap_or_else(|| "its thread has ended".to_owned()))
+        WriteFailed(self.failure.get().cloned().unwrap_or_else(|| "nobody writes it any more".to_owned()))
     }
 
     /// Bytes on the disk.
@@ -189,13 +186,13 @@ impl Journal {
 
 /// Writes what waits, many lines in one transaction, until nobody can hand over more or writing fails: whoever waits
 /// or writes next then finds the queue closed and `reason` given.
-fn write_all(mut store: Store, mut orders: mpsc::Receiver<Order>, reason: &OnceLock<String>) {
+async fn write_all(mut store: Store, mut orders: mpsc::Receiver<Order>, reason: Arc<OnceLock<String>>) {
     let mut batch = Vec::new();
-    while orders.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
+    while orders.recv_many(&mut batch, BATCH_MAX).await > 0 {
         let durable = batch.iter().any(|order| order.durable.is_some());
         let lines = batch.iter().filter_map(|order| Some((order.at_ms, order.line.as_ref()?)));
-        if let Err(error) = store.write(lines, durable) {
-            // Only this thread ever sets it. The queue closes before those who wait for this batch are let go.
+        if let Err(error) = blocking(|| store.write(lines, durable)) {
+            // Only this task ever sets it. The queue closes before those who wait for this batch are let go.
             _ = reason.set(error.to_string());
             drop(orders);
             return;
@@ -204,6 +201,14 @@ fn write_all(mut store: Store, mut orders: mpsc::Receiver<Order>, reason: &OnceL
             // Whoever no longer waits does not need the answer.
             _ = waiting.send(());
         }
+    }
+}
+
+/// Does what blocks: of several threads of a runtime the others take over meanwhile.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => block_in_place(work),
+        _ => work(),
     }
 }
 

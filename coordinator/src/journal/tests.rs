@@ -49,7 +49,6 @@ fn report(step: u64, value: f64) -> Line {
     Line::Entry(Entry::Report { peer: name(), report: Box::new(report) })
 }
 
-/// A second opening waits until the first one's thread has let go.
 fn reopen(folder: &Path) -> (Journal, History) {
     Journal::open(folder, &spec(), RunId(6), 0).unwrap()
 }
@@ -170,8 +169,8 @@ async fn matching_is_a_view_of_means_by_epoch() {
 }
 
 /// What an earlier version made, which had no such view.
-#[test]
-fn a_view_that_an_older_journal_lacks_is_made() {
+#[tokio::test]
+async fn a_view_that_an_older_journal_lacks_is_made() {
     let folder = tempfile::tempdir().unwrap();
     drop(Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap());
     let file = folder.path().join(FILE);
@@ -203,8 +202,8 @@ async fn a_journal_that_cannot_be_written_says_why() {
     assert!(journal.write(0, report(1, 1.0)).await.is_err());
 }
 
-#[test]
-fn a_folder_of_another_run_is_refused_by_name() {
+#[tokio::test]
+async fn a_folder_of_another_run_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     drop(Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap());
     let other = RunSpec::parse(&TOML.replace("9", "8")).unwrap();
@@ -213,8 +212,8 @@ fn a_folder_of_another_run_is_refused_by_name() {
     assert!(refused.to_string().contains(&folder.path().display().to_string()));
 }
 
-#[test]
-fn a_folder_serves_one_coordinator_at_a_time() {
+#[tokio::test]
+async fn a_folder_serves_one_coordinator_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
     let _first = Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap();
     let refused = Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap_err();

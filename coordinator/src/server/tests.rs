@@ -49,7 +49,7 @@ async fn served() -> Served {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (handle, ready) = oneshot::channel();
-    let ended = tokio::spawn(prepared.serve(listener, |stop| _ = handle.send(stop)));
+    let ended = tokio::spawn(prepared.serve(connections(listener), |stop| _ = handle.send(stop)));
     Served { address, stop: ready.await.unwrap(), ended, _state: state }
 }
 

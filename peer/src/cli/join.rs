@@ -15,7 +15,8 @@ pub(super) fn run(args: JoinArgs) -> Result<Exit, PeerError> {
     // The network needs little; what computes has threads of its own.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| PeerError::Internal(format!("no runtime: {error}")))?;
-    let Ending { steps_done, saved, cause } = runtime.block_on(driver::run(config))?;
+    let Ending { steps_done, saved, cause } =
+        runtime.block_on(driver::run(config, driver::Machine::default()))?;
     runtime.shutdown_background();
     let state = if saved {
         format!("its state after {steps_done} steps is saved")

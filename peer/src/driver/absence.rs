@@ -1,6 +1,7 @@
 //! While the coordinator is gone: attempts to come back to it, with pauses that grow and jitter, until the run's wait
 //! timeout is over.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cohort_proto::control::{Accepted, JoinRequest};
@@ -12,10 +13,12 @@ use tokio::time::Instant;
 use crate::error::PeerError;
 use crate::net::backoff::Backoff;
 use crate::net::control::{Attendance, Control};
+use crate::net::network::Network;
 
 /// One way back at a time.
 #[derive(Debug)]
 pub(super) struct Absence {
+    network: Arc<dyn Network>,
     url: String,
     jitter: u64,
     patience: Duration,
@@ -32,9 +35,9 @@ struct Gone {
 }
 
 impl Absence {
-    pub(super) fn new(url: String, name: &str, spec: &RunSpec) -> Self {
+    pub(super) fn new(network: Arc<dyn Network>, url: String, jitter: u64, spec: &RunSpec) -> Self {
         let patience = Duration::from_millis(spec.policy.wait_timeout_ms);
-        Self { url, jitter: Control::jitter(name), patience, gone: None }
+        Self { network, url, jitter, patience, gone: None }
     }
 
     /// The coordinator is gone.
@@ -59,7 +62,8 @@ impl Absence {
     pub(super) fn attempt(&mut self, request: JoinRequest, run: RunId) {
         if let Some(gone) = &mut self.gone {
             gone.next = None;
-            gone.attempt = Some(tokio::spawn(Control::come_back(self.url.clone(), request, run)));
+            let attempt = Control::come_back(self.network.clone(), self.url.clone(), request, run);
+            gone.attempt = Some(tokio::spawn(attempt));
         }
     }
 

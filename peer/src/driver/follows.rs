@@ -13,11 +13,13 @@ use tokio::task::JoinSet;
 
 use crate::error::PeerError;
 use crate::net::follow::{Following, Reached, follow, places};
+use crate::net::network::Network;
 use crate::trainer::Word;
 
 /// Whose logs are followed, and how far.
 #[derive(Debug)]
 pub(super) struct Follows {
+    network: Arc<dyn Network>,
     me: PeerName,
     /// Those that this peer learns from.
     from: BTreeSet<PeerName>,
@@ -38,10 +40,15 @@ pub(super) struct Follows {
 }
 
 impl Follows {
-    pub(super) fn new(from: BTreeSet<PeerName>, run: RunId, me: PeerName, agenda: Agenda) -> Self {
+    pub(super) fn new(
+        network: Arc<dyn Network>,
+        me: PeerName,
+        from: BTreeSet<PeerName>,
+        (run, agenda): (RunId, Agenda),
+    ) -> Self {
         let (reached, places) = (BTreeMap::new(), BTreeMap::new());
         let (tasks, views, gone) = (JoinSet::new(), Views::default(), BTreeSet::new());
-        Self { me, from, run, agenda, tasks, started: false, epoch: 0, reached, places, views, gone }
+        Self { network, me, from, run, agenda, tasks, started: false, epoch: 0, reached, places, views, gone }
     }
 
     /// Whether any view was said.
@@ -108,6 +115,7 @@ impl Follows {
             let reached = self.reached.entry(name.clone()).or_insert_with(|| Reached::at(from)).clone();
             let places = self.places.entry(name.clone()).or_insert_with(places).clone();
             let following = Following {
+                network: self.network.clone(),
                 source: source.clone(),
                 me: self.me.clone(),
                 run: self.run,
@@ -146,6 +154,7 @@ impl Follows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::network::Tcp;
     use cohort_proto::schema::Schema;
     use cohort_proto::spec::RunSpec;
 
@@ -167,7 +176,8 @@ mod tests {
     }
 
     fn peer_a() -> Follows {
-        Follows::new([name("b")].into(), RunId(1), name("a"), Agenda::of(&RunSpec::parse(RUN).unwrap()))
+        let agenda = Agenda::of(&RunSpec::parse(RUN).unwrap());
+        Follows::new(Arc::new(Tcp), name("a"), [name("b")].into(), (RunId(1), agenda))
     }
 
     #[tokio::test]

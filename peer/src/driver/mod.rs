@@ -1,10 +1,13 @@
 //! The network side of a peer: one loop in which everything that can happen arrives as an [`Event`]. It carries words
 //! between the coordinator, the sources, the signals and the training thread, and decides nothing about training.
 
+mod machine;
 mod absence;
 mod address;
 mod follows;
 mod signals;
+
+pub use machine::{Machine, StartTrainer};
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,6 +20,7 @@ use cohort_proto::control::{
 use cohort_proto::id::{PeerName, RunId};
 use cohort_proto::limits::PROTOCOL_VERSION;
 use cohort_proto::meta::Agenda;
+use cohort_proto::rng::key_of;
 use cohort_proto::spec::DeviceSpec;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -28,7 +32,7 @@ use crate::net::control::{Attendance, Control};
 use crate::net::serve::{Served, bind, serve};
 use crate::relay::Relay;
 use crate::standing::Place;
-use crate::trainer::{self, Ending, Facts, Inputs, News, Shared, Trainer, Word};
+use crate::trainer::{Ending, Facts, Inputs, News, Shared, Trainer, Word};
 use crate::waits::Waits;
 use absence::Absence;
 use follows::Follows;
@@ -74,16 +78,18 @@ enum Event {
     Heartbeat,
     /// It is time to try to come back to the coordinator.
     Attempt,
-    /// The coordinator did not answer a wish to stop.
+    /// The coordinator did not answer a wish to stop, or is gone before this peer has stopped.
     StopOverdue,
 }
 
-/// Runs one peer from its first word to its last.
+/// Runs one peer on a machine from its first word to its last.
 ///
 /// # Errors
 /// Whatever ended it before the run did.
-pub async fn run(config: Config) -> Result<Ending, PeerError> {
-    let mut control = Control::connect(&config.coordinator, config.name.as_str()).await?;
+pub async fn run(config: Config, machine: Machine) -> Result<Ending, PeerError> {
+    let Machine { network, signals, trainer: start_trainer, process } = machine;
+    let jitter = key_of(config.name.as_str()) ^ u64::from(process);
+    let mut control = Control::connect(&*network, &config.coordinator, Backoff::new(jitter)).await?;
     let (spec, spec_hash) = control.run_spec().await?;
     let Some((index, peer)) = spec.peer(&config.name) else {
         let names: Vec<&str> = spec.peers.iter().map(|peer| peer.name.as_str()).collect();
@@ -101,14 +107,14 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
     let (relay, waits) = (Arc::new(Relay::default()), Arc::new(Waits::default()));
     let shared = Shared { log: log.clone(), relay: relay.clone(), waits: waits.clone() };
     let inputs = Inputs { spec: spec.clone(), spec_hash, index, data: config.data.clone(), device, state };
-    let mut trainer = trainer::start(inputs, shared)?;
+    let mut trainer = start_trainer(inputs, shared)?;
     let facts = match trainer.news.recv().await {
         Some(News::Prepared(facts)) => *facts,
         Some(News::Ended(Ending { cause: Err(error), .. })) => return Err(error),
         _ => return Err(PeerError::Internal(trainer.cause_of_death())),
     };
 
-    let (listener, bound) = bind(&address::listen_address(&config).await?).await?;
+    let (listener, bound) = bind(&*network, &address::listen_address(&config).await?).await?;
     let address = address::advertised(&config, bound).await;
     address::warn_if_open(&config, bound);
     let served = Arc::new(Served {
@@ -124,7 +130,7 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
     let sources = facts.sources.clone();
     let request = join_request(&config, address, facts);
     let patience = Duration::from_millis(spec.policy.failure_timeout_ms);
-    let accepted = join(&mut control, &request, patience + patience / 2).await?;
+    let accepted = join(&mut control, &request, Backoff::new(jitter), patience + patience / 2).await?;
     // Set once: this process joins one run.
     let _ = served.run.set(accepted.run);
     tracing::info!("joined run {} ({}) as {}", accepted.run, spec.run.name, config.name);
@@ -132,12 +138,18 @@ pub async fn run(config: Config) -> Result<Ending, PeerError> {
     let _ = trainer.words.send(Word::Joined(accepted.run)).await;
     let hello = FromPeer::Hello { run: accepted.run, name: config.name.clone(), session: accepted.session };
     // Whoever sees this peer attend may ask it to stop.
-    let signals = Signals::listen().map_err(|error| PeerError::Internal(format!("signals: {error}")))?;
+    let signals = signals.then(Signals::listen).transpose();
+    let signals = signals.map_err(|error| PeerError::Internal(format!("signals: {error}")))?;
     let attendance = control.attend(hello).await?;
     let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied()).collect();
     let driver = Driver {
-        follows: Follows::new(sources, accepted.run, config.name.clone(), Agenda::of(&spec)),
-        absence: Absence::new(config.coordinator, config.name.as_str(), &spec),
+        follows: Follows::new(
+            network.clone(),
+            config.name.clone(),
+            sources,
+            (accepted.run, Agenda::of(&spec)),
+        ),
+        absence: Absence::new(network, config.coordinator, jitter, &spec),
         place: Place::new(&accepted, held),
         me: config.name,
         run: accepted.run,
@@ -177,9 +189,9 @@ fn join_request(config: &Config, address: String, facts: Facts) -> JoinRequest {
 async fn join(
     control: &mut Control,
     request: &JoinRequest,
+    mut backoff: Backoff,
     patience: Duration,
 ) -> Result<Accepted, PeerError> {
-    let mut backoff = Backoff::new(Control::jitter(request.name.as_str()));
     let until = Instant::now() + patience;
     let mut told = false;
     loop {
@@ -213,7 +225,7 @@ struct Driver {
     follows: Follows,
     /// Whether the coordinator told this peer to stop.
     stopping: bool,
-    /// When to stop waiting for the coordinator's answer to a wish to stop.
+    /// When to stop at once: a wish to stop was not answered, or the coordinator went before this peer had stopped.
     stop_deadline: Option<Instant>,
     /// How often somebody asked this process to stop.
     wishes: u32,
@@ -223,7 +235,7 @@ impl Driver {
     async fn attend(
         mut self,
         mut trainer: Trainer,
-        mut signals: Signals,
+        mut signals: Option<Signals>,
         heartbeat: Duration,
     ) -> Result<Ending, PeerError> {
         let mut heartbeats = tokio::time::interval(heartbeat);
@@ -231,15 +243,18 @@ impl Driver {
         loop {
             let far = Instant::now() + Duration::from_secs(3600);
             let (overdue, attempt) = (self.stop_deadline.unwrap_or(far), self.absence.attempt_at());
+            // What is rare never waits for what is not, and the training thread never waits for room for its news while
+            // words for it are taken in.
             let event = tokio::select! {
-                word = next_word(&mut self.attendance) => Event::Coordinator(word),
-                back = self.absence.back() => Event::CameBack(Box::new(back)),
-                news = trainer.news.recv() => Event::Trainer(news),
-                Some(ended) = self.follows.ended() => Event::FollowEnded(ended),
-                () = signals.next() => Event::Signal,
+                biased;
+                () = signals::next(&mut signals) => Event::Signal,
                 _ = heartbeats.tick() => Event::Heartbeat,
                 () = tokio::time::sleep_until(attempt.unwrap_or(far)), if attempt.is_some() => Event::Attempt,
                 () = tokio::time::sleep_until(overdue), if self.stop_deadline.is_some() => Event::StopOverdue,
+                back = self.absence.back() => Event::CameBack(Box::new(back)),
+                Some(ended) = self.follows.ended() => Event::FollowEnded(ended),
+                news = trainer.news.recv() => Event::Trainer(news),
+                word = next_word(&mut self.attendance) => Event::Coordinator(word),
             };
             match event {
                 Event::Trainer(Some(News::Ended(ending))) => {
@@ -269,7 +284,8 @@ impl Driver {
                 }
                 Event::StopOverdue => {
                     self.stop_deadline = None;
-                    let sentence = "asked to stop, and the coordinator did not answer".to_owned();
+                    let what = if self.stopping { "told" } else { "asked" };
+                    let sentence = format!("{what} to stop, and nothing more was heard of the coordinator");
                     tell(&trainer, Word::Stop(Stop { kind: StopKind::AtOnce, sentence })).await;
                 }
             }
@@ -349,6 +365,8 @@ impl Driver {
     fn lost_coordinator(&mut self, reason: &str) {
         self.attendance = None;
         if self.stopping {
+            // Those with whom the lease was to be run to its end may be gone as well, and nobody would say so.
+            self.stop_deadline = Some(Instant::now() + self.failure_timeout);
             return;
         }
         tracing::warn!(

@@ -10,6 +10,14 @@ pub(super) struct Signals {
     kinds: [tokio::signal::unix::Signal; 3],
 }
 
+/// The next signal; never, if none were asked for.
+pub(super) async fn next(signals: &mut Option<Signals>) {
+    match signals {
+        Some(signals) => signals.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Signals {
     #[cfg(unix)]
     pub(super) fn listen() -> io::Result<Self> {
@@ -20,7 +28,7 @@ impl Signals {
     }
 
     #[cfg(unix)]
-    pub(super) async fn next(&mut self) {
+    async fn next(&mut self) {
         let [interrupt, terminate, user] = &mut self.kinds;
         tokio::select! {
             _ = interrupt.recv() => {}
@@ -35,7 +43,7 @@ impl Signals {
     }
 
     #[cfg(not(unix))]
-    pub(super) async fn next(&mut self) {
+    async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -4,6 +4,7 @@ use cohort_proto::limits::{CONNECT_TIMEOUT, KEEPALIVE};
 use tonic::transport::{Channel, Endpoint};
 
 use super::backoff::Backoff;
+use super::network::Network;
 use crate::error::PeerError;
 
 /// Connects to `http://host:port`, trying again while nobody answers.
@@ -11,10 +12,15 @@ use crate::error::PeerError;
 /// # Errors
 /// [`PeerError::Usage`] if that is no URL, [`PeerError::Unreachable`] once the attempts are used up. `who` says in
 /// the error whom we wanted to reach.
-pub async fn connect(url: &str, who: &str, mut backoff: Backoff) -> Result<Channel, PeerError> {
+pub async fn connect(
+    network: &dyn Network,
+    url: &str,
+    who: &str,
+    mut backoff: Backoff,
+) -> Result<Channel, PeerError> {
     let mut attempts = 1;
     loop {
-        let error = match connect_once(url).await? {
+        let error = match connect_once(network, url).await? {
             Ok(channel) => return Ok(channel),
             Err(error) => error,
         };
@@ -33,8 +39,8 @@ pub async fn connect(url: &str, who: &str, mut backoff: Backoff) -> Result<Chann
 ///
 /// # Errors
 /// [`PeerError::Usage`] if that is no URL.
-pub async fn connect_once(url: &str) -> Result<Result<Channel, String>, PeerError> {
-    Ok(endpoint(url)?.connect().await.map_err(|error| cause(&error)))
+pub async fn connect_once(network: &dyn Network, url: &str) -> Result<Result<Channel, String>, PeerError> {
+    Ok(network.connect(endpoint(url)?).await.map_err(|error| cause(&error)))
 }
 
 fn endpoint(url: &str) -> Result<Endpoint, PeerError> {

@@ -1,9 +1,10 @@
 //! The coordinator as seen from a peer.
 
+use std::sync::Arc;
+
 use cohort_proto::control::{Accepted, FromPeer, JoinRequest, Refusal, ToPeer};
 use cohort_proto::id::{Digest, RunId};
 use cohort_proto::limits::{CONTROL_MESSAGE_BYTES_MAX, PROTOCOL_VERSION, QUEUE_DEPTH};
-use cohort_proto::rng::key_of;
 use cohort_proto::spec::RunSpec;
 use cohort_proto::wire;
 use cohort_proto::wire::coordinator_client::CoordinatorClient;
@@ -14,6 +15,7 @@ use tonic::transport::Channel;
 
 use super::backoff::Backoff;
 use super::channel;
+use super::network::Network;
 use crate::error::PeerError;
 
 /// A connection to the coordinator.
@@ -32,18 +34,12 @@ pub struct Attendance {
 }
 
 impl Control {
-    /// Connects, with bounded retries. `key` makes the jitter this peer's own.
+    /// Connects, with bounded retries.
     ///
     /// # Errors
     /// If nobody answers, or the URL is none.
-    pub async fn connect(url: &str, key: &str) -> Result<Self, PeerError> {
-        let backoff = Backoff::new(Self::jitter(key));
-        Ok(Self::on(url, channel::connect(url, "the coordinator", backoff).await?))
-    }
-
-    /// What makes a peer's pauses its own.
-    pub fn jitter(key: &str) -> u64 {
-        key_of(key) ^ u64::from(std::process::id())
+    pub async fn connect(network: &dyn Network, url: &str, backoff: Backoff) -> Result<Self, PeerError> {
+        Ok(Self::on(url, channel::connect(network, url, "the coordinator", backoff).await?))
     }
 
     /// One attempt to come back: connects, joins and attends.
@@ -51,11 +47,12 @@ impl Control {
     /// # Errors
     /// [`PeerError::Unreachable`] if it is worth another attempt.
     pub async fn come_back(
+        network: Arc<dyn Network>,
         url: String,
         request: JoinRequest,
         run: RunId,
     ) -> Result<(Accepted, Attendance), PeerError> {
-        let channel = channel::connect_once(&url).await?.map_err(PeerError::Unreachable)?;
+        let channel = channel::connect_once(&*network, &url).await?.map_err(PeerError::Unreachable)?;
         let mut control = Self::on(&url, channel);
         let name = request.name.clone();
         let accepted = control.join(request).await?;

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::backoff::Backoff;
 use super::channel;
+use super::network::Network;
 use crate::error::PeerError;
 
 /// Bytes that names and numbers add to the tensors of a contribution: a kilobyte each is more than they can need.
@@ -76,6 +77,8 @@ impl Reached {
 /// Whose log is followed, by whom, and from where.
 #[derive(Debug, Clone)]
 pub struct Following {
+    /// The way to the source.
+    pub network: Arc<dyn Network>,
     /// The source.
     pub source: Member,
     /// This peer.
@@ -151,7 +154,7 @@ async fn follow_once<W: From<Delivery>>(
 ) -> Result<Ended, PeerError> {
     let Following { source, me, run, agenda, epoch, places, .. } = following.clone();
     let who = format!("peer {}", source.name);
-    let channel = match channel::connect_once(&source.address).await? {
+    let channel = match channel::connect_once(&*following.network, &source.address).await? {
         Ok(channel) => channel,
         Err(cause) => return Ok(Ended::Broke(cause)),
     };
@@ -173,8 +176,9 @@ async fn follow_once<W: From<Delivery>>(
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return Ok(Ended::NobodyListens) };
         let message = tokio::select! {
-            message = stream.message() => message,
+            biased;
             () = deliver.closed() => return Ok(Ended::NobodyListens),
+            message = stream.message() => message,
         };
         let wire = match message {
             Ok(Some(wire)) => wire,

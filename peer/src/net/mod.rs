@@ -2,6 +2,7 @@
 //! through which they follow ours.
 
 pub mod backoff;
+pub mod network;
 pub mod channel;
 pub mod control;
 pub mod follow;

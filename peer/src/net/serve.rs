@@ -12,14 +12,13 @@ use cohort_proto::limits::{
 };
 use cohort_proto::wire;
 use cohort_proto::wire::exchange_server::{Exchange, ExchangeServer};
-use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use crate::error::PeerError;
 use crate::log::{ContributionLog, Gone};
+use crate::net::network::{Listener, Network};
 use crate::relay::Relay;
 
 /// Bytes of a request of the data plane: names and numbers only.
@@ -44,18 +43,15 @@ pub struct Served {
 }
 
 /// Binds the address that followers will be told.
-pub async fn bind(listen: &str) -> Result<(TcpListener, SocketAddr), PeerError> {
-    let failed = |error: std::io::Error| {
+pub async fn bind(network: &dyn Network, listen: &str) -> Result<(Box<dyn Listener>, SocketAddr), PeerError> {
+    network.listen(listen).await.map_err(|error| {
         PeerError::Unreachable(format!("cannot listen on {listen}: {error}; choose another --listen"))
-    };
-    let listener = TcpListener::bind(listen).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
-    Ok((listener, address))
+    })
 }
 
 /// Serves until `stop` is dropped or says so.
 pub async fn serve(
-    listener: TcpListener,
+    listener: Box<dyn Listener>,
     served: Arc<Served>,
     stop: oneshot::Receiver<()>,
 ) -> Result<(), PeerError> {
@@ -68,21 +64,15 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(wire::FILE_DESCRIPTOR_SET)
         .build_v1()
         .map_err(|error| PeerError::Internal(format!("gRPC reflection: {error}")))?;
-    // The builder's own `tcp_nodelay` is for sockets that it opens itself. Without it a contribution, which is smaller
-    // than a segment, waits up to 40 ms for the acknowledgement of the one before.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    tonic::transport::Server::builder()
+    let services = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .add_service(exchange)
         .add_service(health_service)
-        .add_service(reflection)
-        .serve_with_incoming_shutdown(incoming, async {
-            let _ = stop.await;
-        })
-        .await
-        .map_err(|error| PeerError::Internal(format!("the exchange service ended: {error}")))
+        .add_service(reflection);
+    let served = listener.serve(services, stop).await;
+    served.map_err(|error| PeerError::Internal(format!("the exchange service ended: {error}")))
 }
 
 struct Service {
@@ -166,9 +156,10 @@ async fn send_entries(
     let generation = log.generation();
     loop {
         let entry = tokio::select! {
-            entry = log.next(from, generation) => entry,
+            biased;
             // The follower hung up while there was nothing to send.
             () = tx.closed() => return,
+            entry = log.next(from, generation) => entry,
         };
         let message = match entry {
             Ok(entry) => {

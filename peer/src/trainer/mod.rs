@@ -2,10 +2,12 @@
 //! another, so nothing async touches a tensor and nothing that computes blocks the network.
 
 mod prepare;
+mod seat;
 mod company;
 mod validation;
 
 pub use prepare::{Facts, Inputs, Prepared};
+pub use seat::{Identity, Said, Seat};
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -122,7 +124,8 @@ pub struct Trainer {
     pub words: mpsc::Sender<Word>,
     /// Its news.
     pub news: mpsc::Receiver<News>,
-    thread: JoinHandle<()>,
+    /// The thread itself, if it has one of its own.
+    pub thread: Option<JoinHandle<()>>,
 }
 
 /// What the training thread writes and the network side reads.
@@ -153,15 +156,15 @@ pub fn start(inputs: Inputs, shared: Shared) -> Result<Trainer, PeerError> {
         let _ = outbox.blocking_send(News::Ended(ending));
     });
     let thread = thread.map_err(|error| PeerError::Internal(format!("no training thread: {error}")))?;
-    Ok(Trainer { words, news, thread })
+    Ok(Trainer { words, news, thread: Some(thread) })
 }
 
 impl Trainer {
     /// What the thread died of, once its news have ended without [`News::Ended`].
     pub fn cause_of_death(self) -> String {
-        match self.thread.join() {
-            Ok(()) => "the training thread ended without a word".into(),
-            Err(panic) => {
+        match self.thread.map(JoinHandle::join) {
+            None | Some(Ok(())) => "the training thread ended without a word".into(),
+            Some(Err(panic)) => {
                 let words = panic.downcast_ref::<&str>().map(|words| (*words).to_owned());
                 let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
                 format!("the training thread panicked: {}", words.unwrap_or_default())
@@ -218,9 +221,8 @@ fn train(
     };
     let agenda = Agenda::of(&spec);
     let relays = spec.policy.on_failure == FailurePolicy::Continue;
-    let identity =
-        company::Identity { me: peer.name, run, schema, agenda, total_steps: total, sources, relays };
-    let company = Live::new(identity, (inbox, outbox.clone()), shared.log, (shared.waits, shared.relay));
+    let identity = Identity { me: peer.name, run, schema, agenda, total_steps: total, sources, relays };
+    let company = Live::new(Seat::new(identity, shared), inbox, outbox.clone());
     let checkpoint_every = spec.run.checkpoint_every;
     let progress = Progress { run, ..progress };
     let mut training = Training {

@@ -48,8 +48,8 @@ fn wal_length(folder: &Path) -> usize {
 
 /// Opens it as a restart does, which must go well; what is then in it, and what it was opened with.
 fn restart(folder: &Path) -> (Vec<String>, History) {
-    let (journal, history) = reopen(folder);
-    drop(journal);
+    let (store, history) = Store::open(folder, &folder.join(FILE), &spec(), RunId(6), 0).unwrap();
+    drop(store);
     (dump(folder), history)
 }
 
@@ -218,7 +218,7 @@ proptest! {
     }
 }
 
-/// With the real writing thread: whenever the write of a view has returned, the view is there, whatever else is on its
+/// With the real writing task: whenever the write of a view has returned, the view is there, whatever else is on its
 /// way.
 #[tokio::test]
 async fn what_was_to_be_durable_is_there_at_once() {

@@ -6,8 +6,15 @@ use cohort_proto::limits::INBOX_PER_SOURCE;
 use cohort_proto::view::{Member, View};
 use tokio::sync::Semaphore;
 
+use cohort_proto::contribution::Header;
+use cohort_proto::id::{PeerName, RunId};
+use cohort_proto::meta::Agenda;
+use cohort_proto::schema::Schema;
+
 use super::*;
+use crate::log::ContributionLog;
 use crate::net::follow::Delivery;
+use crate::trainer::{Identity, Shared};
 
 /// Steps of this run have the ten rounds of two inner steps.
 const RUN: &str = "[run]\nsteps = 9\n[data]\ndataset = \"mnist\"\nbatch = 2\n[method]\nname = \"l-mcl\"\n\
@@ -32,12 +39,9 @@ fn inbox() -> Inbox {
     let identity =
         Identity { me: name("a"), run: RunId(1), schema, agenda, total_steps: 9, sources, relays: true };
     let (words, inbox) = mpsc::channel(64);
-    let mut live = Live::new(
-        identity,
-        (inbox, mpsc::channel(4).0),
-        Arc::new(ContributionLog::new(2)),
-        (Arc::default(), Arc::default()),
-    );
+    let log = Arc::new(ContributionLog::new(2));
+    let shared = Shared { log, relay: Arc::default(), waits: Arc::default() };
+    let mut live = Live::new(Seat::new(identity, shared), inbox, mpsc::channel(4).0);
     let member =
         |index, text| Member { index, name: name(text), address: "h:1".into(), schema: Schema::default() };
     let view = View { id: ViewId(1), begins_at: 2, members: vec![member(0, "a"), member(1, "b")] };
@@ -45,7 +49,7 @@ fn inbox() -> Inbox {
     words.try_send(Word::Start { start: cohort_proto::control::Start::at(2), epoch: 1 }).unwrap();
     live.drain().unwrap();
     live.started(2);
-    live.began_in = ViewId(1);
+    live.seat.began_in = ViewId(1);
     Inbox { live, words, places: Arc::new(Semaphore::new(INBOX_PER_SOURCE)) }
 }
 
@@ -78,7 +82,7 @@ impl Inbox {
 
     /// What is here of peer b for others.
     fn relayed(&self) -> Vec<(ViewId, Step)> {
-        let entries = self.live.relay.entries(&name("b"), Position::default()).unwrap();
+        let entries = self.live.seat.shared.relay.entries(&name("b"), Position::default()).unwrap();
         entries.iter().map(|entry| (entry.header().view, entry.header().position.step)).collect()
     }
 
@@ -172,6 +176,6 @@ fn what_is_not_counted_in_an_answer_is_not_used() {
     inbox.words.try_send(Word::Flush { id: 1, peers: vec![name("b")] }).unwrap();
     inbox.live.drain().unwrap();
     inbox.live.answer();
-    assert_eq!(inbox.live.rounds.missing(Position::of(2)), [name("b")]);
+    assert_eq!(inbox.live.seat.rounds.missing(Position::of(2)), [name("b")]);
     assert_eq!(inbox.free(), INBOX_PER_SOURCE);
 }
