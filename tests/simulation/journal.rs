@@ -88,7 +88,7 @@ impl Journal {
                 Entry::View { view, data: facts } => {
                     views.insert(view.clone());
                     held.values_mut().for_each(|steps| steps.retain(|step| *step <= view.begins_at));
-                    (data, lease_until) = (Some(*facts), 0);
+                    data = Some(*facts);
                 }
                 Entry::Lease { until } => lease_until = lease_until.max(*until),
                 Entry::Checkpoint { peer, step } => _ = held.entry(peer).or_default().insert(*step),

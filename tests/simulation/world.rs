@@ -128,7 +128,7 @@ impl fmt::Debug for Notes {
 }
 
 /// Lines of a trace that are kept.
-const TRACE: usize = 4000;
+const TRACE: usize = 400;
 
 impl World {
     pub(crate) fn new(setting: Arc<Setting>, planted: Planted, eager: bool) -> Self {

@@ -58,6 +58,24 @@ fn one_that_has_still_to_come_in_is_not_counted() {
     assert_eq!((flushes(&actions), views(&actions)[0].1), (vec![], 10), "a and b begin anew");
 }
 
+/// What a reports last comes after b was given up: then c is where a is.
+#[test]
+fn one_that_was_waited_for_is_given_up_when_the_others_are_enough() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("c");
+    started_again(&mut world, "c", &[10]);
+    let until = world.cluster.lease_until();
+    world.say("a", received(1, &[("c", 12)]));
+    world.say("b", received(1, &[("c", 12)]));
+    train(&mut world, 2, &["a", "b"], 12..until - 1);
+    world.say("b", report_in(2, "b", until - 1, &["a"]));
+    world.hang_up("b");
+    assert_eq!(flushes(&world.wait(5_000, &["a", "c"])), vec![]);
+    let actions = world.say("a", report_in(2, "a", until - 1, &["b"]));
+    assert_eq!(flushes(&actions), vec![(2, vec!["b"], 2)]);
+}
+
 /// b has what a lacks of c, and dies with it.
 #[test]
 fn what_was_to_be_relayed_by_one_that_is_lost_is_asked_for_again() {
