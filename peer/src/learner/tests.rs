@@ -318,7 +318,7 @@ fn a_checkpoint_holds_both_optimisers_and_all_parameters() {
 fn a_checkpoint_holds_what_is_remembered() {
     let peers = ["a", "b"].map(|name| format!("[[peer]]\nname = \"{name}\"\narch = \"resnet6\"\n")).concat();
     let text = format!(
-        "[run]\nsteps = 1\n[data]\ndataset = \"mnist\"\n[method]\nname = \"mcl\"\nbank = true\nfeat_dim = 6\n{peers}"
+        "[run]\nsteps = 1\n[data]\ndataset = \"mnist\"\nbatch = 2\n[method]\nname = \"mcl\"\nbank = true\nfeat_dim = 6\n{peers}"
     );
     let spec = RunSpec::parse(&text).unwrap();
     let fresh = || {
