@@ -137,14 +137,16 @@ impl RunSpec {
         let table: toml::Table =
             text.parse().map_err(|error: toml::de::Error| SpecError::Syntax(error.to_string()))?;
         let mut top = Section::new("run.toml".into(), table);
+        let mut run = RunSection::read(top.table("run")?)?;
         let peers: Result<Vec<PeerSpec>, SpecError> =
             top.tables("peer")?.into_iter().map(PeerSpec::read).collect();
         let optim = OptimSpec::read(top.table("optim")?)?;
         let peers = peers?;
         let (methods, edges) = (top.table("method")?, top.tables("edge")?);
         let Couplings { preset, method, links, edges } = graph::read_graph(methods, edges, &peers, &optim)?;
-        let generations = preset.map_or(1, Preset::generations);
-        let run = RunSection::read(top.table("run")?, generations)?;
+        if run.generations == 0 {
+            run.generations = preset.map_or(1, Preset::generations);
+        }
         let data = DataSpec::read(top.table("data")?, method.contrasts_in_batches())?;
         let policy = PolicySpec::read(top.table("policy")?, peers.len())?;
         top.finish()?;

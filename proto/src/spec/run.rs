@@ -51,8 +51,8 @@ pub enum Length {
 }
 
 impl RunSection {
-    /// `generations`: how many there are unless the section says it.
-    pub(super) fn read(mut section: Section, generations: u64) -> Result<Self, SpecError> {
+    /// Its number of generations is 0 if the section does not say it: then the method does.
+    pub(super) fn read(mut section: Section) -> Result<Self, SpecError> {
         let name = section.text("name")?.unwrap_or_else(|| "run".to_owned());
         if !is_name(&name) {
             let rule = format!("{name:?} must be 1 to {NAME_CHARS_MAX} letters, digits, '-', '_' or '.'");
@@ -73,7 +73,7 @@ impl RunSection {
         };
         let checkpoint_every = section.whole("checkpoint_every", 1..=STEPS_MAX)?.unwrap_or(200);
         let keep = section.whole("keep", 1..=CHECKPOINTS_MAX as u64)?.unwrap_or(3) as usize;
-        let generations = section.whole("generations", 1..=GENERATIONS_MAX)?.unwrap_or(generations);
+        let generations = section.whole("generations", 1..=GENERATIONS_MAX)?.unwrap_or(0);
         section.finish()?;
         Ok(Self { name, seed, length, checkpoint_every, keep, generations })
     }
