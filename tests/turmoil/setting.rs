@@ -122,9 +122,10 @@ impl Setting {
         let mut numbers = SplitMix64::keyed(&key);
         let tensor = |spec: &cohort_proto::schema::TensorSpec| {
             let count = spec.shape.iter().product::<usize>();
+            // So small that no row of an embedding is longer than a unit row.
             let number = |numbers: &mut SplitMix64| match spec.dtype {
-                DType::F32 => (numbers.unit_f64() as f32).to_le_bytes().to_vec(),
-                DType::F64 => numbers.unit_f64().to_le_bytes().to_vec(),
+                DType::F32 => (numbers.unit_f64() as f32 / 64.0).to_le_bytes().to_vec(),
+                DType::F64 => (numbers.unit_f64() / 64.0).to_le_bytes().to_vec(),
             };
             let data: Vec<u8> = (0..count).flat_map(|_| number(&mut numbers)).collect();
             Tensor { spec: spec.clone(), data: data.into() }
