@@ -47,8 +47,10 @@ pub(super) fn serve(args: &ServeArgs) -> Result<Exit, Failure> {
             "run": prepared.run().to_string(),
             "spec_hash": spec_hash.to_string(),
         });
+        // Whoever knows that this process listens may ask it to stop.
+        let signals = Signals::listen();
         announce(&line.to_string(), args.ready_file.as_deref())?;
-        let ended = prepared.serve(connections(listener), watch_signals).await?;
+        let ended = prepared.serve(connections(listener), |handle| signals.pass_on(&handle)).await?;
         Ok(match ended {
             Ended::Finished => Exit::Finished,
             Ended::Stopped => Exit::Stopped,
@@ -82,33 +84,58 @@ fn announce(line: &str, ready_file: Option<&Path>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Passes SIGINT and SIGTERM on, for as long as the process lives.
+/// SIGINT and SIGTERM, which are caught from here on.
 #[cfg(unix)]
-fn watch_signals(handle: StopHandle) {
-    use tokio::signal::unix::{SignalKind, signal};
-    for (kind, name) in [(SignalKind::interrupt(), "SIGINT"), (SignalKind::terminate(), "SIGTERM")] {
-        let handle = handle.clone();
-        match signal(kind) {
-            Ok(mut signals) => {
-                tokio::spawn(async move {
-                    while signals.recv().await.is_some() {
-                        handle.stop(name).await;
-                    }
-                });
+struct Signals(Vec<(&'static str, tokio::signal::unix::Signal)>);
+
+#[cfg(unix)]
+impl Signals {
+    fn listen() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut caught = Vec::new();
+        for (kind, name) in [(SignalKind::interrupt(), "SIGINT"), (SignalKind::terminate(), "SIGTERM")] {
+            match signal(kind) {
+                Ok(signals) => caught.push((name, signals)),
+                Err(error) => {
+                    tracing::warn!(
+                        "{name} cannot be caught and will end the run without a checkpoint: {error}"
+                    )
+                }
             }
-            Err(error) => {
-                tracing::warn!("{name} cannot be caught and will end the run without a checkpoint: {error}")
-            }
+        }
+        Self(caught)
+    }
+
+    /// Passes them on, for as long as the process lives.
+    fn pass_on(self, handle: &StopHandle) {
+        for (name, mut signals) in self.0 {
+            let handle = handle.clone();
+            tokio::spawn(async move {
+                while signals.recv().await.is_some() {
+                    handle.stop(name).await;
+                }
+            });
         }
     }
 }
 
-/// Passes Ctrl-C on, for as long as the process lives.
+/// Ctrl-C.
 #[cfg(not(unix))]
-fn watch_signals(handle: StopHandle) {
-    tokio::spawn(async move {
-        while tokio::signal::ctrl_c().await.is_ok() {
-            handle.stop("Ctrl-C").await;
-        }
-    });
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn listen() -> Self {
+        Self
+    }
+
+    /// Passes it on, for as long as the process lives.
+    fn pass_on(self, handle: &StopHandle) {
+        let handle = handle.clone();
+        tokio::spawn(async move {
+            while tokio::signal::ctrl_c().await.is_ok() {
+                handle.stop("Ctrl-C").await;
+            }
+        });
+    }
 }
