@@ -63,7 +63,7 @@ impl RunSpec {
     pub fn contribution_schema(&self, index: usize) -> Result<Schema, SchemaError> {
         let peer = self.peers.get(index).ok_or(SchemaError::NoPeer(index))?;
         let (batch, classes) = (self.data.batch, self.data.dataset.classes());
-        let coupled = (0..self.peers.len()).any(|target| self.coupling_sources(target).contains(&index));
+        let coupled = self.is_coupling_source(index);
         let on_edges = |name: &str| self.edges_from(index).any(|edge| edge.term.says() == Some(name));
         let tensor = |name: String, width| TensorSpec { name, dtype: DType::F32, shape: vec![batch, width] };
         let distils = match &self.method {

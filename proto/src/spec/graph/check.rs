@@ -149,8 +149,7 @@ impl RunSpec {
     }
 
     fn check_coupling(&self) -> Result<(), SpecError> {
-        let whole =
-            (0..self.peers.len()).all(|index| self.coupling_sources(index).len() + 1 == self.peers.len());
+        let whole = self.couples_all();
         let layerwise = matches!(self.method, MethodSpec::LMcl(_));
         let in_method = |problem: &str| Err(SpecError::value("[method]", "name", problem));
         if let Some((from, _)) = self.links.iter().flatten().find(|(from, to)| from == to) {

@@ -153,6 +153,24 @@ impl RunSpec {
         }
     }
 
+    /// Whether any peer has another's words in its share of the coupling.
+    pub fn is_coupling_source(&self, source: usize) -> bool {
+        match &self.links {
+            _ if self.method == MethodSpec::Alone => false,
+            None => self.peers.len() > 1 && source < self.peers.len(),
+            Some(links) => links.iter().any(|(from, to)| *from == source && *to != source),
+        }
+    }
+
+    /// Whether every peer has the words of every other in its share of the coupling.
+    pub(in crate::spec) fn couples_all(&self) -> bool {
+        let peers = self.peers.len();
+        let whole = |links: &BTreeSet<(usize, usize)>| {
+            links.iter().filter(|(from, to)| from != to).count() == peers * peers.saturating_sub(1)
+        };
+        peers < 2 || (self.method != MethodSpec::Alone && self.links.as_ref().is_none_or(whole))
+    }
+
     /// The indices of the peers whose words enter a peer's share of the coupling, ascending.
     pub fn coupling_sources(&self, target: usize) -> Vec<usize> {
         let others = || (0..self.peers.len()).filter(|source| *source != target);

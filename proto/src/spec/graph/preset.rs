@@ -120,7 +120,7 @@ impl Preset {
             Self::SelfKd | Self::Generations => {
                 let alpha = section.number("alpha", UNIT, |x| (0.0..=1.0).contains(&x))?.unwrap_or(0.5);
                 let term = match section.choice("term", &[("kd", "kd"), ("kd-fn", "kd-fn")])? {
-                    Some("kd-fn") => TermSpec::read("kd-fn", section)?.unwrap_or(TermSpec::Ce),
+                    Some("kd-fn") => TermSpec::read("kd-fn", section)?,
                     _ => TermSpec::Kd { t: section.number("t", POSITIVE, |t| t > 0.0)?.unwrap_or(1.0) },
                 };
                 // Feature-normalised self-distillation adds its term to the whole cross-entropy.
@@ -135,7 +135,7 @@ impl Preset {
                     Ok(section.number(key, UNIT, |x| (0.0..=1.0).contains(&x))?.unwrap_or(0.6))
                 };
                 let (eta, lambda) = (unit(section, "eta")?, unit(section, "lambda")?);
-                let gap = TermSpec::read("tolerant", section)?.unwrap_or(TermSpec::Ce);
+                let gap = TermSpec::read("tolerant", section)?;
                 in_generations(
                     &students,
                     (eta, gap, 1.0 - eta),
@@ -145,7 +145,7 @@ impl Preset {
             Self::Kdcl => {
                 let lam = weight(section, "lam", 1.0)?;
                 let pairs = pairs(section, &everybody, &students)?;
-                let term = TermSpec::read("kdcl", section)?.unwrap_or(TermSpec::Ce);
+                let term = TermSpec::read("kdcl", section)?;
                 let taught = |(from, to)| EdgeSpec::plain(from, to, term.clone()).weighing(lam);
                 labels(&students, 1.0).chain(pairs.into_iter().map(taught)).collect()
             }
@@ -199,7 +199,7 @@ fn from_teachers(
             format!("is {term:?}, which needs a teacher; write role = \"teacher\" and init at a [[peer]]");
         return Err(section.error("name", problem));
     }
-    let spec = TermSpec::read(term, section)?.unwrap_or(TermSpec::Ce);
+    let spec = TermSpec::read(term, section)?;
     let edge = |to: &usize| {
         let (spec, to) = (spec.clone(), *to);
         teachers.clone().into_iter().map(move |from| EdgeSpec::plain(from, to, spec.clone()))

@@ -6,7 +6,6 @@ use super::super::method::NOT_NEGATIVE;
 use super::super::peer::{PeerSpec, Role};
 use super::super::section::Section;
 use super::super::{MethodSpec, OptimSpec, SpecError};
-use super::term::unknown_term;
 use super::{EdgeSpec, Gate, Preset, TermSpec, Topology, WeightSchedule, When};
 
 /// Terms that couple networks as a whole: an edge of one links its target to its source in the run's coupling.
@@ -95,9 +94,7 @@ fn read_edges(
             read_link(&mut section, &term, &mut all, coupling, optim)?;
             all.links.extend(pairs);
         } else {
-            let Some(spec) = TermSpec::read(&term, &mut section)? else {
-                return Err(unknown_term(&section, &term));
-            };
+            let spec = TermSpec::read(&term, &mut section)?;
             let weight = section
                 .number("weight", NOT_NEGATIVE, |weight| weight >= 0.0)?
                 .unwrap_or(spec.default_weight());

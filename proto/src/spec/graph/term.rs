@@ -133,8 +133,8 @@ impl TermSpec {
         "kdcl",
     ];
 
-    /// Reads the hyper-parameters of a term from the table that names it. `None` if no term is called that.
-    pub(super) fn read(name: &str, section: &mut Section) -> Result<Option<Self>, SpecError> {
+    /// Reads the hyper-parameters of a term from the table that names it.
+    pub(super) fn read(name: &str, section: &mut Section) -> Result<Self, SpecError> {
         let positive = |section: &mut Section, key, default| -> Result<f64, SpecError> {
             Ok(section.number(key, POSITIVE, |x| x > 0.0)?.unwrap_or(default))
         };
@@ -144,7 +144,7 @@ impl TermSpec {
         let weight = |section: &mut Section, key, default| -> Result<f64, SpecError> {
             Ok(section.number(key, NOT_NEGATIVE, |x| x >= 0.0)?.unwrap_or(default))
         };
-        Ok(Some(match name {
+        Ok(match name {
             "ce" => Self::Ce,
             "label-smoothing" => Self::LabelSmoothing { epsilon: unit(section, "epsilon", 0.1)? },
             "anisotropic-label-smoothing" => {
@@ -186,8 +186,8 @@ impl TermSpec {
                 let target = section.choice("target", &targets)?.unwrap_or(KdclTarget::MinLogit);
                 Self::Kdcl { t: positive(section, "t", 2.0)?, target }
             }
-            _ => return Ok(None),
-        }))
+            _ => return Err(unknown_term(section, name)),
+        })
     }
 
     /// What a run.toml calls it.
@@ -272,7 +272,7 @@ fn read_groups(section: &mut Section) -> Result<Vec<u32>, SpecError> {
 }
 
 /// Says that no term is called that.
-pub(super) fn unknown_term(section: &Section, name: &str) -> SpecError {
+fn unknown_term(section: &Section, name: &str) -> SpecError {
     let names: Vec<&str> = TermSpec::NAMES.iter().copied().chain(super::read::COUPLINGS).collect();
     section.error("term", unknown_word(name, &names))
 }
