@@ -105,10 +105,7 @@ impl Lease {
         if self.in_view().any(|member| !member.is_known) {
             return 0;
         }
-        let reached = self.in_view().map(|member| member.next).min().unwrap_or(0);
-        let within = |member: &Progress| member.checkpoints.range(..=reached).copied().collect();
-        let within: Vec<BTreeSet<Step>> = self.in_view().map(within).collect();
-        newest_common(within.iter()).unwrap_or(0)
+        newest_behind_all(&self.in_view().collect::<Vec<_>>(), |member| member.next)
     }
 
     /// Whether a checkpoint of a member counts.
@@ -168,10 +165,7 @@ impl Lease {
     /// The newest checkpoint that all of these hold, and may go back to together.
     pub fn common_of(&self, members: &BTreeSet<usize>) -> Step {
         let members: Vec<&Progress> = members.iter().filter_map(|index| self.members.get(*index)).collect();
-        let reached = members.iter().map(|member| member.completed).min().unwrap_or(0);
-        let within = |member: &&Progress| member.checkpoints.range(..=reached).copied().collect();
-        let within: Vec<BTreeSet<Step>> = members.iter().map(within).collect();
-        newest_common(within.iter()).unwrap_or(0)
+        newest_behind_all(&members, |member| member.completed)
     }
 
     /// The checkpoints of a member.
@@ -323,6 +317,14 @@ impl Lease {
         self.retain_from = grown.unwrap_or(self.retain_from);
         Ok(grown)
     }
+}
+
+/// The newest checkpoint that all of these hold and have behind them, by where each of them is; 0 if there is no other.
+fn newest_behind_all(members: &[&Progress], at: impl Fn(&Progress) -> Step) -> Step {
+    let reached = members.iter().map(|member| at(member)).min().unwrap_or(0);
+    let within = |member: &&Progress| member.checkpoints.range(..=reached).copied().collect();
+    let within: Vec<BTreeSet<Step>> = members.iter().map(within).collect();
+    newest_common(within.iter()).unwrap_or(0)
 }
 
 /// The greatest number that is in every set.
