@@ -119,7 +119,7 @@ mod tests {
         let heard: Vec<Heard> = heard.collect();
         let embeddings = [v.as_tensor().clone()];
         let own = Own::new(z.as_tensor(), &embeddings);
-        let share = method.loss(me, m, own, &heard, &labels()).unwrap();
+        let share = method.loss(me, m, own, &heard, &labels(), None).unwrap();
         assert_eq!(share.total.dtype(), DType::F64);
         gradients(&share.total, [&z, &v])
     }

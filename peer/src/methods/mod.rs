@@ -135,27 +135,14 @@ impl Method {
     /// The share of network `me` in a cohort of `cohort` networks, for labels `[B]` of any integer dtype.
     ///
     /// `heard` holds the other `cohort - 1` networks in ascending index. Means over the cohort and the choice of the
-    /// last network go by these networks. With `cohort = 1` the terms that need another network are absent.
+    /// last network go by these networks. With `cohort = 1` the terms that need another network are absent. `recall` is what
+    /// a method with memory banks remembers.
     ///
     /// # Errors
     /// Networks missing, doubled or out of order; a tensor missing that the method exchanges; shapes
-    /// that differ from the own ones; labels that are no class.
+    /// that differ from the own ones; labels that are no class; memory banks that the method asks for and are not given, or
+    /// that it does not have.
     pub fn loss(
-        &self,
-        me: usize,
-        cohort: usize,
-        own: Own<'_>,
-        heard: &[Heard],
-        labels: &Tensor,
-    ) -> Result<Terms> {
-        self.loss_with(me, cohort, own, heard, labels, None)
-    }
-
-    /// [`Method::loss`] of a method with memory banks, or without.
-    ///
-    /// # Errors
-    /// As [`Method::loss`]; banks that the method asks for and are not given.
-    pub fn loss_with(
         &self,
         me: usize,
         cohort: usize,
@@ -176,7 +163,7 @@ impl Method {
     /// stages, its cross-entropies as well: everything but the plain cross-entropy.
     ///
     /// # Errors
-    /// As [`Method::loss_with`].
+    /// As [`Method::loss`].
     pub fn coupling(
         &self,
         me: usize,

@@ -42,16 +42,16 @@ pub fn loss(learner: &Learner, forward: &Forward, heard: &[Heard], input: &Input
 
 /// The share of the coupling with those who are coupled to this peer.
 fn coupling(learner: &Learner, forward: &Forward, heard: &[Heard], input: &Input) -> Result<Vec<Weighted>> {
-    let heard: Vec<Heard> =
-        heard.iter().filter(|other| learner.node.is_coupled_to(other.index)).cloned().collect();
+    if learner.method == Method::Alone {
+        return Ok(Vec::new());
+    }
+    let coupled = heard.iter().filter(|other| learner.node.is_coupled_to(other.index));
+    let heard: Vec<Heard> = coupled.cloned().collect();
     let (me, cohort) = (learner.index, heard.len() + 1);
     let recall = match &learner.memory {
         Some(memory) => Some(memory.recall(me, &heard, input.step, &input.indices)?),
         None => None,
     };
     let own = forward.outputs.own();
-    match learner.method {
-        Method::Alone => Ok(Vec::new()),
-        _ => learner.method.coupling(me, cohort, own, &heard, &input.labels, recall.as_ref()),
-    }
+    learner.method.coupling(me, cohort, own, &heard, &input.labels, recall.as_ref())
 }

@@ -93,7 +93,7 @@ fn step(learners: &mut [Learner], (images, labels): &(Tensor, Tensor)) {
     let said: Vec<Heard> = said.collect();
     for (me, (learner, pass)) in learners.iter_mut().zip(passes).enumerate() {
         let heard: Vec<Heard> = said.iter().filter(|other| other.index != me).cloned().collect();
-        let share = learner.method.loss(me, said.len(), outputs[me].own(), &heard, labels).unwrap();
+        let share = learner.method.loss(me, said.len(), outputs[me].own(), &heard, labels, None).unwrap();
         let loss = share.total.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
         assert!(loss.is_finite(), "the loss is {loss}");
         let gradients = learner.model.params.gradients(&share.total.backward().unwrap());

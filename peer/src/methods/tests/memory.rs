@@ -89,11 +89,11 @@ fn a_method_with_banks_needs_them_and_no_other_takes_them() {
     let own = Own::new(&z, &v);
     let held = bank(0);
     let recalled = recall(&held);
-    let with = |method: &Method, recall| method.loss_with(0, 1, own, &[], &y, recall);
+    let with = |method: &Method, recall| method.loss(0, 1, own, &[], &y, recall);
     let plain = Method::Mcl(MclParams::default());
     let params = crate::methods::memory::BankParams { positives: 2, negatives: 9, momentum: 0.5, bug: false };
     let remembering = Method::Mcl(MclParams { bank: Some(params), ..MclParams::default() });
-    assert!(with(&plain, Some(&recalled)).is_err() && remembering.loss(0, 1, own, &[], &y).is_err());
+    assert!(with(&plain, Some(&recalled)).is_err() && remembering.loss(0, 1, own, &[], &y, None).is_err());
     let terms = with(&remembering, Some(&recalled)).unwrap();
     let named: Vec<_> = terms.named.iter().map(|(name, _)| name.as_ref()).collect();
     assert_eq!(named[..2], ["ce", "vcl"]);

@@ -14,7 +14,7 @@ fn heard(index: usize) -> Heard {
 fn loss(method: &Method, me: usize, cohort: usize, heard: &[Heard]) -> Result<crate::methods::Terms> {
     let embeddings = [embedding_of(me)?];
     let logits = logits_of(me)?;
-    method.loss(me, cohort, Own::new(&logits, &embeddings), heard, &labels(&LABELS)?)
+    method.loss(me, cohort, Own::new(&logits, &embeddings), heard, &labels(&LABELS)?, None)
 }
 
 fn names(method: &Method, me: usize, heard: &[Heard]) -> Vec<String> {
@@ -101,7 +101,7 @@ fn terms_have_the_dtype_of_training() {
         ..Heard::nothing(1)
     };
     let mcl = Method::Mcl(MclParams::default());
-    let terms = mcl.loss(0, 2, own, &[other], &labels(&LABELS).unwrap()).unwrap();
+    let terms = mcl.loss(0, 2, own, &[other], &labels(&LABELS).unwrap(), None).unwrap();
     assert_eq!(terms.total.dtype(), DType::F32);
     assert!(terms.named.iter().all(|(_, term)| term.dtype() == DType::F32));
 }
