@@ -7,16 +7,12 @@ use std::path::PathBuf;
 use cohort_proto::id::{Digest, Step};
 use serde::{Deserialize, Serialize};
 
-use super::{CheckpointError, MODEL, Store, file_error, remove, sync_folder, write_durably};
+use super::{CheckpointError, MODEL, Store};
 use crate::models::{StateDict, state};
 
 /// The folder.
 const BEST: &str = "best";
 const SCORE: &str = "validation.json";
-/// What a crash left behind; removed by the next one.
-const TEMPORARY: &str = ".best-in-progress";
-/// What a new one has taken the place of.
-const OUTDATED: &str = ".best-outdated";
 
 /// How good it was, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -66,19 +62,7 @@ impl Store {
         let record = Record { best: *best, model_sha256: Digest::of(&model).to_string() };
         // A struct of numbers and a text always serialises; an empty file would count as damaged.
         let record = serde_json::to_vec(&record).unwrap_or_default();
-        let (temporary, outdated) = (self.folder.join(TEMPORARY), self.folder.join(OUTDATED));
-        remove(&temporary)?;
-        fs::create_dir(&temporary).map_err(file_error("make", &temporary))?;
-        write_durably(&temporary.join(MODEL), &model)?;
-        write_durably(&temporary.join(SCORE), &record)?;
-        sync_folder(&temporary)?;
-        remove(&outdated)?;
-        if target.exists() {
-            fs::rename(&target, &outdated).map_err(file_error("rename", &target))?;
-        }
-        fs::rename(&temporary, &target).map_err(file_error("rename", &target))?;
-        sync_folder(&self.folder)?;
-        remove(&outdated)
+        self.put(&target, &[(MODEL, &model), (SCORE, &record)])
     }
 }
 

@@ -118,19 +118,22 @@ impl Store {
             model: Digest::of(&model),
             optimizer: Digest::of(&optimizer),
         };
+        // A step that is reached again after a restart from an older one replaces what it left the first time.
+        self.put(&target, &[(MODEL, &model), (OPTIMIZER, &optimizer), (PROGRESS, &record.encode())])?;
+        self.rotate(progress.steps_done.min(common))?;
+        Ok(target)
+    }
+
+    /// Puts a folder with these files in the place of whatever is there, durably: a crash leaves it whole, or not there.
+    fn put(&self, target: &Path, files: &[(&str, &[u8])]) -> Result<(), CheckpointError> {
         let temporary = self.folder.join(TEMPORARY);
         remove(&temporary)?;
         fs::create_dir(&temporary).map_err(file_error("make", &temporary))?;
-        write_durably(&temporary.join(MODEL), &model)?;
-        write_durably(&temporary.join(OPTIMIZER), &optimizer)?;
-        write_durably(&temporary.join(PROGRESS), &record.encode())?;
+        files.iter().try_for_each(|(name, bytes)| write_durably(&temporary.join(name), bytes))?;
         sync_folder(&temporary)?;
-        // A step that is reached again after a restart from an older one replaces what it left the first time.
-        remove(&target)?;
-        fs::rename(&temporary, &target).map_err(file_error("rename", &target))?;
-        sync_folder(&self.folder)?;
-        self.rotate(progress.steps_done.min(common))?;
-        Ok(target)
+        remove(target)?;
+        fs::rename(&temporary, target).map_err(file_error("rename", target))?;
+        sync_folder(&self.folder)
     }
 
     /// Removes those of later steps: others have gone on from there with other weights, in another view.
