@@ -8,9 +8,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use candle_core::Device;
 use cohort_peer::data::{self, loader::Batch, loader::Loader};
-use cohort_peer::learner::{BANK_PREFIX, Before, Extent, Learner};
+use cohort_peer::learner::{BANK_PREFIX, Before, Learner};
 use cohort_peer::methods::Own;
-use cohort_peer::methods::terms::past::Past;
 use cohort_peer::models::{ImageShape, Pass, StateDict};
 use cohort_peer::step::{forward, load, update};
 use cohort_proto::dataset::{self, Split};
@@ -40,21 +39,15 @@ impl Joint {
     pub fn new(spec: &RunSpec, folder: &Path) -> Result<Self> {
         let samples = dataset::load(folder, spec.data.dataset, Split::Train, spec.data.train_limit)?;
         let image = ImageShape::from(&samples.images);
-        let all_labels = samples.labels.clone();
-        let build = |(index, peer)| Learner::build(spec, index, peer, image, Device::Cpu);
+        let labels = samples.labels.clone();
+        // The banks of all networks are one memory here.
+        let build = |(index, peer)| {
+            Learner::build(spec, index, peer, image, Device::Cpu)?.in_run(spec, &samples.labels)
+        };
         let learners: Result<Vec<Learner>, _> = spec.peers.iter().enumerate().map(build).collect();
-        let mut learners = learners?;
-        let plan = spec.batch_plan(&samples.labels)?;
-        let labels: Vec<usize> = samples.labels.iter().copied().map(usize::from).collect();
-        for learner in &mut learners {
-            learner.extent = Extent { steps: plan.steps_per_generation(), epochs: plan.epochs() };
-            if learner.node.remembers() {
-                learner.past = Some(Past::new(&labels, spec.data.dataset.classes())?);
-            }
-        }
-        let memory = JointMemory::new(spec, &samples.labels)?;
+        let (learners, memory) = (learners?, JointMemory::new(spec, &samples.labels)?);
         let loader = Loader::start(data::loader_inputs(spec, samples)?, 0)?;
-        Ok(Self { spec: spec.clone(), image, labels: all_labels, learners, memory, loader })
+        Ok(Self { spec: spec.clone(), image, labels, learners, memory, loader })
     }
 
     /// Takes the next step of all networks together. Returns the joint loss.
@@ -67,7 +60,7 @@ impl Joint {
             let (index, spec, image) = (learner.index, &self.spec, self.image);
             let fresh = |generation| {
                 let fresh = Learner::of_generation(generation, spec, index, peer, image, Device::Cpu)?;
-                fresh.with_memory(spec, &self.labels)
+                fresh.in_run(spec, &self.labels)
             };
             learner.enter(batch.step, &fresh)?;
         }

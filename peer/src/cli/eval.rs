@@ -7,14 +7,12 @@ use serde::Serialize;
 
 use super::{EvalArgs, print_json};
 use crate::data;
-use crate::data::loader::EvaluationBatches;
 use crate::error::PeerError;
 use crate::evaluate::{EvaluateError, Metrics, evaluate};
-use crate::learner::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, METHOD_PREFIXES, Model};
-use crate::models::{ImageShape, Params, Pass, StateDict, StateError, Strictness, registry, state};
-
-/// Images that pass through the network at a time: enough to keep the kernels busy, little memory.
-const BATCH: usize = 250;
+use crate::learner::{
+    AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, METHOD_PREFIXES, Model, Scores, widened,
+};
+use crate::models::{ImageShape, Params, StateDict, StateError, Strictness, registry, state};
 
 pub(super) fn run(args: EvalArgs) -> Result<(), PeerError> {
     let kind: DatasetKind =
@@ -29,7 +27,8 @@ pub(super) fn run(args: EvalArgs) -> Result<(), PeerError> {
         path: args.data,
         train_limit: None,
         validation: 0,
-        batch: BATCH,
+        // Nothing is trained.
+        batch: 1,
         sampler: SamplerSpec::Shuffle,
         augment: Augment::None,
         normalize,
@@ -48,14 +47,13 @@ pub(super) fn run(args: EvalArgs) -> Result<(), PeerError> {
     model.aggregator = model.aggregator.filter(|_| aggregator);
 
     let normalisation = data::normalisation(&spec, image.channels)?;
-    let batches = EvaluationBatches::new(&samples, &normalisation, BATCH)?;
-    let scores = scores(&model, batches)?;
+    let scores = Scores::of(&model, &samples, &normalisation, &Device::Cpu)?;
     if let Some(path) = args.logits {
         write_logits(&path, &scores.logits, kind.classes())?;
     }
     let labels: Vec<usize> = samples.labels.iter().map(|&label| usize::from(label)).collect();
     let unusable = |error: EvaluateError| PeerError::Weights(format!("{}: {error}", args.weights.display()));
-    print_json(&scores.worth(kind.classes(), &labels).map_err(unusable)?)
+    print_json(&worth(&scores, kind.classes(), &labels).map_err(unusable)?)
 }
 
 /// What is printed.
@@ -72,46 +70,14 @@ struct Worth {
     aggregated_top1: Option<f64>,
 }
 
-/// Logits [N, classes], row after row, in file order: of the network, of every stage if the weights hold their
-/// classifiers, and of the aggregator if they hold one.
-#[derive(Debug, Default)]
-struct Scores {
-    logits: Vec<f32>,
-    stages: Vec<Vec<f32>>,
-    aggregated: Option<Vec<f32>>,
-}
-
-impl Scores {
-    fn worth(&self, classes: usize, labels: &[usize]) -> Result<Worth, EvaluateError> {
-        let worth = |logits: &[f32]| {
-            let logits: Vec<f64> = logits.iter().map(|&logit| f64::from(logit)).collect();
-            evaluate(&logits, classes, labels)
-        };
-        let top1 = |logits: &Vec<f32>| Ok(worth(logits)?.top1);
-        Ok(Worth {
-            network: worth(&self.logits)?,
-            stage_top1: self.stages.iter().map(top1).collect::<Result<_, _>>()?,
-            aggregated_top1: self.aggregated.as_ref().map(top1).transpose()?,
-        })
-    }
-}
-
-fn scores(model: &Model, batches: EvaluationBatches<'_>) -> Result<Scores, PeerError> {
-    let numbers = |logits: &Tensor| logits.flatten_all()?.to_vec1::<f32>();
-    let mut scores = Scores::default();
-    for batch in batches {
-        let images = Tensor::from_vec(batch.images, batch.shape.as_slice(), &Device::Cpu)?;
-        let outputs = model.forward(&images, &mut Pass::eval())?;
-        scores.logits.extend(numbers(&outputs.logits)?);
-        scores.stages.resize(outputs.stage_logits.len(), Vec::new());
-        for (all, logits) in scores.stages.iter_mut().zip(&outputs.stage_logits) {
-            all.extend(numbers(logits)?);
-        }
-        if let Some(aggregated) = &outputs.aggregated {
-            scores.aggregated.get_or_insert_default().extend(numbers(aggregated)?);
-        }
-    }
-    Ok(scores)
+fn worth(scores: &Scores, classes: usize, labels: &[usize]) -> Result<Worth, EvaluateError> {
+    let worth = |logits: &[f32]| evaluate(&widened(logits), classes, labels);
+    let top1 = |logits: &Vec<f32>| Ok(worth(logits)?.top1);
+    Ok(Worth {
+        network: worth(&scores.logits)?,
+        stage_top1: scores.stages.iter().map(top1).collect::<Result<_, _>>()?,
+        aggregated_top1: scores.aggregated.as_ref().map(top1).transpose()?,
+    })
 }
 
 fn write_logits(path: &std::path::Path, logits: &[f32], classes: usize) -> Result<(), PeerError> {

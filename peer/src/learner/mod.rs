@@ -6,6 +6,7 @@ mod memory;
 mod state;
 mod node;
 mod generations;
+mod scores;
 
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ pub use generations::Fresh;
 pub use memory::{BANK_PREFIX, Memory, Remembrance};
 pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX, Model, Outputs};
 pub use node::{Extent, Named, Node, Scene};
+pub use scores::{Scores, widened};
 pub use state::{Before, PAST};
 
 use std::path::Path;
@@ -159,19 +161,28 @@ impl Learner {
         })
     }
 
-    /// Gives the learner what it needs to know of the training samples of a run, by their labels: how many steps there
-    /// are, and what it remembers of each sample, if its terms do.
+    /// Gives the learner all that it remembers of the training samples of a run, by their labels: as [`Learner::in_run`],
+    /// and the memory banks of all networks, if its method has any.
     ///
     /// # Errors
-    /// As [`Memory::new`] and [`Past::new`]; samples that make no batch.
+    /// As [`Memory::new`] and [`Learner::in_run`].
     pub fn with_memory(self, spec: &RunSpec, labels: &[u8]) -> Result<Self, PeerError> {
         let memory = Memory::new(spec, labels, self.method.bank())?;
-        let plan = spec.batch_plan(labels).map_err(|error| PeerError::Usage(error.to_string()))?;
+        Ok(Self { memory, ..self.in_run(spec, labels)? })
+    }
+
+    /// Tells the learner how long its run is, by the labels of the training samples, and gives it its own past over these, if
+    /// it learns from that.
+    ///
+    /// # Errors
+    /// As [`Past::new`]; samples that make no batch.
+    pub fn in_run(self, spec: &RunSpec, labels: &[u8]) -> Result<Self, PeerError> {
+        let plan = spec.batch_plan(labels)?;
         let extent = Extent { steps: plan.steps_per_generation(), epochs: plan.epochs() };
         let classes: Vec<usize> = labels.iter().copied().map(usize::from).collect();
         let remembers = self.node.remembers();
         let past = remembers.then(|| Past::new(&classes, spec.data.dataset.classes())).transpose()?;
-        Ok(Self { memory, extent, past, ..self })
+        Ok(Self { extent, past, ..self })
     }
 
     /// Gives the network a twin in another precision with the values that it has now. It is kept, since a meta-update

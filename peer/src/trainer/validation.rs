@@ -10,15 +10,10 @@ use cohort_proto::id::Step;
 
 use crate::checkpoint::{Best, Store};
 use crate::data::augment::Normalisation;
-use crate::data::loader::{EvaluationBatches, LoaderInputs};
+use crate::data::loader::LoaderInputs;
 use crate::error::PeerError;
 use crate::evaluate::evaluate;
-use crate::kernels::threads::compute;
-use crate::learner::Learner;
-use crate::models::Pass;
-
-/// Samples that pass through the network at a time.
-const BATCH: usize = 250;
+use crate::learner::{Learner, Scores, widened};
 
 /// What is measured, and how good the best was.
 #[derive(Debug)]
@@ -45,16 +40,9 @@ impl Validation {
         store: &Store,
         steps_done: Step,
     ) -> Result<[Term; 2], PeerError> {
-        let mut logits = Vec::new();
-        for batch in EvaluationBatches::new(&self.held_out, &self.normalisation, BATCH)? {
-            let images =
-                candle_core::Tensor::from_vec(batch.images, batch.shape.as_slice(), &learner.device)?;
-            let outputs = compute(|| learner.model.forward(&images, &mut Pass::eval()))?;
-            let values = outputs.logits.to_dtype(candle_core::DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
-            logits.extend(values);
-        }
+        let scores = Scores::of(&learner.model, &self.held_out, &self.normalisation, &learner.device)?;
         let labels: Vec<usize> = self.held_out.labels.iter().copied().map(usize::from).collect();
-        let metrics = evaluate(&logits, learner.model.network.classes(), &labels);
+        let metrics = evaluate(&widened(&scores.logits), learner.model.network.classes(), &labels);
         let metrics = metrics.map_err(|error| PeerError::Diverged {
             step: steps_done.saturating_sub(1),
             what: format!("validation ({error})"),
