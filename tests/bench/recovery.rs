@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use cohort_proto::exit::Exit;
 use cohort_proto::wire;
 use cohort_proto::wire::coordinator_client::CoordinatorClient;
+use cohort_tests::DATA;
 use cohort_tests::process::{Signal, Site, wait_until};
 use rusqlite::{Connection, OpenFlags};
 use tokio::runtime::Runtime;
@@ -21,8 +22,6 @@ use tonic::transport::{Channel, Endpoint};
 
 /// Coordinator and peer under one name.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cohort");
-/// The bundled part of Fashion-MNIST.
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/data/fashion-mnist");
 
 /// Rounds, each with one kill.
 const ROUNDS: usize = 3;

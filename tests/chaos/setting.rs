@@ -5,11 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use cohort_proto::spec::{FailurePolicy, RunSpec};
+use cohort_tests::DATA;
 
 use crate::args::Args;
-
-/// The bundled part of Fashion-MNIST.
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/data/fashion-mnist");
 
 /// Two small families, so that peers differ.
 const ARCHITECTURES: [&str; 2] = ["resnet6", "resnet8"];

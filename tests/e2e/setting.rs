@@ -3,13 +3,11 @@
 use std::sync::OnceLock;
 
 use anyhow::{Result, anyhow};
+pub(crate) use cohort_tests::DATA;
 use cohort_tests::process::Site;
 
 /// The program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_cohort");
-
-/// The bundled part of Fashion-MNIST.
-pub(crate) const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/data/fashion-mnist");
 
 /// Two networks of different families.
 pub(crate) const TWO: &[(&str, &str)] = &[("a", "resnet8"), ("b", "wrn_10_1")];

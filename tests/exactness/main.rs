@@ -23,7 +23,7 @@ const MATCHING_F64: f64 = 1e-4;
 const MATCHING_F32: f64 = 5e-2;
 
 fn data() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/data/fashion-mnist")
+    PathBuf::from(cohort_tests::DATA)
 }
 
 fn spec(method: &str, peers: usize) -> RunSpec {

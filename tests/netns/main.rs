@@ -5,12 +5,12 @@ use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use cohort_proto::exit::Exit;
+use cohort_tests::DATA;
 use cohort_tests::net::Net;
 use cohort_tests::process::{Coordinator, Process, Site, wait_until};
 use rusqlite::Connection;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cohort");
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/data/fashion-mnist");
 const PEERS: [&str; 3] = ["a", "b", "c"];
 
 fn site(run: &str) -> Result<Site> {

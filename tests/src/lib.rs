@@ -1,5 +1,8 @@
 //! The harness: what tests of more than one crate share.
 
+/// The bundled part of Fashion-MNIST.
+pub const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/data/fashion-mnist");
+
 pub mod cluster;
 pub mod joint;
 pub mod joint_loss;

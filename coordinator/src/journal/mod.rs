@@ -1,5 +1,6 @@
 //! The journal of a run: an SQLite file that survives the coordinator and that anyone may query (`schema.sql` documents
-//! its tables). One task owns the connection; the deciding loop hands it lines through a bounded queue and waits only for those that must be on the disk before anyone acts on them.
+//! its tables). One task owns the connection; the deciding loop hands it lines through a bounded queue and waits only
+//! for those that must be on the disk before anyone acts on them.
 
 mod recall;
 mod store;

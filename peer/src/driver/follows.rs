@@ -95,8 +95,9 @@ impl Follows {
         self.gone.clear();
     }
 
-    /// Follows the sources among the members of all views of which this peer is one and that hold for a step to come, each from the
-    /// first entry of it that has not been delivered. Who was left behind hears nobody: it will not take those steps.
+    /// Follows the sources among the members of all views of which this peer is one and that hold for a step to come, each
+    /// from the first entry of it that has not been delivered. Who was left behind hears nobody: it will not take those
+    /// steps.
     pub(super) fn follow(&mut self, next: Step, words: &mpsc::Sender<Word>) {
         self.tasks.abort_all();
         if !self.started {
