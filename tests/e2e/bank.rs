@@ -4,6 +4,8 @@
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use cohort_proto::exit::Exit;
+use cohort_proto::meta::RoundPlan;
+use cohort_proto::schema::DType;
 use cohort_proto::spec::RunSpec;
 use cohort_tests::process::{Signal, Site, wait_until};
 
@@ -44,15 +46,17 @@ fn end(site: &Site) -> Result<End> {
     Ok(End { weights: [site.weights("a", STEPS)?, site.weights("b", STEPS)?], banks })
 }
 
-/// Kills everybody after nine steps, between two checkpoints, and starts everything again.
-fn killed_and_gone_on(text: &str) -> Result<()> {
+/// Kills everybody after nine steps and their meta-updates, between two checkpoints, and starts everything again.
+fn killed_and_gone_on(text: &str, meta_updates: u64) -> Result<()> {
     let undisturbed = Site::new(PROGRAM, text)?;
     undisturbed.finish(&["a", "b"])?;
 
     let site = Site::new(PROGRAM, text)?;
-    let said = RunSpec::parse(text)?.contribution_schema(1)?.byte_len();
+    let schema = RunSpec::parse(text)?.contribution_schema(1)?;
+    let said = schema.byte_len();
+    let of_meta_updates = meta_updates * RoundPlan::new(2).meta_bytes(&schema, DType::F32)?;
     // Nine contributions with their framing, and a part of the tenth.
-    let gate = Gate::new(9 * said + 9 * said / 10)?;
+    let gate = Gate::new(9 * said + 9 * said / 10 + of_meta_updates as usize)?;
     let coordinator = site.coordinator()?;
     let url = coordinator.url();
     let a = site.peer(&url, "a", &[])?;
@@ -81,12 +85,18 @@ fn killed_and_gone_on(text: &str) -> Result<()> {
 
 #[test]
 fn mcl_at_banks_is_killed_and_goes_on() -> Result<()> {
-    killed_and_gone_on(&toml("mcl", ""))
+    killed_and_gone_on(&toml("mcl", ""), 0)
 }
 
 #[test]
 fn l_mcl_at_banks_is_killed_and_goes_on() -> Result<()> {
-    killed_and_gone_on(&toml("l-mcl", "matching = \"uniform\""))
+    killed_and_gone_on(&toml("l-mcl", "matching = \"uniform\""), 0)
+}
+
+/// Meta-updates change the banks once more; two come before the accident.
+#[test]
+fn l_mcl_at_banks_that_learns_its_matching_is_killed_and_goes_on() -> Result<()> {
+    killed_and_gone_on(&toml("l-mcl", "meta_freq = 5\nmeta_precision = \"f32\""), 2)
 }
 
 #[test]

@@ -175,6 +175,20 @@ fn l_mcl_with_three_peers_and_meta_updates() {
     l_mcl_in_f64(&["resnet6", "wrn_10_1", "resnet8"]);
 }
 
+/// The same at memory banks, which a meta-update changes on its way and, as in the authors' code, once for good.
+#[test]
+fn l_mcl_with_meta_updates_at_memory_banks() {
+    for (peers, more) in [
+        (&["resnet6", "resnet8"][..], "meta_bn = \"none\"\nbank_bug = true"),
+        (&["resnet6", "wrn_10_1", "resnet8"], ""),
+    ] {
+        let extra =
+            format!("meta_freq = 2\nmeta_precision = \"f64\"\nbank = true\nbank_negatives = 12\n{more}");
+        let gap = gap(&l_mcl_spec(peers, 3, (4, 8), &extra), 3);
+        assert!(gap.all < TOLERANCE && gap.matching < MATCHING_F64 && gap.banks < 1e-7, "{gap:?}");
+    }
+}
+
 /// In f32 a meta-update differs from the reference by the error of its difference quotient, 1e-3 of the greatest movement
 /// here, and by activations that the path meets next to 0: none here, but one would make percents, where networks are
 /// fresh and the batch is small. A term that is missing makes 17 percent.

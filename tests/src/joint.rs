@@ -88,7 +88,8 @@ impl Joint {
         let value = loss.to_scalar::<f64>()?;
         let gradients = loss.backward()?;
         if let Some(memory) = &mut self.memory {
-            memory.remember(&cohort, &input.indices)?;
+            let said: Vec<&[candle_core::Tensor]> = cohort.iter().map(|own| own.embeddings).collect();
+            memory.remember(&said, &input.indices)?;
         }
         for (learner, output) in self.learners.iter_mut().zip(outputs) {
             if learner.role == Role::Teacher {
@@ -111,7 +112,7 @@ impl Joint {
         let Some(schedule) = schedule.filter(|meta| meta.follows(batch.position_in_epoch)) else {
             return Ok(());
         };
-        meta_update(&mut self.learners, input, &schedule, batch.lr)
+        meta_update(&mut self.learners, &mut self.memory, input, &schedule, batch.lr)
     }
 
     /// Goes on from where others are: parameters, buffers, optimisers and the bank of each network, by index.
@@ -125,7 +126,7 @@ impl Joint {
         for (learner, (model, optimizer)) in self.learners.iter_mut().zip(states) {
             let all = optimizer.iter().filter(|(name, _)| !name.starts_with(BANK_PREFIX));
             let all = all.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
-            learner.put_back(&Before { model: model.clone(), rest: all })?;
+            learner.put_back(&Before { model: model.clone(), rest: all, held: None })?;
         }
         Ok(())
     }

@@ -98,12 +98,12 @@ pub fn contrast(
     total * if params.double { 2.0 } else { 1.0 }
 }
 
-fn sigmoid(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn sigmoid(x: &Tensor) -> Result<Tensor> {
     (x.neg()?.exp()? + 1.0)?.recip()
 }
 
 /// `T² KL(teacher ‖ student)` `[B]` of softened rows; the teacher is a constant.
-fn divergence(student: &Tensor, teacher: &Tensor, t: f64) -> Result<Tensor> {
+pub(crate) fn divergence(student: &Tensor, teacher: &Tensor, t: f64) -> Result<Tensor> {
     let (p, q) = (log_softmax(&(teacher.detach() / t)?)?, log_softmax(&(student / t)?)?);
     (p.exp()? * (&p - q)?)?.sum(D::Minus1)? * (t * t)
 }

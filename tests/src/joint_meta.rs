@@ -15,19 +15,29 @@ use cohort_peer::step::load::Input;
 use cohort_proto::spec::Role;
 
 use crate::joint_lmcl::{Stages, contrast};
+use crate::joint_memory::JointMemory;
 
 /// `‖ε b‖ / ‖θ‖` of the displaced passes: second derivatives to about nine digits in f64.
 const DISPLACEMENT: f64 = 1e-6;
 
-/// Changes φ and the running statistics of all learners as the meta-update that follows a step with this learning
-/// rate does.
+/// Changes φ, the running statistics and the banks of all learners as the meta-update that follows a step with this
+/// learning rate does.
 ///
 /// # Errors
 /// If a method learns no matching, or the device fails.
-pub fn meta_update(learners: &mut [Learner], input: &Input, schedule: &Schedule, lr: f64) -> Result<()> {
+pub fn meta_update(
+    learners: &mut [Learner],
+    memory: &mut Option<JointMemory>,
+    input: &Input,
+    schedule: &Schedule,
+    lr: f64,
+) -> Result<()> {
     let settings = schedule.settings(lr);
     let cohort = Cohort::of(learners, input)?;
-    let (phi, passes) = cohort.hypergradient(&settings)?;
+    let Found { phi, passes, memory: told } = cohort.hypergradient(&settings, memory.as_ref())?;
+    if settings.statistics {
+        *memory = told;
+    }
     let mut rest = phi.as_slice();
     for ((learner, (_, model)), pass) in learners.iter_mut().zip(&cohort.models).zip(passes) {
         if learner.role == Role::Teacher {
@@ -54,7 +64,15 @@ struct Cohort {
     models: Vec<(Role, Model)>,
     method: LMclParams,
     images: Tensor,
-    labels: Tensor,
+    input: Input,
+}
+
+/// What a meta-update changes: φ along dJ/dφ of all networks, the statistics of the passes at the first θ, and the banks
+/// after these.
+struct Found {
+    phi: Vec<f64>,
+    passes: Vec<Pass>,
+    memory: Option<JointMemory>,
 }
 
 /// A place of the path and what stays fixed around it.
@@ -62,6 +80,7 @@ struct Point {
     theta: Vec<f64>,
     gates: Vec<GateTape>,
     teachers: Vec<Stages>,
+    memory: Option<JointMemory>,
     inner: bool,
 }
 
@@ -80,28 +99,33 @@ impl Cohort {
         let method = method.ok_or_else(|| anyhow::anyhow!("no network learns a matching"))?;
         let twins = learners.iter().map(|learner| Ok((learner.role, learner.model.twin(DType::F64)?)));
         let models = twins.collect::<Result<Vec<_>>>()?;
-        Ok(Self { models, method, images: input.images.to_dtype(DType::F64)?, labels: input.labels.clone() })
+        Ok(Self { models, method, images: input.images.to_dtype(DType::F64)?, input: input.clone() })
     }
 
-    /// dJ/dφ of all networks, and the passes at the first θ.
-    fn hypergradient(&self, settings: &Settings) -> Result<(Vec<f64>, Vec<Pass>)> {
+    fn hypergradient(&self, settings: &Settings, memory: Option<&JointMemory>) -> Result<Found> {
         let (lr, mu, wd) = (settings.descent.lr, settings.descent.momentum, settings.descent.weight_decay);
         let mut theta = self.theta()?;
         let mut v = vec![0.0; theta.len()];
-        let (mut path, mut first) = (Vec::new(), Vec::new());
+        let (mut path, mut first) = (Vec::new(), (Vec::new(), None));
+        let mut memory = memory.cloned();
         for t in 0..=settings.inner_steps {
             let (outputs, mut passes) = self.forward(&theta, None)?;
             let gates = passes.iter_mut().map(|pass| pass.take_gates().unwrap_or_default()).collect();
             let teachers = stages(&outputs)?.iter().map(Stages::constant).collect();
-            let point = Point { theta: theta.clone(), gates, teachers, inner: t < settings.inner_steps };
+            let inner = t < settings.inner_steps;
+            let point = Point { theta: theta.clone(), gates, teachers, memory: memory.clone(), inner };
             let gradient = self.gradient(&self.objective(&outputs, &point)?)?;
             for n in 0..theta.len() {
                 v[n] = mu * v[n] + gradient.theta[n] + wd * theta[n];
                 theta[n] -= lr * v[n];
             }
             path.push(point);
+            if let Some(memory) = &mut memory {
+                let said: Vec<&[Tensor]> = outputs.iter().map(|outputs| &outputs.embeddings[..]).collect();
+                memory.remember(&said, &self.input.indices)?;
+            }
             if t == 0 {
-                first = passes;
+                first = (passes, memory.clone());
             }
         }
         let (outputs, _) = self.forward(&theta, None)?;
@@ -118,7 +142,7 @@ impl Cohort {
             }
             phi.iter_mut().zip(&second.phi).for_each(|(sum, term)| *sum += term);
         }
-        Ok((phi, first))
+        Ok(Found { phi, passes: first.0, memory: first.1 })
     }
 
     /// Derivative of a point's gradient along `b`, gates and teachers held.
@@ -138,17 +162,19 @@ impl Cohort {
     }
 
     fn objective(&self, outputs: &[Outputs], point: &Point) -> Result<Tensor> {
-        if point.inner {
-            return Ok(contrast(&stages(outputs)?, &point.teachers, &self.labels, &self.method)?);
+        let stages = stages(outputs)?;
+        match &point.memory {
+            _ if !point.inner => self.outer(outputs),
+            Some(memory) => Ok(memory.inner(&self.method, (&stages, &point.teachers), &self.input)?),
+            None => Ok(contrast(&stages, &point.teachers, &self.input.labels, &self.method)?),
         }
-        self.outer(outputs)
     }
 
     /// Cross-entropy of all stages of all networks.
     fn outer(&self, outputs: &[Outputs]) -> Result<Tensor> {
         let mut total = Tensor::zeros((), DType::F64, &Device::Cpu)?;
         for z in outputs.iter().flat_map(|outputs| &outputs.stage_logits) {
-            total = (total + cross_entropy(z, &self.labels)?)?;
+            total = (total + cross_entropy(z, &self.input.labels)?)?;
         }
         Ok(total)
     }

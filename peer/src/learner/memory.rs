@@ -29,7 +29,7 @@ pub struct Memory {
     seed: u64,
 }
 
-/// What a batch will leave in the banks, by index.
+/// What a batch will leave in the banks, or what they hold of it, by index.
 #[derive(Debug, Clone)]
 pub struct Remembrance(Vec<(usize, Blended)>);
 
@@ -102,13 +102,22 @@ impl Memory {
         Ok(Remembrance(blended))
     }
 
-    /// Remembers a batch. It cannot fail, so that either all of a step is done or nothing.
-    pub fn remember(&mut self, remembrance: &Remembrance) {
+    /// Remembers a batch, and returns what was there before: remembering that takes it back, bit for bit. It cannot fail, so
+    /// that either all of a step is done or nothing.
+    pub fn remember(&mut self, remembrance: &Remembrance) -> Remembrance {
+        let mut before = Vec::with_capacity(remembrance.0.len());
         for (index, blended) in &remembrance.0 {
             if let Some(bank) = self.banks.get_mut(index) {
+                before.push((*index, bank.rows_of(&blended.samples)));
                 bank.remember(blended);
             }
         }
+        Remembrance(before)
+    }
+
+    /// What all banks hold of the samples `indices`.
+    pub fn held(&self, indices: &[u32]) -> Remembrance {
+        Remembrance(self.banks.iter().map(|(index, bank)| (*index, bank.rows_of(indices))).collect())
     }
 
     /// The rows `[N, E]` of each bank under its name in a checkpoint.

@@ -6,7 +6,7 @@
 
 use candle_core::Result;
 
-use super::{BANK_PREFIX, Learner, MATCHING_PREFIX, generations};
+use super::{BANK_PREFIX, Learner, MATCHING_PREFIX, Remembrance, generations};
 use crate::checkpoint::Checkpoint;
 use crate::methods::terms::past::Past;
 use crate::models::state::Mismatch;
@@ -20,8 +20,10 @@ pub const PAST: &str = "past";
 pub struct Before {
     /// Parameters and buffers by name.
     pub model: StateDict,
-    /// The state of the optimisers, and what is remembered, by name.
+    /// The state of the optimisers, and the past, by name.
     pub rest: StateDict,
+    /// What memory banks held of the samples of the step: all of a bank would be too much to copy.
+    pub held: Option<Remembrance>,
 }
 
 impl Learner {
@@ -32,13 +34,22 @@ impl Learner {
     /// # Errors
     /// If the device fails.
     pub fn state(&self) -> Result<(StateDict, StateDict)> {
+        let (model, mut rest) = self.state_but_banks()?;
+        if let Some(memory) = &self.memory {
+            rest.extend(memory.state_dict()?);
+        }
+        Ok((model, rest))
+    }
+
+    fn state_but_banks(&self) -> Result<(StateDict, StateDict)> {
         let Self {
             model,
             optimizer,
             matching_optimizer,
-            memory,
             past,
             predecessor,
+            // All of it in a checkpoint, the rows of a batch before a step: whoever calls this says.
+            memory: _,
             // The run spec and the number of steps say these, and they are the same after a restart.
             generation: _,
             index: _,
@@ -53,9 +64,6 @@ impl Learner {
         } = self;
         let mut rest = optimizer.state_dict()?;
         rest.extend(matching_optimizer.state_dict()?);
-        if let Some(memory) = memory {
-            rest.extend(memory.state_dict()?);
-        }
         if let Some(past) = past {
             rest.insert(PAST.to_owned(), past.to_tensor()?);
         }
@@ -72,16 +80,20 @@ impl Learner {
     pub fn restore(&mut self, checkpoint: &Checkpoint) -> std::result::Result<(), StateError> {
         self.of_generation_after(checkpoint.progress.steps_done)?;
         self.model.params.load(&checkpoint.model, Strictness::Strict)?;
-        self.load_rest(&checkpoint.optimizer)
+        let is_bank = |name: &String| self.memory.is_some() && name.starts_with(BANK_PREFIX);
+        let rest = checkpoint.optimizer.clone();
+        let (banks, rest): (StateDict, StateDict) = rest.into_iter().partition(|(name, _)| is_bank(name));
+        self.load_rest(rest)?;
+        self.memory.as_mut().map_or(Ok(()), |memory| memory.load(&banks))
     }
 
-    /// Copies what a step changes.
+    /// Copies what a step with the samples `indices` changes.
     ///
     /// # Errors
     /// If the device fails.
-    pub fn before(&self) -> Result<Before> {
-        let (model, rest) = self.state()?;
-        Ok(Before { model, rest })
+    pub fn before(&self, indices: &[u32]) -> Result<Before> {
+        let (model, rest) = self.state_but_banks()?;
+        Ok(Before { model, rest, held: self.memory.as_ref().map(|memory| memory.held(indices)) })
     }
 
     /// Puts it back, bit for bit.
@@ -90,16 +102,21 @@ impl Learner {
     /// If the device fails.
     pub fn put_back(&mut self, before: &Before) -> std::result::Result<(), StateError> {
         self.model.params.restore(&before.model)?;
-        self.load_rest(&before.rest)
+        self.load_rest(before.rest.clone())?;
+        if let (Some(memory), Some(held)) = (&mut self.memory, &before.held) {
+            memory.remember(held);
+        }
+        Ok(())
     }
 
-    fn load_rest(&mut self, rest: &StateDict) -> std::result::Result<(), StateError> {
+    fn load_rest(&mut self, mut rest: StateDict) -> std::result::Result<(), StateError> {
         let Self {
             optimizer,
             matching_optimizer,
-            memory,
             past,
             predecessor,
+            // Loaded or put back by whoever calls this.
+            memory: _,
             // Its parameters are loaded by whoever calls this; the rest of it is built from the run spec.
             model: _,
             generation: _,
@@ -112,24 +129,18 @@ impl Learner {
             device: _,
             twin: _,
         } = self;
+        let said = rest.remove(PAST);
         if let Some(past) = past {
-            let rows = rest.get(PAST).ok_or_else(|| {
+            let rows = said.ok_or_else(|| {
                 StateError::Mismatch(Mismatch { missing: vec![PAST.to_owned()], ..Mismatch::default() })
             })?;
-            *past = Past::from_tensor(rows, past.samples(), past.classes())?;
+            *past = Past::from_tensor(&rows, past.samples(), past.classes())?;
         }
-        let others = rest.iter().filter(|(name, _)| *name != PAST);
-        let mut rest: StateDict = others.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
         generations::load(predecessor.as_ref(), &mut rest)?;
-        let (banks, optimizers): (StateDict, StateDict) =
-            rest.into_iter().partition(|(name, _)| memory.is_some() && name.starts_with(BANK_PREFIX));
         let (matching, every_step): (StateDict, StateDict) =
-            optimizers.into_iter().partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
+            rest.into_iter().partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
         optimizer.load(&every_step)?;
         matching_optimizer.load(&matching)?;
-        if let Some(memory) = memory {
-            memory.load(&banks)?;
-        }
         Ok(())
     }
 }

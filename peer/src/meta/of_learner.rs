@@ -7,13 +7,14 @@ use super::problem::{Bilevel, Gradient, Words};
 use crate::error::PeerError;
 use crate::kernels::GateTape;
 use crate::kernels::threads::compute;
-use crate::learner::{Learner, Model, Outputs};
+use crate::learner::{Learner, Model, Outputs, Remembrance};
 use crate::methods::cross_entropy::cross_entropy;
 use crate::methods::lmcl::{self, LMclParams, Targets};
 use crate::methods::primitives::zero;
 use crate::methods::{Heard, Method};
 use crate::models::Pass;
 use crate::optim::Gradients;
+use crate::step::load::Input;
 
 /// A learner and the batch of a meta-update. In a precision that is not the learner's own its twin goes the path.
 pub struct OfLearner<'a> {
@@ -22,6 +23,10 @@ pub struct OfLearner<'a> {
     method: LMclParams,
     images: Tensor,
     labels: Tensor,
+    /// The samples of the batch, and the number of its step.
+    batch: (Vec<u32>, u64),
+    /// What the banks were told along the path, and what they held in its place.
+    remembered: Vec<(Remembrance, Remembrance)>,
 }
 
 /// What the network made of the batch at some θ.
@@ -30,15 +35,20 @@ pub struct Passed {
     pass: Pass,
 }
 
+/// What a point of the path leaves behind.
+pub struct Left {
+    pass: Pass,
+    remembrance: Option<Remembrance>,
+}
+
 impl<'a> OfLearner<'a> {
-    /// Of images `[B, channels, height, width]` and classes `[B]`, computing in `precision` (f32 or f64).
+    /// Of a batch, computing in `precision` (f32 or f64).
     ///
     /// # Errors
     /// If the method learns no matching, or the device fails.
     pub fn new(
         learner: &'a mut Learner,
-        images: &Tensor,
-        labels: &Tensor,
+        input: &Input,
         precision: DType,
     ) -> std::result::Result<Self, PeerError> {
         let Method::LMcl(method) = learner.method.clone() else {
@@ -47,8 +57,9 @@ impl<'a> OfLearner<'a> {
         if learner.model.params.dtype() != precision {
             learner.refresh_twin(precision)?;
         }
-        let images = images.to_dtype(precision)?;
-        Ok(Self { learner, precision, method, images, labels: labels.clone() })
+        let (images, labels) = (input.images.to_dtype(precision)?, input.labels.clone());
+        let batch = (input.indices.clone(), input.step);
+        Ok(Self { learner, precision, method, images, labels, batch, remembered: Vec::new() })
     }
 
     fn model(&self) -> &Model {
@@ -64,7 +75,7 @@ impl<'a> OfLearner<'a> {
 impl Bilevel for OfLearner<'_> {
     type Forward = Passed;
     type Targets = Targets;
-    type Statistics = Pass;
+    type Statistics = Left;
 
     fn theta(&self) -> Result<Vec<f64>> {
         let mut all = Vec::new();
@@ -111,15 +122,36 @@ impl Bilevel for OfLearner<'_> {
         let heard = as_heard(heard);
         let position = heard.iter().filter(|other| other.index < self.learner.index).count();
         let Outputs { embeddings, matching, .. } = &forward.outputs;
+        let (memory, method) = (&self.learner.memory, &self.method);
         compute(|| {
-            let loss =
-                lmcl::inner(position, embeddings, matching, &heard, targets, &self.labels, &self.method)?;
+            let loss = match memory {
+                Some(memory) => {
+                    let recall = memory.recall(self.learner.index, &heard, self.batch.1, &self.batch.0)?;
+                    lmcl::inner_of_memory(position, (embeddings, matching), &heard, targets, method, &recall)?
+                }
+                None => lmcl::inner(position, embeddings, matching, &heard, targets, &self.labels, method)?,
+            };
             let store = loss.backward()?;
             Ok(Gradient {
                 theta: flat(&store, self.model().theta().map(|(_, var)| var))?,
                 phi: flat(&store, self.model().phi().map(|(_, var)| var))?,
             })
         })
+    }
+
+    fn remember(&mut self, forward: &Passed, heard: &[(usize, Words)]) -> Result<()> {
+        let Learner { memory: Some(memory), index, .. } = &mut *self.learner else { return Ok(()) };
+        let own = (*index, &forward.outputs.embeddings[..]);
+        let new = memory.blend(own, &as_heard(heard), &self.batch.0)?;
+        let old = memory.remember(&new);
+        self.remembered.push((new, old));
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        if let (Some((_, old)), Some(memory)) = (self.remembered.pop(), &mut self.learner.memory) {
+            memory.remember(&old);
+        }
     }
 
     fn outer_gradient(&self, forward: &Passed) -> Result<Vec<f64>> {
@@ -132,20 +164,22 @@ impl Bilevel for OfLearner<'_> {
         })
     }
 
-    fn statistics(&self, forward: Passed) -> Pass {
-        forward.pass
+    fn statistics(&self, forward: Passed) -> Left {
+        Left { pass: forward.pass, remembrance: self.remembered.last().map(|(new, _)| new.clone()) }
     }
 
-    fn write_statistics(&mut self, statistics: Pass) -> Result<()> {
-        statistics.commit()?;
+    fn write_statistics(&mut self, Left { pass, remembrance }: Left) -> Result<()> {
+        pass.commit()?;
         let model = self.model();
-        if model.params.dtype() == self.learner.model.params.dtype() {
-            return Ok(());
-        }
-        for (name, buffer) in self.learner.model.params.buffers() {
-            if let Some(value) = model.params.buffers().get(name) {
-                buffer.set(&value.as_detached_tensor().to_dtype(buffer.dtype())?)?;
+        if model.params.dtype() != self.learner.model.params.dtype() {
+            for (name, buffer) in self.learner.model.params.buffers() {
+                if let Some(value) = model.params.buffers().get(name) {
+                    buffer.set(&value.as_detached_tensor().to_dtype(buffer.dtype())?)?;
+                }
             }
+        }
+        if let (Some(memory), Some(remembrance)) = (&mut self.learner.memory, remembrance) {
+            memory.remember(&remembrance);
         }
         Ok(())
     }

@@ -71,6 +71,12 @@ impl Bilevel for OfTeacher {
         Ok(Gradient { theta: Vec::new(), phi: Vec::new() })
     }
 
+    fn remember(&mut self, (): &(), _: &[(usize, Words)]) -> Result<()> {
+        Ok(())
+    }
+
+    fn forget(&mut self) {}
+
     fn outer_gradient(&self, (): &()) -> Result<Vec<f64>> {
         Ok(Vec::new())
     }

@@ -34,7 +34,8 @@ pub trait Bilevel {
     /// What stays fixed around a point of the path beside the gates: the embeddings of all networks there, from which
     /// KL targets are made.
     type Targets;
-    /// What a forward pass learnt of the running statistics of batch norm.
+    /// What a point of the path leaves behind where the release keeps it: the running statistics of batch norm, and what
+    /// memory banks remember.
     type Statistics;
 
     /// θ as it is.
@@ -86,16 +87,25 @@ pub trait Bilevel {
         targets: &Self::Targets,
     ) -> Result<Gradient>;
 
+    /// Lets memory banks, if there are any, remember what all networks said at a point of the path.
+    ///
+    /// # Errors
+    /// If what was heard does not fit.
+    fn remember(&mut self, forward: &Self::Forward, heard: &[(usize, Words)]) -> Result<()>;
+
+    /// Takes the newest [`Bilevel::remember`] back that was not yet; nothing without.
+    fn forget(&mut self);
+
     /// Gradient by θ of this network's term of the outer objective.
     ///
     /// # Errors
     /// If the device fails.
     fn outer_gradient(&self, forward: &Self::Forward) -> Result<Vec<f64>>;
 
-    /// The statistics of a pass that is no longer needed otherwise.
+    /// What a pass that is no longer needed otherwise leaves behind, and what was remembered of it last.
     fn statistics(&self, forward: Self::Forward) -> Self::Statistics;
 
-    /// Updates the running statistics once, as a training pass would.
+    /// Updates running statistics and memory banks once, as a training pass would.
     ///
     /// # Errors
     /// If the device fails.

@@ -26,8 +26,8 @@ pub struct Settings {
     pub r: f64,
     /// Whether the adjoint drops a factor as the authors' release does (see [`super::adjoint`]).
     pub compat_a1: bool,
-    /// Whether the running statistics of batch norm end with one more update by this batch, as in the release; else
-    /// they stay as they were.
+    /// Whether the running statistics of batch norm, and memory banks, end with one more update by this batch, as in the
+    /// release; else they stay as they were.
     pub statistics: bool,
 }
 
@@ -54,6 +54,7 @@ pub fn update<P: Bilevel, G: Gather>(
 ) -> std::result::Result<Outcome, G::Error> {
     let home = peer.theta()?;
     let learnt = hypergradient(peer, company, settings);
+    (0..settings.inner_steps).for_each(|_| peer.forget());
     let restored = peer.set_theta(&home);
     let learnt = learnt?;
     restored?;
@@ -78,7 +79,7 @@ struct Path<P: Bilevel> {
     points: Vec<(u32, Point<P::Targets>)>,
     theta: Vec<f64>,
     velocity: Vec<f64>,
-    /// What the first pass learnt of the running statistics, if they are to be updated.
+    /// What the first pass leaves in running statistics and banks, if they are to be updated.
     statistics: Option<P::Statistics>,
 }
 
@@ -96,6 +97,8 @@ fn hypergradient<P: Bilevel, G: Gather>(
     let mut adjoint = outer_step(peer, path.theta, path.velocity, settings)?;
     let mut phi = vec![0.0; peer.phi_count()];
     for (inner, point) in path.points.iter().rev() {
+        // Its objective is at the banks as they were there.
+        peer.forget();
         let b = adjoint.direction(&settings.descent);
         let norms = Norms::of(&b, &point.theta);
         let Some(norms) = company.norms(RoundKind::MetaNorms(*inner), norms)? else { return Ok(None) };
@@ -126,6 +129,7 @@ fn descend<P: Bilevel, G: Gather>(
         let heard = company.words(RoundKind::MetaForward(inner), peer.words(&forward))?;
         let targets = peer.targets(&forward, &heard)?;
         let gradient = peer.inner_gradient(&forward, &heard, &targets)?;
+        peer.remember(&forward, &heard)?;
         if inner == 0 && settings.statistics {
             statistics = Some(peer.statistics(forward));
         }

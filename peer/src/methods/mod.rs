@@ -199,7 +199,7 @@ impl Method {
                 terms
             }
             Self::LMcl(params) => match recall {
-                Some(recall) => lmcl::share_of_memory(own, heard, labels, params, recall)?,
+                Some(recall) => lmcl::share_of_memory(position, own, heard, labels, params, recall)?,
                 None => lmcl::share(position, own, heard, labels, params)?,
             },
         })
@@ -291,7 +291,7 @@ fn share_of_memory(
     let first = |stages: &'_ [Tensor]| stages.len().min(1);
     let theirs = recall.of(heard.iter().map(|other| &other.embeddings[..first(&other.embeddings)]))?;
     let own = Remembered { bank: recall.own, stages: &own.embeddings[..first(own.embeddings)] };
-    memory::share(own, &theirs, &recall.draws, &MemoryParams::of_mcl(params))
+    memory::share(own, &theirs, &recall.draws, &MemoryParams::of_mcl(params), None)
 }
 
 /// The place of network `me` among all of them, after checking that the others are who they should be.

@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor};
 use crate::data::loader::Batch;
 
 /// A batch on the device.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Input {
     /// The step.
     pub step: u64,

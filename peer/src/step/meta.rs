@@ -50,7 +50,7 @@ pub fn meta(
     let precision = schedule.precision();
     let outcome = match learner.role {
         Role::Student => {
-            let mut network = OfLearner::new(learner, &input.images, &input.labels, precision)?;
+            let mut network = OfLearner::new(learner, input, precision)?;
             update(&mut network, &mut among, &settings)?
         }
         Role::Teacher => {

@@ -110,7 +110,7 @@ pub fn run(
     let mut terms = report::terms(batch.step, &loss)?;
     terms.extend(matching);
     let schedule = meta::due(learner, batch, heard.len());
-    let before = schedule.as_ref().map(|_| learner.before()).transpose()?;
+    let before = schedule.as_ref().map(|_| learner.before(&input.indices)).transpose()?;
     let change = (forward.pass, gradients, batch.lr);
     compute(|| update::update_and_remember(learner, change, &forward.outputs, &heard, &input))?;
     acts.done("update");

@@ -11,8 +11,9 @@ use cohort_proto::schema::Schema;
 use cohort_proto::spec::RunSpec;
 
 use super::*;
-use crate::learner::{Additions, MATCHING_PREFIX, Model};
+use crate::learner::{Additions, MATCHING_PREFIX, Memory, Model};
 use crate::meta::Schedule;
+use crate::methods::memory::BankParams;
 use crate::methods::{LMclParams, Method};
 use crate::models::{ImageShape, Params, StateDict, state};
 use crate::optim::SgdConfig;
@@ -190,6 +191,25 @@ fn meta_learner() -> Learner {
     learner
 }
 
+/// [`meta_learner`] at memory banks of nine samples.
+fn remembering_learner() -> Learner {
+    let peer = |name: &str| format!("[[peer]]\nname = \"{name}\"\narch = \"resnet6\"\n");
+    let text = format!(
+        "[run]\nsteps = 9\n[data]\ndataset = \"mnist\"\n[method]\nname = \"l-mcl\"\nmeta_freq = 1\nfeat_dim = 6\n\
+         bank = true\nbank_negatives = 4\n{}{}",
+        peer("a"),
+        peer("b")
+    );
+    let spec = RunSpec::parse(&text).unwrap();
+    let bank = BankParams { positives: 1, negatives: 4, momentum: 0.5, bug: false };
+    let memory = Memory::new(&spec, &[0, 1, 2, 0, 1, 2, 0, 1, 2], Some(bank)).unwrap();
+    let mut learner = meta_learner();
+    let Method::LMcl(method) = &mut learner.method else { unreachable!() };
+    method.bank = Some(bank);
+    learner.memory = memory;
+    learner
+}
+
 #[test]
 fn one_that_hears_nobody_learns_no_matching() {
     let mut learner = meta_learner();
@@ -209,6 +229,15 @@ fn everything(learner: &Learner) -> [Vec<u8>; 2] {
 
 #[test]
 fn a_meta_update_that_fails_at_any_exchange_leaves_no_trace() {
+    leaves_no_trace(&meta_learner);
+}
+
+#[test]
+fn nor_does_it_in_memory_banks() {
+    leaves_no_trace(&remembering_learner);
+}
+
+fn leaves_no_trace(meta_learner: &dyn Fn() -> Learner) {
     let mut undisturbed = meta_learner();
     let before = everything(&undisturbed);
     let report = run(&mut undisturbed, &mut Mirror::default(), &batch()).unwrap();

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::section::Section;
-use super::{MatchingSpec, MethodSpec, RunSpec, SpecError};
+use super::{MethodSpec, RunSpec, SpecError};
 use crate::limits::BANKS_BYTES_MAX;
 
 /// Most keys that an anchor draws. The keys of 1024 anchors are then 268 MB.
@@ -59,16 +59,6 @@ pub(super) fn read_bank(
         momentum: momentum.unwrap_or(0.5),
         bug: bug.unwrap_or(false),
     }))
-}
-
-/// Refuses a matching that banks do not know.
-pub(super) fn check_matching(section: &Section, matching: MatchingSpec) -> Result<(), SpecError> {
-    if matching == MatchingSpec::Learned {
-        let problem =
-            "is \"learned\", which is not offered yet with bank = true; write matching = \"uniform\"";
-        return Err(section.error("matching", problem));
-    }
-    Ok(())
 }
 
 impl RunSpec {

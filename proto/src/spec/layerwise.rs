@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::bank::{BankSpec, check_matching, read_bank};
+use super::bank::{BankSpec, read_bank};
 use super::method::{NOT_NEGATIVE, POSITIVE};
 use super::section::Section;
 use super::{OptimSpec, SpecError};
@@ -136,9 +136,6 @@ pub(super) fn read_l_mcl(section: &mut Section, optim: &OptimSpec) -> Result<LMc
     let matching = section.choice("matching", &matchings)?.unwrap_or(MatchingSpec::Learned);
     let contrasts = [alpha, beta, gamma, lam].iter().any(|&weight| weight > 0.0);
     let bank = read_bank(section, contrasts, true)?;
-    if bank.is_some() {
-        check_matching(section, matching)?;
-    }
     Ok(LMclSpec {
         alpha,
         beta,

@@ -78,6 +78,9 @@ fn banks_have_the_defaults_of_their_authors_and_leave_other_specs_as_they_were()
     assert!(!spec.method.contrasts_in_batches() && spec.method.contrasts());
     let layerwise = RunSpec::parse(&l_mcl("matching = \"uniform\"\nbank = true\nbank_bug = true")).unwrap();
     assert!(layerwise.banks().unwrap().0.bug);
+    let learned = RunSpec::parse(&l_mcl("bank = true")).unwrap();
+    let MethodSpec::LMcl(l_mcl) = &learned.method else { panic!("{:?}", learned.method) };
+    assert!(l_mcl.learns_matching() && l_mcl.meta.freq == 50, "the authors' form for ImageNet");
     let without = RunSpec::parse(&mcl("bank = false")).unwrap();
     assert_eq!(without.banks(), None);
     assert!(!without.to_json().contains("bank"), "the hash of a run without banks stays");
@@ -210,7 +213,6 @@ fn errors_name_the_key_and_the_remedy() {
         (l_mcl("meta_precision = \"f16\""), vec!["meta_precision", "f16", "f32, f64"]),
         (l_mcl("meta_lr = 0"), vec!["meta_lr is 0", "greater than 0"]),
         (l_mcl("matching = \"one_to_one\""), vec!["did you mean \"one-to-one\""]),
-        (l_mcl("bank = true"), vec!["matching", "not offered yet with bank = true", "\"uniform\""]),
         (mcl("bank_negatives = 5"), vec!["bank_negatives needs bank = true"]),
         (mcl("bank = true\nbank_momentum = 1"), vec!["bank_momentum is 1", "less than 1"]),
         (mcl("bank = true\nbank_positives = 0"), vec!["bank_positives is 0", "1 to"]),

@@ -50,7 +50,7 @@ fn outputs(trial: &Trial<'_>, stages: &[Vec<Tensor>], form: Form) -> Result<Tens
     let remembered = |i: usize| Remembered { bank: &banks[i], stages: &stages[i] };
     for me in 0..stages.len() {
         let others: Vec<_> = (0..stages.len()).filter(|j| *j != me).map(remembered).collect();
-        for (name, weight, value) in share(remembered(me), &others, &draws, &params)? {
+        for (name, weight, value) in share(remembered(me), &others, &draws, &params, None)? {
             add(name, 1.0, &value)?;
             add("loss", weight, &value)?;
         }

@@ -17,7 +17,7 @@ pub(super) fn settings(case: &Case, r: f64) -> Settings {
 }
 
 /// Relative Euclidean error over the hypergradients of all peers.
-fn error(peers: &[Small], reference: &[Vec<f64>]) -> f64 {
+pub(super) fn error(peers: &[Small], reference: &[Vec<f64>]) -> f64 {
     let pairs = peers.iter().zip(reference).flat_map(|(peer, exact)| {
         assert_eq!(peer.hypergradient.len(), exact.len());
         peer.hypergradient.iter().zip(exact)

@@ -14,6 +14,7 @@ use crate::meta::{OfLearner, Outcome, Settings};
 use crate::methods::{Heard, LMclParams, Method};
 use crate::models::{ImageShape, Params, Pass, StateDict, Strictness};
 use crate::optim::SgdConfig;
+use crate::step::load::Input;
 
 const BATCH: usize = 16;
 const CLASSES: usize = 5;
@@ -71,7 +72,8 @@ fn meta_update_with(
     precision: DType,
     (images, labels): &(Tensor, Tensor),
 ) -> Outcome {
-    let of = |learner| OfLearner::new(learner, images, labels, precision).unwrap();
+    let input = Input { step: 0, epoch: 0, indices: vec![], images: images.clone(), labels: labels.clone() };
+    let of = |learner| OfLearner::new(learner, &input, precision).unwrap();
     let mut peers: Vec<OfLearner<'_>> = learners.iter_mut().map(of).collect();
     let r = if precision == DType::F64 { R_F64 } else { R_F32 };
     update_all(&mut peers, &settings(r)).unwrap()

@@ -8,3 +8,4 @@ mod exact;
 mod traces;
 mod learners;
 mod among;
+mod banks;

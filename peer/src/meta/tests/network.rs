@@ -6,6 +6,7 @@ use std::path::Path;
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 
+use super::banks::Held;
 use crate::kernels::{Activation, GateTape, Maps};
 use crate::meta::{Bilevel, Gradient, Words};
 use crate::methods::cross_entropy::cross_entropy;
@@ -28,6 +29,8 @@ pub(super) struct Small {
     pub(super) hypergradient: Vec<f64>,
     /// How often running statistics were updated, and the mean of the first stage that was written.
     pub(super) statistics: Vec<Vec<f64>>,
+    /// Memory banks of all networks, where the objective is at them.
+    pub(super) held: Option<Held>,
 }
 
 pub(super) struct Pass {
@@ -42,6 +45,8 @@ pub(super) struct Case {
     pub(super) lr: f64,
     pub(super) exact: Vec<Vec<f64>>,
     pub(super) compat: Vec<Vec<f64>>,
+    /// What the banks hold after the first inner step.
+    pub(super) after: Vec<Tensor>,
 }
 
 pub(super) fn flat(tensors: impl Iterator<Item = Result<Tensor>>) -> Result<Vec<f64>> {
@@ -82,6 +87,7 @@ pub(super) fn case(name: &str, dtype: DType) -> Case {
             targets_frozen,
             hypergradient,
             statistics,
+            held: Held::of(&file),
         });
     }
     let results = |kind: &str| -> Vec<Vec<f64>> {
@@ -89,7 +95,8 @@ pub(super) fn case(name: &str, dtype: DType) -> Case {
         (0..networks.len()).map(of).collect()
     };
     let lr = file["lr"].to_vec1::<f64>().unwrap()[0];
-    Case { exact: results("exact"), compat: results("compat"), networks, lr }
+    let after = (0..).map_while(|i| file.get(&format!("after.{i}")).cloned()).collect();
+    Case { exact: results("exact"), compat: results("compat"), after, networks, lr }
 }
 
 impl Small {
@@ -124,6 +131,12 @@ impl Small {
             words.matching.push(unit(&self.linear(&format!("match.{k}"), &x)?)?);
         }
         Ok(Pass { logits, words, mean: mean.unwrap() })
+    }
+
+    fn gradient(&self, loss: &Tensor) -> Result<Gradient> {
+        let store = loss.backward()?;
+        let of = |var: &Var| store.get(var.as_tensor()).map_or_else(|| var.zeros_like(), |g| Ok(g.clone()));
+        Ok(Gradient { theta: flat(self.theta.values().map(of))?, phi: flat(self.phi.values().map(of))? })
     }
 
     pub(super) fn phi(&self) -> Vec<f64> {
@@ -193,6 +206,10 @@ impl Bilevel for Small {
         heard: &[(usize, Words)],
         targets: &Self::Targets,
     ) -> Result<Gradient> {
+        if let Some(held) = &self.held {
+            let loss = held.inner(self.me, &forward.words, heard, targets)?;
+            return self.gradient(&loss);
+        }
         let now = self.targets(forward, heard)?;
         let targets = if self.targets_frozen { targets } else { &now };
         let target = |i: usize| &targets.iter().find(|(j, _)| *j == i).unwrap().1;
@@ -207,9 +224,18 @@ impl Bilevel for Small {
                 }
             }
         }
-        let store = (total * 2.0)?.backward()?;
-        let of = |var: &Var| store.get(var.as_tensor()).map_or_else(|| var.zeros_like(), |g| Ok(g.clone()));
-        Ok(Gradient { theta: flat(self.theta.values().map(of))?, phi: flat(self.phi.values().map(of))? })
+        self.gradient(&(total * 2.0)?)
+    }
+
+    fn remember(&mut self, forward: &Pass, heard: &[(usize, Words)]) -> Result<()> {
+        let me = self.me;
+        self.held.as_mut().map_or(Ok(()), |held| held.remember(me, &forward.words, heard))
+    }
+
+    fn forget(&mut self) {
+        if let Some(held) = &mut self.held {
+            held.forget();
+        }
     }
 
     fn outer_gradient(&self, forward: &Pass) -> Result<Vec<f64>> {
@@ -229,6 +255,9 @@ impl Bilevel for Small {
 
     fn write_statistics(&mut self, statistics: Vec<f64>) -> Result<()> {
         self.statistics.push(statistics);
+        if let Some(held) = &mut self.held {
+            held.keep_the_first();
+        }
         Ok(())
     }
 

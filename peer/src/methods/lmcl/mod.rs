@@ -35,7 +35,7 @@ pub use matching::{MatchingWeight, matching_weights, weight};
 
 use candle_core::{Result, Tensor};
 
-use super::memory::{BankParams, MemoryParams, Recall, Remembered};
+use super::memory::{self, BankParams, MemoryParams, Recall, Remembered};
 use super::primitives::zero;
 use super::{Heard, Own, Weighted, embedding_name, matching_name};
 use terms::{Cohort, Sides};
@@ -158,6 +158,7 @@ pub fn share(
 /// # Errors
 /// As [`share`]; a method without banks, or not as many banks as networks.
 pub(super) fn share_of_memory(
+    position: usize,
     own: Own<'_>,
     heard: &[Heard],
     labels: &Tensor,
@@ -167,10 +168,15 @@ pub(super) fn share_of_memory(
     let Some(bank) = &params.bank else { candle_core::bail!("this method has no memory banks") };
     let mut terms = logits::terms(own, heard, labels, params)?;
     if params.contrasts() && !heard.is_empty() {
+        let cohort = Cohort::around(position, own.embeddings, own.matching, heard, params)?;
+        let lambda = match params.matching {
+            Matching::Learned => Some(cohort.weights()?.detach()),
+            Matching::Uniform | Matching::OneToOne => None,
+        };
         let theirs = recall.of(heard.iter().map(|other| other.embeddings.as_slice()))?;
         let own = Remembered { bank: recall.own, stages: own.embeddings };
-        let params = MemoryParams::of_l_mcl(params, bank)?;
-        terms.extend(super::memory::share(own, &theirs, &recall.draws, &params)?);
+        let params = MemoryParams::of_l_mcl(params, bank);
+        terms.extend(memory::share(own, &theirs, &recall.draws, &params, lambda.as_ref())?);
     }
     Ok(terms)
 }
@@ -216,6 +222,26 @@ pub fn inner(
         total = (total + (value * weight)?)?;
     }
     Ok(total)
+}
+
+/// [`inner`] at memory banks.
+///
+/// # Errors
+/// As [`inner`]; a method without banks, or not as many banks as networks.
+pub fn inner_of_memory(
+    position: usize,
+    (embeddings, matching): Stages<'_>,
+    heard: &[Heard],
+    targets: &Targets,
+    params: &LMclParams,
+    recall: &Recall<'_>,
+) -> Result<Tensor> {
+    let Some(bank) = &params.bank else { candle_core::bail!("this method has no memory banks") };
+    let lambda = Cohort::around(position, embeddings, matching, heard, params)?.weights()?;
+    let theirs = recall.of(heard.iter().map(|other| other.embeddings.as_slice()))?;
+    let own = Remembered { bank: recall.own, stages: embeddings };
+    let frozen = (&targets.own[..], &targets.heard[..]);
+    memory::inner(own, &theirs, frozen, &recall.draws, &MemoryParams::of_l_mcl(params, bank), &lambda)
 }
 
 /// The terms of the inner objective summed over all networks, given in ascending index; λ and all tensors receive

@@ -17,6 +17,8 @@ pub(super) struct Remembering<'a> {
     pub(super) bank: &'a Bank,
     /// The embeddings `[B, E]` of its stages, row by row.
     pub(super) stages: Vec<Vec<f64>>,
+    /// Those that distributions to learn from are made of, where they are not the same.
+    pub(super) frozen: Option<Vec<Vec<f64>>>,
 }
 
 /// Everything that the terms are made of.
@@ -25,6 +27,8 @@ pub(super) struct Problem<'a> {
     pub(super) others: Vec<Remembering<'a>>,
     pub(super) draws: &'a Draws,
     pub(super) params: &'a MemoryParams,
+    /// λ `[P, B]`, pair by pair, where it is not 1: pairs by ascending other network, own stage, stage of the other.
+    pub(super) lambda: Option<Vec<f64>>,
 }
 
 /// The terms of an anchor, means over the batch included: summed over anchors they are the terms.
@@ -41,9 +45,9 @@ struct Compared {
 }
 
 /// The logarithms of a softened distribution, and the distribution.
-struct Soft {
-    logs: Vec<f64>,
-    shares: Vec<f64>,
+pub(super) struct Soft {
+    pub(super) logs: Vec<f64>,
+    pub(super) shares: Vec<f64>,
 }
 
 impl Problem<'_> {
@@ -65,9 +69,13 @@ impl Problem<'_> {
             let once = self.compare(WITHIN, &mine, &[], &|_, _| 0.0, &|_| 1.0, positives);
             found.add(WITHIN, self.own.bank, intra, once, self.params.tau)?;
         }
+        let mut pairs = 0;
         for other in &self.others {
-            let theirs = rows(other, n, width);
-            let weight = |k: usize, z: usize| self.params.form.weight((k, own.len()), (z, theirs.len()));
+            let theirs = rows_of_teachers(other, n, width);
+            let weight = |k: usize, z: usize| {
+                let pair = pairs + k * theirs.len() + z;
+                self.multiplicity((k, own.len()), (z, theirs.len())) * self.lambda(pair, n)
+            };
             let half = |k: usize, z: usize| 0.5 * weight(k, z);
             let of_stage = |k: usize| (0..theirs.len()).map(|z| weight(k, z)).sum::<f64>();
             let vanilla = |k: usize| if self.params.form == Form::Networks { 0.0 } else { of_stage(k) };
@@ -88,12 +96,24 @@ impl Problem<'_> {
             }
             let between = self.compare(ACROSS, &across, &at_mine, &weight, &of_stage, positives + 1);
             found.add(ACROSS, other.bank, keys, between, self.params.tau)?;
+            pairs += own.len() * theirs.len();
         }
         Ok(found)
     }
 
+    /// How often a stage k of so many counts with a stage z of so many.
+    pub(super) fn multiplicity(&self, own: (usize, usize), other: (usize, usize)) -> f64 {
+        self.params.form.multiplicity(own, other)
+    }
+
+    /// λ of a pair for anchor `n`.
+    pub(super) fn lambda(&self, pair: usize, n: usize) -> f64 {
+        let of_pair = |lambda: &Vec<f64>| lambda.get(pair * self.draws.batch() + n).copied();
+        self.lambda.as_ref().map_or(1.0, |lambda| of_pair(lambda).unwrap_or_default())
+    }
+
     /// `⟨m[keys], v⟩ / τ` for each of some embeddings.
-    fn scores(&self, bank: &Bank, keys: &[u32], embeddings: &[&[f64]]) -> Result<Vec<Vec<f64>>> {
+    pub(super) fn scores(&self, bank: &Bank, keys: &[u32], embeddings: &[&[f64]]) -> Result<Vec<Vec<f64>>> {
         let mut scores: Vec<Vec<f64>> = embeddings.iter().map(|_| Vec::with_capacity(keys.len())).collect();
         for key in keys {
             let row = bank.row(*key)?;
@@ -172,8 +192,14 @@ impl Found {
 }
 
 /// The embeddings of anchor `n`, by stage.
-fn rows<'a>(network: &'a Remembering<'_>, n: usize, width: usize) -> Vec<&'a [f64]> {
+pub(super) fn rows<'a>(network: &'a Remembering<'_>, n: usize, width: usize) -> Vec<&'a [f64]> {
     network.stages.iter().map(|v| v.get(n * width..(n + 1) * width).unwrap_or_default()).collect()
+}
+
+/// Those that are learned from.
+pub(super) fn rows_of_teachers<'a>(network: &'a Remembering<'_>, n: usize, width: usize) -> Vec<&'a [f64]> {
+    let stages = network.frozen.as_ref().unwrap_or(&network.stages);
+    stages.iter().map(|v| v.get(n * width..(n + 1) * width).unwrap_or_default()).collect()
 }
 
 /// Scores without those of the anchor's own sample.
@@ -195,7 +221,7 @@ fn dot(v: &[f64], m: &[f32]) -> f64 {
 }
 
 /// The softmax of scores at a temperature.
-fn soften(scores: &[f64], temperature: f64) -> Soft {
+pub(super) fn soften(scores: &[f64], temperature: f64) -> Soft {
     let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut logs: Vec<f64> = scores.iter().map(|score| (score - top) / temperature).collect();
     let mut shares: Vec<f64> = logs.iter().map(|log| log.exp()).collect();
@@ -221,7 +247,11 @@ fn diverge(student: &Soft, teacher: &Soft, temperature: f64, weight: f64, slopes
     slopes.resize(student.logs.len(), 0.0);
     let pairs = student.shares.iter().zip(&teacher.shares);
     slopes.iter_mut().zip(pairs).for_each(|(slope, (q, p))| *slope += weight * temperature * (q - p));
+    weight * temperature * temperature * divergence(student, teacher)
+}
+
+/// `KL(teacher ‖ student)`.
+pub(super) fn divergence(student: &Soft, teacher: &Soft) -> f64 {
     let logs = teacher.logs.iter().zip(&student.logs);
-    let sum: f64 = teacher.shares.iter().zip(logs).map(|(p, (t, s))| p * (t - s)).sum();
-    weight * temperature * temperature * sum
+    teacher.shares.iter().zip(logs).map(|(p, (t, s))| p * (t - s)).sum()
 }

@@ -100,6 +100,15 @@ impl Bank {
         }
     }
 
+    /// The rows of samples as they are, for [`Bank::remember`] to put back. A sample that is none has no row in the bank
+    /// to put back either.
+    pub fn rows_of(&self, samples: &[u32]) -> Blended {
+        let known: Vec<u32> = samples.iter().copied().filter(|sample| self.row(*sample).is_ok()).collect();
+        let rows = known.iter().flat_map(|sample| self.row(*sample).unwrap_or_default());
+        let rows = rows.map(|x| f64::from(*x)).collect();
+        Blended { samples: known, rows }
+    }
+
     /// The row of a sample, `[E]`.
     pub(super) fn row(&self, sample: u32) -> Result<&[f32]> {
         match self.values.get(sample as usize * self.width..(sample as usize + 1) * self.width) {

@@ -15,21 +15,24 @@
 //! from what the networks say of each batch.
 //!
 //! In the layer-wise form (Yang et al., TPAMI 2023) every stage of a network is an anchor at the one bank of each
-//! network, and the terms, VCL included, are summed over pairs of stages.
+//! network, and the terms, VCL included, are summed over pairs of stages, each weighted by λ for each sample. λ is a
+//! constant in a share; in the inner objective of the meta-update it has a gradient, and the terms in which the other
+//! network is the anchor count for it.
 
 mod bank;
 mod draws;
 mod anchor;
+mod inner;
+mod ops;
 
 pub use bank::{BANK_BYTES_MAX, Bank, Blended};
 pub use draws::Draws;
+pub use ops::{inner, share};
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use candle_core::{Result, Tensor};
 
-use super::primitives::zero;
-use super::{LMclParams, Matching, MclParams, Weighted};
-use anchor::{Problem, Remembering, TERMS};
+use super::{LMclParams, Matching, MclParams};
+use anchor::TERMS;
 
 /// What is drawn from banks, and how they remember.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,8 +65,8 @@ pub enum Form {
 }
 
 impl Form {
-    /// The weight of a stage k of so many and a stage z of so many.
-    fn weight(self, (k, stages): (usize, usize), (z, others): (usize, usize)) -> f64 {
+    /// How often a stage k of so many and a stage z of so many count.
+    fn multiplicity(self, (k, stages): (usize, usize), (z, others): (usize, usize)) -> f64 {
         match self {
             Self::Networks => 1.0,
             Self::Stages { one_to_one: true, .. } if stages - k != others - z => 0.0,
@@ -109,17 +112,11 @@ impl MemoryParams {
     }
 
     /// The parameters of the layer-wise form.
-    ///
-    /// # Errors
-    /// If the matching is learned: it is not known here.
-    pub fn of_l_mcl(params: &LMclParams, bank: &BankParams) -> Result<Self> {
-        if params.matching == Matching::Learned {
-            candle_core::bail!("stages are not matched by a learned weight at memory banks");
-        }
+    pub fn of_l_mcl(params: &LMclParams, bank: &BankParams) -> Self {
         let LMclParams { alpha, beta, gamma, lam, tau, kd_t, .. } = *params;
         let one_to_one = params.matching == Matching::OneToOne;
         let form = Form::Stages { multiplicity: params.multiplicity(), one_to_one, bug: bank.bug };
-        Ok(Self { alpha, beta, gamma, lam, tau, kd_t, form })
+        Self { alpha, beta, gamma, lam, tau, kd_t, form }
     }
 
     /// In the order of the terms.
@@ -161,94 +158,5 @@ impl<'a> Recall<'a> {
         }
         let pairs = self.others.iter().zip(stages);
         Ok(pairs.map(|(bank, stages)| Remembered { bank, stages }).collect())
-    }
-}
-
-/// The share of a network: `vcl`, `soft_vcl`, `icl`, `soft_icl` as far as they have a weight, unweighted scalars.
-///
-/// `others` holds the other networks in ascending index. Only the own stages receive a gradient. Computed on the
-/// processor, wherever the embeddings are.
-///
-/// # Errors
-/// Shapes that differ; draws of samples that the banks do not hold.
-pub fn share(
-    own: Remembered<'_>,
-    others: &[Remembered<'_>],
-    draws: &Draws,
-    params: &MemoryParams,
-) -> Result<Vec<Weighted>> {
-    let Some(first) = own.stages.first() else {
-        candle_core::bail!("a network without embeddings has nothing to contrast with memory");
-    };
-    let zero = zero(first)?;
-    let here = |v: &Tensor| v.to_device(&Device::Cpu)?.to_dtype(DType::F64);
-    let stages = own.stages.iter().map(here).collect::<Result<Vec<_>>>()?;
-    let problem = Problem {
-        own: remembering(own, draws)?,
-        others: others.iter().map(|other| remembering(*other, draws)).collect::<Result<_>>()?,
-        draws,
-        params,
-    };
-    let terms = Tensor::stack(&stages, 0)?.apply_op1(computed(&problem)?)?;
-    let named = ["vcl", "soft_vcl", "icl", "soft_icl"].into_iter().zip(params.weights()).enumerate();
-    let named = named.filter(|(_, (_, weight))| *weight != 0.0);
-    let scalar = |t: usize| terms.get(t)?.to_dtype(zero.dtype())?.to_device(zero.device());
-    named.map(|(t, (name, weight))| Ok((name, weight, scalar(t)?))).collect()
-}
-
-fn remembering<'a>(network: Remembered<'a>, draws: &Draws) -> Result<Remembering<'a>> {
-    let mut stages = Vec::with_capacity(network.stages.len());
-    for v in network.stages {
-        if v.dims() != [draws.batch(), network.bank.width()] {
-            let (batch, width) = (draws.batch(), network.bank.width());
-            candle_core::bail!("embeddings {:?} of {batch} anchors at a bank of width {width}", v.dims());
-        }
-        stages.push(v.detach().to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?);
-    }
-    Ok(Remembering { bank: network.bank, stages })
-}
-
-/// The terms `[4]` as an operation on the own embeddings `[S, B, E]`; both are known when it is made.
-struct Computed {
-    values: [f64; TERMS],
-    gradients: Vec<Tensor>,
-}
-
-fn computed(problem: &Problem<'_>) -> Result<Computed> {
-    let batch = problem.draws.batch();
-    let (stages, width) = (problem.own.stages.len(), problem.own.bank.width());
-    let found = (0..batch).into_par_iter().map(|n| problem.anchor(n)).collect::<Result<Vec<_>>>()?;
-    let mut values = [0.0; TERMS];
-    let mut gradients = [(); TERMS].map(|()| Vec::with_capacity(stages * batch * width));
-    for (t, (value, gradient)) in values.iter_mut().zip(&mut gradients).enumerate() {
-        *value = found.iter().map(|anchor| anchor.values[t]).sum();
-        for stage in 0..stages {
-            found.iter().for_each(|anchor| gradient.extend_from_slice(&anchor.gradients[t][stage]));
-        }
-    }
-    let tensor = |gradient| Tensor::from_vec(gradient, (stages, batch, width), &Device::Cpu);
-    Ok(Computed { values, gradients: gradients.into_iter().map(tensor).collect::<Result<_>>()? })
-}
-
-impl CustomOp1 for Computed {
-    fn name(&self) -> &'static str {
-        "cohort-memory-terms"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F64(self.values.to_vec()), Shape::from(TERMS)))
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dy = dy.to_vec1::<f64>()?;
-        let mut sum: Option<Tensor> = None;
-        for (dy, gradient) in dy.iter().zip(&self.gradients) {
-            let part = (gradient * *dy)?;
-            sum = Some(match sum {
-                Some(sum) => (sum + part)?,
-                None => part,
-            });
-        }
-        Ok(sum)
     }
 }

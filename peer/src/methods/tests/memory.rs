@@ -2,8 +2,8 @@
 //! vectors, and both are compared with a plain form in the joint trainer of the tests.
 
 use super::*;
-use crate::methods::memory::{Bank, Draws, Form, MemoryParams, Recall, Remembered, share};
-use crate::methods::{LMclParams, MclParams, Method, Own};
+use crate::methods::memory::{Bank, Draws, Form, MemoryParams, Recall, Remembered, inner, share};
+use crate::methods::{MclParams, Method, Own};
 
 const SAMPLES: usize = 40;
 
@@ -74,7 +74,7 @@ fn the_share_has_the_gradient_of_its_values() {
             let own = Remembered { bank: &banks[1], stages: &moved };
             let others = [0, 2].map(|j| Remembered { bank: &banks[j], stages: &v[j..] });
             let mut total = Tensor::zeros((), DType::F64, &Device::Cpu)?;
-            for (_, weight, value) in share(own, &others, &draws, &params)? {
+            for (_, weight, value) in share(own, &others, &draws, &params, None)? {
                 total = (total + (value * weight)?)?;
             }
             Ok(total)
@@ -98,6 +98,36 @@ fn a_method_with_banks_needs_them_and_no_other_takes_them() {
     let named: Vec<_> = terms.named.iter().map(|(name, _)| name.as_ref()).collect();
     assert_eq!(named[..2], ["ce", "vcl"]);
     assert!(value(&terms.named[1].1) > 1.0);
-    let learned = LMclParams { bank: Some(params), ..LMclParams::default() };
-    assert!(MemoryParams::of_l_mcl(&learned, &params).is_err());
+}
+
+/// The inner objective by the own stages and by λ, against finite differences; its value and its gradient by the own
+/// stages are those of the shares where λ and the targets are the same.
+#[test]
+fn the_inner_objective_has_the_gradient_of_its_values() {
+    let banks = [bank(0), bank(1), bank(2)];
+    let (v, draws) = (all(5, embedding_of).unwrap(), draws());
+    // Two stages of the own network, one and two of the others.
+    let (own, others) = (&v[..2], [&v[2..3], &v[3..5]]);
+    let angles: Vec<f64> = (0..6 * draws.batch()).map(|at| 0.5 + 0.2 * (at as f64).sin()).collect();
+    let lambda = Tensor::from_vec(angles, (6, draws.batch()), &Device::Cpu).unwrap();
+    let targets = (&v[1..3], [vec![v[0].clone()], vec![v[4].clone(), v[0].clone()]]);
+    for bug in [false, true] {
+        let form = Form::Stages { multiplicity: 2.0, one_to_one: false, bug };
+        let params = MemoryParams { lam: 0.7, form, ..MemoryParams::default() };
+        let value = |own: &[Tensor], lambda: &Tensor| {
+            let network = |at: usize, stages| Remembered { bank: &banks[at], stages };
+            let others = [network(1, others[0]), network(2, others[1])];
+            inner(network(0, own), &others, (targets.0, &targets.1), &draws, &params, lambda)
+        };
+        check_gradient(&v[0], |moved| value(&[moved.clone(), own[1].clone()], &lambda));
+        check_gradient(&v[1], |moved| value(&[own[0].clone(), moved.clone()], &lambda));
+        check_gradient(&lambda, |moved| value(own, moved));
+        let network = |at: usize, stages| Remembered { bank: &banks[at], stages };
+        let all = [network(1, others[0]), network(2, others[1])];
+        let few = inner(network(0, own), &all, (&v[..1], &targets.1), &draws, &params, &lambda);
+        assert!(few.unwrap_err().to_string().contains("another cohort"));
+        let short = lambda.narrow(0, 0, 5).unwrap();
+        let error = share(network(0, own), &all, &draws, &params, Some(&short)).unwrap_err().to_string();
+        assert!(error.contains("6 pairs of stages"), "{error}");
+    }
 }
