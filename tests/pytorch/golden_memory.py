@@ -15,17 +15,17 @@ from torch.nn import functional as F
 from golden_lmcl import rows, write
 
 WEIGHTS = {"alpha": 0.1, "gamma": 1.0, "beta": 0.1, "lam": 1.0, "tau": 0.07, "kd_t": 3.0}
-SAMPLES, CLASSES, WIDTH, MOMENTUM = 30, 5, 6, 0.25
+SAMPLES, CLASSES, WIDTH, FEATURES, MOMENTUM = 30, 5, 6, 4, 0.25
 
 
-def con(scores, positives):
-    return -F.log_softmax(scores, dim=1)[:, :positives].mean()
+def con(scores, positives, w=1.0):
+    return -(w * F.log_softmax(scores, dim=1)[:, :positives].mean(dim=1)).mean()
 
 
-def kl(student, teacher):
+def kl(student, teacher, w=1.0):
     t = WEIGHTS["kd_t"]
     p, q = F.log_softmax(teacher.detach() / t, dim=1), F.log_softmax(student / t, dim=1)
-    return t * t * (p.exp() * (p - q)).sum(dim=1).mean()
+    return t * t * (w * (p.exp() * (p - q)).sum(dim=1)).mean()
 
 
 class Banks:
@@ -54,8 +54,9 @@ def of_networks(v, at):
     return terms
 
 
-def of_stages(v, at, params):
-    """L-MCL: all terms, VCL too, both ways for each pair of stages of each ordered pair of networks."""
+def of_stages(v, at, params, u):
+    """L-MCL: all terms, VCL too, both ways for each pair of stages of each ordered pair of networks, weighted where there
+    are matching features."""
     terms = dict.fromkeys(("vcl", "soft_vcl", "icl", "soft_icl"), 0.0)
     visits = [(i, j) for i in range(len(v)) for j in range(len(v)) if i != j]
     # Counted once, a pair of networks is half of each visit.
@@ -67,10 +68,11 @@ def of_stages(v, at, params):
                     continue
                 q_a, q_b = at.within(i, a), at.within(i if params["bank_bug"] else j, b)
                 r_ab, r_ba = at.across(j, a), at.across(i, b)
-                terms["vcl"] += share * (con(q_a, at.positives) + con(q_b, at.positives))
-                terms["soft_vcl"] += share * (kl(q_a, q_b) + kl(q_b, q_a))
-                terms["icl"] += share * (con(r_ab, at.positives + 1) + con(r_ba, at.positives + 1))
-                terms["soft_icl"] += share * (kl(r_ab, r_ba) + kl(r_ba, r_ab))
+                w = torch.sigmoid((u[i][k] * u[j][z]).sum(dim=1)) if u else 1.0
+                terms["vcl"] += share * (con(q_a, at.positives, w) + con(q_b, at.positives, w))
+                terms["soft_vcl"] += share * (kl(q_a, q_b, w) + kl(q_b, q_a, w))
+                terms["icl"] += share * (con(r_ab, at.positives + 1, w) + con(r_ba, at.positives + 1, w))
+                terms["soft_icl"] += share * (kl(r_ab, r_ba, w) + kl(r_ba, r_ab, w))
     return terms
 
 
@@ -103,13 +105,16 @@ def case(generator, stages, anchors, positives, negatives, params, spoil=None):
     pos, neg = keys(generator, anchors, positives, negatives)
     v = [[x.requires_grad_() for x in of_one] for of_one in v]
     at = Banks(banks, pos, neg)
-    terms = of_networks(v, at) if params is None else of_stages(v, at, params)
+    learned = params is not None and params["matching"] == "learned"
+    u = [[exact(rows(generator, len(anchors), FEATURES)) for _ in of_one] for of_one in v] if learned else []
+    terms = of_networks(v, at) if params is None else of_stages(v, at, params, u)
     named = {"alpha": "vcl", "gamma": "soft_vcl", "beta": "icl", "lam": "soft_icl"}
     terms["loss"] = sum(WEIGHTS[weight] * terms[name] for weight, name in named.items())
     for i, (bank, of_one) in enumerate(zip(banks, v)):
         terms[f"new_rows_{i}"] = remembered(bank, pos[:, 0], of_one[-1])
     flat = {f"v{i}" if params is None else f"v{i}{k}": x for i, of_one in enumerate(v) for k, x in enumerate(of_one)}
-    inputs = flat | {f"m{i}": bank for i, bank in enumerate(banks)} | {"pos": pos, "neg": neg}
+    flat_u = {f"u{i}{k}": x for i, of_one in enumerate(u) for k, x in enumerate(of_one)}
+    inputs = flat | flat_u | {f"m{i}": bank for i, bank in enumerate(banks)} | {"pos": pos, "neg": neg}
     return inputs, list(flat), terms
 
 
@@ -137,6 +142,8 @@ def main():
         ("bug", [2, 3], batch, {"bank_bug": True}, None),
         ("single_sample", [2, 2], [4], {}, None),
         ("zero_vectors", [2, 3], batch, {}, zeros),
+        ("learned", [2, 3], batch, {"matching": "learned"}, None),
+        ("learned_bug", [3, 1, 2], batch, {"matching": "learned", "bank_bug": True, "double": False}, None),
     ):
         params = plain | changed
         made = case(generator, stages, anchors, 2, 9, params, spoil)
