@@ -8,7 +8,9 @@ use std::process::Stdio;
 
 use cohort_peer::checkpoint::{Best, Store};
 use cohort_peer::data;
-use cohort_peer::evaluate::{self, Metrics, ensemble};
+use cohort_peer::evaluate::distance::Distances;
+use cohort_peer::evaluate::groups::Grouped;
+use cohort_peer::evaluate::{self, Metrics, answers, ensemble};
 use cohort_peer::models::state;
 use cohort_proto::dataset::{self, Split};
 use cohort_proto::exit::Exit;
@@ -33,7 +35,7 @@ pub(crate) struct PeerResult {
     #[serde(flatten)]
     metrics: Metrics,
     #[serde(flatten)]
-    stages: Stages,
+    details: Details,
     /// SHA-256 of model.safetensors.
     weights_sha256: String,
     /// The network that was best on held-out samples, if any were.
@@ -43,15 +45,24 @@ pub(crate) struct PeerResult {
     waiting_share: f64,
 }
 
-/// What the stages of a network are worth, where its method gives each a classifier: part of what `eval` prints.
+/// Part of what `eval` prints.
 #[derive(Debug, Serialize, Deserialize)]
-struct Stages {
-    /// Top-1 of each, first stage first, in percent; the last is the network's own.
+struct Details {
+    /// Top-1 of each stage, where the method gives each a classifier, first stage first, in percent; the last is the
+    /// network's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     stage_top1: Vec<f64>,
     /// Top-1 of their aggregated logits, in percent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     aggregated_top1: Option<f64>,
+    /// How far classes lie from those that the network takes them for, by classes and by samples.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    distances: Option<Distances>,
+    /// What the run's groups of classes show, if it has any.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    groups: Option<Grouped>,
+    /// Test images by label (rows) and answer (columns).
+    confusion: Vec<Vec<u64>>,
 }
 
 /// One run.
@@ -61,6 +72,10 @@ pub(crate) struct Results {
     peers: Vec<PeerResult>,
     /// Of the mean of the networks' probabilities.
     ensemble: Metrics,
+    /// Of the mean of their logits.
+    ensemble_of_logits: Metrics,
+    /// Test images to which two networks give the same answer, percent: a row and a column each.
+    agreement: Vec<Vec<f64>>,
     /// What every network was at the end of each generation, if there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     generations: Vec<Ancestry>,
@@ -118,7 +133,7 @@ pub(crate) async fn evaluate(
         let state = job.out.join("peers").join(peer.name.as_str());
         let (steps, weights) = last_checkpoint(&state)?;
         let logits_file = job.out.join(format!("logits-{}.safetensors", peer.name));
-        let stages = eval(job, &peer.arch, &weights, &folder, &logits_file).await?;
+        let details = eval(job, &peer.arch, &weights, &folder, &logits_file).await?;
         let logits = read_logits(&logits_file)?;
         let metrics = evaluate::evaluate(&logits, classes, &labels).map_err(Failure::internal)?;
         if job.spec.run.generations > 1 && peer.role == Role::Student {
@@ -149,7 +164,7 @@ pub(crate) async fn evaluate(
             arch: peer.arch.clone(),
             steps,
             metrics,
-            stages,
+            details,
             weights_sha256: Digest::of(&bytes).to_string(),
             best,
             waiting_share: waiting.get(peer.name.as_str()).copied().unwrap_or_default(),
@@ -157,9 +172,16 @@ pub(crate) async fn evaluate(
         members.push(logits);
     }
     let members: Vec<&[f64]> = members.iter().map(Vec::as_slice).collect();
-    let mean = ensemble::mean_of_softmax(&members, classes).map_err(Failure::internal)?;
-    let ensemble = evaluate::evaluate(&mean, classes, &labels).map_err(Failure::internal)?;
-    Ok(Results { method: job.spec.method_name().to_owned(), peers, ensemble, generations, wall_s })
+    let worth = |logits: Vec<f64>| evaluate::evaluate(&logits, classes, &labels).map_err(Failure::internal);
+    Ok(Results {
+        method: job.spec.method_name().to_owned(),
+        peers,
+        ensemble: worth(ensemble::mean_of_softmax(&members, classes).map_err(Failure::internal)?)?,
+        ensemble_of_logits: worth(ensemble::mean_of_logits(&members).map_err(Failure::internal)?)?,
+        agreement: answers::agreement(&members, classes).map_err(Failure::internal)?,
+        generations,
+        wall_s,
+    })
 }
 
 impl Ancestry {
@@ -189,7 +211,7 @@ fn last_checkpoint(peer: &Path) -> Result<(u64, PathBuf), Failure> {
 }
 
 /// Runs `cohort-peer eval` as a process of its own, which writes the logits to a file.
-async fn eval(job: &Job, arch: &str, weights: &Path, data: &Path, logits: &Path) -> Result<Stages, Failure> {
+async fn eval(job: &Job, arch: &str, weights: &Path, data: &Path, logits: &Path) -> Result<Details, Failure> {
     let program = std::env::current_exe().map_err(Failure::internal)?;
     let mut command = Command::new(program);
     command
@@ -199,6 +221,10 @@ async fn eval(job: &Job, arch: &str, weights: &Path, data: &Path, logits: &Path)
     if let Normalize::By { mean, std } = &job.spec.data.normalize {
         let list = |numbers: &[f64]| numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(",");
         command.arg(format!("--mean={}", list(mean))).arg(format!("--std={}", list(std)));
+    }
+    if !job.spec.data.groups.is_empty() {
+        let groups: Vec<String> = job.spec.data.groups.iter().map(u32::to_string).collect();
+        command.args(["--groups", &groups.join(",")]);
     }
     let output = command.stdin(Stdio::null()).output().await.map_err(Failure::internal)?;
     if output.status.success() {
@@ -267,8 +293,19 @@ impl Summary {
             gain(&cohort.ensemble, other),
             String::new(),
         ]);
+        if let Some(same) = cohort.mean_agreement() {
+            let words = |same: f64| format!("{same:.2} % agree");
+            let other = alone.as_ref().and_then(Results::mean_agreement);
+            row([
+                text("same answers"),
+                words(same),
+                other.map_or(String::new(), words),
+                String::new(),
+                String::new(),
+            ]);
+        }
         for peer in &cohort.peers {
-            table.push_str(&peer.stages.words(&peer.name));
+            table.push_str(&peer.details.words(&peer.name));
             if let Some(BestResult { chosen, metrics }) = &peer.best {
                 let label = format!("best of {}", peer.name);
                 let (step, val) = (chosen.step, chosen.val_top1);
@@ -291,10 +328,19 @@ impl Summary {
     }
 }
 
-impl Stages {
+impl Results {
+    /// Mean over the pairs of networks, if there are any.
+    fn mean_agreement(&self) -> Option<f64> {
+        let pairs: Vec<f64> =
+            self.agreement.iter().enumerate().flat_map(|(place, row)| row[..place].iter().copied()).collect();
+        (!pairs.is_empty()).then(|| pairs.iter().sum::<f64>() / pairs.len() as f64)
+    }
+}
+
+impl Details {
     /// A line of the closing table, if there are stages to speak of.
     fn words(&self, peer: &str) -> String {
-        let Self { stage_top1, aggregated_top1 } = self;
+        let Self { stage_top1, aggregated_top1, .. } = self;
         if stage_top1.is_empty() {
             return String::new();
         }
@@ -318,9 +364,14 @@ mod tests {
 
     #[test]
     fn stages_are_told_where_there_are_some() {
-        let words = |printed: &str| serde_json::from_str::<Stages>(printed).map(|stages| stages.words("a"));
-        let printed = r#"{"top1": 84.5, "stage_top1": [70.0, 84.5], "aggregated_top1": 85.125}"#;
-        assert_eq!(words(printed).unwrap(), "stages of a          top-1 70.00 84.50, aggregated 85.12\n");
-        assert_eq!(words(r#"{"top1": 84.5}"#).unwrap(), "");
+        let rest = r#""top1": 84.5, "dist_c": 0.25, "dist_s": 0.5, "confusion": [[1, 0], [0, 1]]"#;
+        let read = |printed: &str| serde_json::from_str::<Details>(&format!("{{{rest}{printed}}}")).unwrap();
+        let words = |printed: &str| read(printed).words("a");
+        let stages = r#", "stage_top1": [70.0, 84.5], "aggregated_top1": 85.125"#;
+        assert_eq!(words(stages), "stages of a          top-1 70.00 84.50, aggregated 85.12\n");
+        assert_eq!(words(""), "");
+        let grouped = read(r#", "group_top1": 97.0, "dist_within": 0.5, "dist_between": null"#);
+        let groups = Grouped { group_top1: 97.0, dist_within: Some(0.5), dist_between: None };
+        assert_eq!((read("").groups, grouped.groups), (None, Some(groups)));
     }
 }

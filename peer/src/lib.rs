@@ -8,7 +8,8 @@
 //! - [`round`]: what a peer waits for and may do next; [`log`]: what it has said
 //! - [`meta`]: how the weights of layer pairs are learnt across peers
 //! - [`data`], [`models`], [`methods`], [`optim`], [`kernels`]: samples, networks, losses, updates, arithmetic
-//! - [`checkpoint`]: what survives a crash; [`evaluate`] and [`bench`]: what a network is worth, and how fast it learns
+//! - [`checkpoint`]: what survives a crash; [`evaluate`], [`probe`] and [`bench`]: what a network is worth, here and on other
+//!   data, and how fast it learns
 
 pub mod cli;
 pub mod driver;
@@ -28,6 +29,7 @@ pub mod optim;
 pub mod kernels;
 pub mod checkpoint;
 pub mod evaluate;
+pub mod probe;
 pub mod bench;
 pub mod net;
 pub mod device;

@@ -23,3 +23,4 @@ mod teacher;
 mod graph;
 mod validation;
 mod commands;
+mod measures;

@@ -1,7 +1,9 @@
 //! Arguments → configuration → run → exit code. Data go to stdout, words to stderr.
 
 mod join;
+mod network;
 mod eval;
+mod probe;
 mod bench;
 
 use std::ffi::OsString;
@@ -32,6 +34,8 @@ enum Command {
     Join(JoinArgs),
     /// Measure weights on a test set; metrics as JSON on stdout.
     Eval(EvalArgs),
+    /// Measure how well a linear classifier tells the classes of another data set from a network's features; JSON on stdout.
+    Probe(ProbeArgs),
     /// Measure the throughput of training steps; JSON on stdout.
     Bench(BenchArgs),
 }
@@ -74,23 +78,64 @@ struct EvalArgs {
     /// The weights: a model.safetensors.
     #[arg(long)]
     weights: PathBuf,
+    /// Another network, ARCH:FILE; may stand several times. Then agreement and ensembles are measured as well.
+    #[arg(long, value_name = "ARCH:FILE")]
+    with: Vec<network::Weights>,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Write the logits of --weights, f32 [N, classes] in file order, to this file.
+    #[arg(long)]
+    logits: Option<PathBuf>,
+    /// The group of each class, such as 0,0,1: also measure how groups are confused, and how far apart they are.
+    #[arg(long, value_delimiter = ',')]
+    groups: Vec<u32>,
+    #[command(flatten)]
+    cpu: CpuArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct ProbeArgs {
+    /// The architecture, such as resnet20.
+    #[arg(long)]
+    arch: String,
+    /// The weights: a model.safetensors. They stay as they are.
+    #[arg(long)]
+    weights: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Train the classifier on the first so many training images [default: all].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// Passes over them; after 30, 60 and 90 % of these the rate falls to a tenth.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    epochs: u32,
+    /// Features in a batch.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    batch: u32,
+    /// The first learning rate, of SGD with momentum 0.9.
+    #[arg(long, default_value_t = 0.1, value_parser = rate)]
+    lr: f64,
+    /// Decides the classifier's first weights and the order of the images.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    cpu: CpuArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct DataArgs {
     /// The data set, such as fashion-mnist.
     #[arg(long)]
     dataset: String,
     /// Its folder.
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Write the logits, f32 [N, classes] in file order, to this file.
-    #[arg(long)]
-    logits: Option<PathBuf>,
-    /// Mean of each channel, if the run was normalised otherwise than the data set usually is.
+    /// Mean of each channel, if the images are normalised otherwise than the data set's usually are.
     #[arg(long, value_delimiter = ',', requires = "std")]
     mean: Vec<f64>,
     /// Deviation of each channel.
     #[arg(long, value_delimiter = ',', requires = "mean")]
     std: Vec<f64>,
-    #[command(flatten)]
-    cpu: CpuArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -151,6 +196,14 @@ fn threads_in_range(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A learning rate.
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
+        _ => Err("must be a positive number".to_owned()),
+    }
+}
+
 /// Runs the command line. Call it first in a process: it sets up threads and memory before anything else runs.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = match Args::try_parse_from(args) {
@@ -164,6 +217,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cpu = match &args.command {
         Command::Join(join) => &join.cpu,
         Command::Eval(eval) => &eval.cpu,
+        Command::Probe(probe) => &probe.cpu,
         Command::Bench(bench) => &bench.cpu,
     };
     let threads = match threads::init(cpu.into()) {
@@ -174,6 +228,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match args.command {
         Command::Join(args) => join::run(args),
         Command::Eval(args) => eval::run(args).map(|()| Exit::Finished),
+        Command::Probe(args) => probe::run(args).map(|()| Exit::Finished),
         Command::Bench(args) => bench::run(&args, threads).map(|()| Exit::Finished),
     };
     result.map_or_else(|error| failed(&error), ExitCode::from)

@@ -10,17 +10,21 @@
 //!                                                                         highest mean probability on samples of c
 //! ```
 
+use serde::{Deserialize, Serialize};
+
 use super::{EvaluateError, check, log_softmax};
 
 /// The smallest squared length that a feature is divided by.
 const SQUARED_LENGTH_MIN: f64 = 1e-24;
 
 /// Both distances, 0 (the same direction) to 2 (opposite). Smaller is nearer.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Distances {
     /// Dist^C, by classes.
+    #[serde(rename = "dist_c")]
     pub by_class: f64,
     /// Dist^S, by samples.
+    #[serde(rename = "dist_s")]
     pub by_sample: f64,
 }
 
@@ -48,18 +52,8 @@ pub fn distances(
     ranks: usize,
 ) -> Result<Distances, EvaluateError> {
     check(logits, classes, labels)?;
-    let Features { values, width } = features;
     let samples = labels.len();
-    if width == 0 || samples.checked_mul(width) != Some(values.len()) {
-        return Err(EvaluateError::Features { values: values.len(), samples, width });
-    }
-    if let Some(at) = values.iter().position(|x| !x.is_finite()) {
-        return Err(EvaluateError::NotFinite { sample: at / width });
-    }
-    let present: Vec<usize> = (0..classes).filter(|class| labels.contains(class)).collect();
-    if present.len() < 2 {
-        return Err(EvaluateError::FewClasses { present: present.len() });
-    }
+    let present = present(features, classes, labels)?;
     let secondary = ranks.clamp(2, present.len()) - 1;
     let directions = directions(features, classes, labels);
     let mean_distance = |from: usize, order: &[usize]| {
@@ -78,8 +72,28 @@ pub fn distances(
     Ok(Distances { by_class, by_sample: by_sample / samples as f64 })
 }
 
+/// The classes that have samples, at least two, if the features are those of the samples.
+pub(super) fn present(
+    Features { values, width }: Features<'_>,
+    classes: usize,
+    labels: &[usize],
+) -> Result<Vec<usize>, EvaluateError> {
+    let samples = labels.len();
+    if width == 0 || samples.checked_mul(width) != Some(values.len()) {
+        return Err(EvaluateError::Features { values: values.len(), samples, width });
+    }
+    if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+        return Err(EvaluateError::NotFinite { sample: at / width });
+    }
+    let present: Vec<usize> = (0..classes).filter(|class| labels.contains(class)).collect();
+    match present.len() {
+        0 | 1 => Err(EvaluateError::FewClasses { present: present.len() }),
+        _ => Ok(present),
+    }
+}
+
 /// `μ_c` of each class; zeros without samples.
-fn directions(features: Features<'_>, classes: usize, labels: &[usize]) -> Vec<Vec<f64>> {
+pub(super) fn directions(features: Features<'_>, classes: usize, labels: &[usize]) -> Vec<Vec<f64>> {
     let mut sums = vec![vec![0.0; features.width]; classes];
     for (feature, &label) in features.values.chunks_exact(features.width).zip(labels) {
         sums[label].iter_mut().zip(unit(feature)).for_each(|(sum, x)| *sum += x);
@@ -93,7 +107,7 @@ fn unit(x: &[f64]) -> Vec<f64> {
     x.iter().map(|x| x / length).collect()
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 

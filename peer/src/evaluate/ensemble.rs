@@ -3,18 +3,20 @@
 
 use super::{EvaluateError, log_softmax};
 
-/// Sum of the members' logits: the ensemble whose accuracy the authors of Mutual Contrastive Learning report.
+/// Mean of the members' logits. Its answers are those of their sum, which is the ensemble whose accuracy the authors of
+/// Mutual Contrastive Learning report.
 ///
 /// # Errors
 /// No members, or members of different length.
-pub fn sum_of_logits(members: &[&[f64]]) -> Result<Vec<f64>, EvaluateError> {
-    let mut sum = vec![0.0; length(members)?];
+pub fn mean_of_logits(members: &[&[f64]]) -> Result<Vec<f64>, EvaluateError> {
+    let mut mean = vec![0.0; length(members)?];
+    let share = 1.0 / members.len() as f64;
     for member in members {
-        for (total, z) in sum.iter_mut().zip(*member) {
-            *total += z;
+        for (total, z) in mean.iter_mut().zip(*member) {
+            *total += share * z;
         }
     }
-    Ok(sum)
+    Ok(mean)
 }
 
 /// Logarithm of the mean of the members' softmax outputs. Its own softmax is that mean.

@@ -8,6 +8,7 @@ pub mod answers;
 mod calibration;
 pub mod distance;
 pub mod ensemble;
+pub mod groups;
 mod risk;
 
 #[cfg(test)]
@@ -85,6 +86,14 @@ pub enum EvaluateError {
         samples: usize,
         /// D.
         width: usize,
+    },
+    /// Groups that are not those of the classes.
+    #[error("there are groups for {groups} classes, but {classes} classes; give one group a class")]
+    Groups {
+        /// How many groups are given.
+        groups: usize,
+        /// C.
+        classes: usize,
     },
     /// Nothing is far from anything.
     #[error("distances between classes need samples of at least 2 classes, there are samples of {present}")]

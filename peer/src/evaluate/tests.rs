@@ -34,7 +34,7 @@ fn ensembles_have_the_printed_values() {
     let members: Vec<Vec<f64>> = (0..3).map(logits_of).collect();
     let members: Vec<&[f64]> = members.iter().map(Vec::as_slice).collect();
     for logits in
-        [ensemble::sum_of_logits(&members).unwrap(), ensemble::mean_of_softmax(&members, 5).unwrap()]
+        [ensemble::mean_of_logits(&members).unwrap(), ensemble::mean_of_softmax(&members, 5).unwrap()]
     {
         close(evaluate(&logits, 5, &LABELS).unwrap().top1, 33.3333333333333);
     }
@@ -49,7 +49,7 @@ fn the_softmax_of_the_mean_ensemble_is_the_mean() {
     for (c, p) in softmax(&mean).into_iter().enumerate() {
         close(p, (a[c] + b[c]) / 2.0);
     }
-    assert_eq!(ensemble::sum_of_logits(&[&[1.0, 2.0], &[0.5, -2.0]]).unwrap(), [1.5, 0.0]);
+    assert_eq!(ensemble::mean_of_logits(&[&[1.0, 2.0], &[0.5, -2.0]]).unwrap(), [0.75, 0.0]);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn what_cannot_be_evaluated_is_refused() {
     for (got, expected) in cases {
         assert_eq!(got.unwrap_err(), expected);
     }
-    assert_eq!(ensemble::sum_of_logits(&[]).unwrap_err(), Members);
+    assert_eq!(ensemble::mean_of_logits(&[]).unwrap_err(), Members);
     assert_eq!(ensemble::mean_of_softmax(&[&[1.0, 2.0], &[1.0]], 2).unwrap_err(), Members);
 }
 

@@ -66,6 +66,8 @@ pub struct Model {
 pub struct Outputs {
     /// The network's own logits `[B, C]`.
     pub logits: Tensor,
+    /// The feature `[B, d]` that they are made of.
+    pub feature: Tensor,
     /// Logits `[B, C]` of every stage, the last being `logits`; empty for a model without stages.
     pub stage_logits: Vec<Tensor>,
     /// Unit rows `[B, E]`: of every stage, of the last feature, or none.
@@ -146,7 +148,7 @@ impl Model {
     pub fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Outputs> {
         let Output { logits, feature, stages } = self.network.forward(images, pass)?;
         let (fn_logits, sphere_logits) = self.classify_at_norms(&feature, pass)?;
-        let (features, stage_logits) = self.classify_stages(&logits, feature, &stages, pass)?;
+        let (features, stage_logits) = self.classify_stages(&logits, feature.clone(), &stages, pass)?;
         let heads = self.embed.iter().zip(&features);
         let embeddings = heads.map(|(head, f)| unit(&head.forward(f, pass)?)).collect::<Result<Vec<_>>>()?;
         let heads = self.matching.iter().zip(&features);
@@ -156,7 +158,16 @@ impl Model {
         };
         let aggregated = self.aggregator.as_ref().map(aggregate).transpose()?;
         pass.check_gates()?;
-        Ok(Outputs { logits, stage_logits, embeddings, matching, aggregated, fn_logits, sphere_logits })
+        Ok(Outputs {
+            logits,
+            feature,
+            stage_logits,
+            embeddings,
+            matching,
+            aggregated,
+            fn_logits,
+            sphere_logits,
+        })
     }
 
     /// What the classifier makes of the last feature at the norms that are asked for, in the dtype of the network.

@@ -14,11 +14,15 @@ use crate::models::Pass;
 const BATCH: usize = 250;
 
 /// Logits [N, classes], row after row: of the network, of every stage if the model has classifiers for them, and of the
-/// aggregator if it has one.
+/// aggregator if it has one; and the features that the network's are made of.
 #[derive(Debug, Default)]
 pub struct Scores {
     /// Those of the network.
     pub logits: Vec<f32>,
+    /// The last features [N, width], row after row.
+    pub features: Vec<f32>,
+    /// The width of a feature.
+    pub width: usize,
     /// Those of every stage, the last being the network's own; none without classifiers for them.
     pub stages: Vec<Vec<f32>>,
     /// Those that the aggregator mixes of all stages.
@@ -37,11 +41,12 @@ impl Scores {
         device: &Device,
     ) -> Result<Self, PeerError> {
         let numbers = |logits: &Tensor| logits.flatten_all()?.to_vec1::<f32>();
-        let mut scores = Self::default();
+        let mut scores = Self { width: model.network.feature_width(), ..Self::default() };
         for batch in EvaluationBatches::new(samples, normalisation, BATCH)? {
             let images = Tensor::from_vec(batch.images, batch.shape.as_slice(), device)?;
             let outputs = compute(|| model.forward(&images, &mut Pass::eval()))?;
             scores.logits.extend(numbers(&outputs.logits)?);
+            scores.features.extend(numbers(&outputs.feature)?);
             scores.stages.resize(outputs.stage_logits.len(), Vec::new());
             for (all, logits) in scores.stages.iter_mut().zip(&outputs.stage_logits) {
                 all.extend(numbers(logits)?);

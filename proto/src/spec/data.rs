@@ -29,6 +29,9 @@ pub struct DataSpec {
     pub augment: Augment,
     /// How pixels, scaled to 0..1, are normalised.
     pub normalize: Normalize,
+    /// The group of each class, for metrics that look at classes of a kind; empty if classes have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<u32>,
 }
 
 /// How batches are drawn.
@@ -95,14 +98,26 @@ impl DataSpec {
         let choices = [("standard", Augment::Standard), ("none", Augment::None)];
         let augment = section.choice("augment", &choices)?.unwrap_or(Augment::Standard);
         let normalize = read_normalize(&mut section)?;
+        let groups = read_groups(&mut section, dataset)?;
         section.finish()?;
-        Ok(Self { dataset, path, train_limit, validation, batch, sampler, augment, normalize })
+        Ok(Self { dataset, path, train_limit, validation, batch, sampler, augment, normalize, groups })
     }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn is_zero(number: &usize) -> bool {
     *number == 0
+}
+
+fn read_groups(section: &mut Section, dataset: DatasetKind) -> Result<Vec<u32>, SpecError> {
+    let groups = section.wholes("groups")?.unwrap_or_default();
+    let (given, classes) = (groups.len(), dataset.classes());
+    if given != 0 && given != classes {
+        let problem =
+            format!("has a group for {given} classes, but {dataset} has {classes}; write one number a class");
+        return Err(section.error("groups", problem));
+    }
+    Ok(groups)
 }
 
 fn read_normalize(section: &mut Section) -> Result<Normalize, SpecError> {

@@ -124,6 +124,14 @@ impl Section {
         }
     }
 
+    /// A list of whole numbers, 0 or greater.
+    pub(super) fn wholes(&mut self, key: &'static str) -> Result<Option<Vec<u32>>, SpecError> {
+        let Some(numbers) = self.numbers(key)? else { return Ok(None) };
+        let whole = |x: f64| (x >= 0.0 && x <= f64::from(u32::MAX) && x.fract() == 0.0).then_some(x as u32);
+        let whole: Option<Vec<u32>> = numbers.into_iter().map(whole).collect();
+        whole.map(Some).ok_or_else(|| self.error(key, "must be whole numbers, 0 or greater"))
+    }
+
     /// One of some words.
     pub(super) fn choice<T: Copy>(
         &mut self,

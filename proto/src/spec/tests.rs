@@ -118,6 +118,17 @@ fn a_teacher_says_what_a_student_would() {
     assert_eq!(RunSpec::from_json(&spec.to_json()).unwrap(), spec);
 }
 
+#[test]
+fn classes_have_groups_if_they_are_given() {
+    let with = |groups: &str| GOOD.replace("train_limit", &format!("groups = {groups}\ntrain_limit"));
+    let spec = RunSpec::parse(&with("[0, 3, 0, 0, 0, 1, 0, 1, 2, 1]")).unwrap();
+    assert_eq!(spec.data.groups, [0, 3, 0, 0, 0, 1, 0, 1, 2, 1]);
+    assert_eq!(RunSpec::from_json(&spec.to_json()).unwrap(), spec);
+    assert!(!RunSpec::parse(GOOD).unwrap().to_json().contains("groups"), "the hash of a run without stays");
+    assert!(error_of(&with("[0, 1]")).contains("groups has a group for 2 classes, but fashion-mnist has 10"));
+    assert!(error_of(&with("[0, 1, 0.5]")).contains("groups must be whole numbers"));
+}
+
 fn l_mcl(extra: &str) -> String {
     GOOD.replace("\"mcl\"", &format!("\"l-mcl\"\n{extra}"))
 }

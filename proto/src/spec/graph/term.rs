@@ -263,12 +263,8 @@ pub const LOGITS: &str = "logits";
 pub const FN_LOGITS: &str = "fn_logits";
 
 fn read_groups(section: &mut Section) -> Result<Vec<u32>, SpecError> {
-    let Some(groups) = section.numbers("groups")? else {
-        return Err(section.missing("groups", "write the group of each class, such as groups = [0, 0, 1, 1]"));
-    };
-    let group = |x: f64| (x >= 0.0 && x <= f64::from(u32::MAX) && x.fract() == 0.0).then_some(x as u32);
-    let whole: Option<Vec<u32>> = groups.iter().copied().map(group).collect();
-    whole.ok_or_else(|| section.error("groups", "must be whole numbers, 0 or greater"))
+    let hint = "write the group of each class, such as groups = [0, 0, 1, 1]";
+    section.wholes("groups")?.ok_or_else(|| section.missing("groups", hint))
 }
 
 /// Says that no term is called that.
