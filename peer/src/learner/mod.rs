@@ -14,7 +14,9 @@ mod tests;
 pub use draws::Classes;
 pub use generations::Fresh;
 pub use memory::{BANK_PREFIX, Memory, Remembrance};
-pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX, Model, Outputs};
+pub use model::{
+    AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, GATE_PREFIX, MATCHING_PREFIX, Model, Outputs,
+};
 pub use node::{Extent, Named, Node, Scene};
 pub use scores::{Scores, widened};
 pub use state::{Before, PAST};
@@ -36,7 +38,8 @@ use crate::models::{ImageShape, Params, Strictness, state as weights};
 use crate::optim::{Sgd, SgdConfig};
 
 /// Beginnings of the names that a method adds to a network's own: initial weights may lack them or bring others.
-pub const METHOD_PREFIXES: [&str; 4] = ["embed.", AUXILIARY_PREFIX, AGGREGATOR_PREFIX, MATCHING_PREFIX];
+pub const METHOD_PREFIXES: [&str; 5] =
+    ["embed.", AUXILIARY_PREFIX, AGGREGATOR_PREFIX, MATCHING_PREFIX, GATE_PREFIX];
 
 /// One peer's network with all that trains it.
 pub struct Learner {

@@ -10,13 +10,16 @@ use crate::methods::terms::kd_fn::{self, KdFnParams};
 use crate::methods::{Method, Own, embedding_name, lmcl, matching_name};
 use crate::models::layers::Linear;
 use crate::models::{
-    Aggregator, AuxiliaryClassifier, ImageShape, Network, Output, Params, Pass, Projection, build,
+    Aggregator, AuxiliaryClassifier, EnsembleGate, ImageShape, Network, Output, Params, Pass, Projection,
+    build,
 };
 
 /// Where the parameters φ of the learned matching begin: `match.K.weight` and `match.K.bias` of each stage K.
 pub const MATCHING_PREFIX: &str = "match.";
 /// Where the aggregator's parameters begin.
 pub const AGGREGATOR_PREFIX: &str = "aggregator.";
+/// Where the parameters of the gate in an ensemble begin.
+pub const GATE_PREFIX: &str = "gate.";
 /// Where the parameters of the stages' own classifiers begin.
 pub const AUXILIARY_PREFIX: &str = "auxiliary_classifier.";
 
@@ -33,6 +36,8 @@ pub struct Additions {
     pub fn_norm: Option<KdFnParams>,
     /// The norm of the features behind [`Outputs::sphere_logits`].
     pub radius: Option<f64>,
+    /// A gate that scores the network in an ensemble.
+    pub gate: bool,
 }
 
 impl From<&Method> for Additions {
@@ -56,6 +61,8 @@ pub struct Model {
     pub aggregator: Option<Aggregator>,
     /// The projections of the learned matching, `match.K.*`: one per stage, or none.
     pub matching: Vec<Linear>,
+    /// What scores the network in a gated ensemble, `gate.*`.
+    pub gate: Option<EnsembleGate>,
     /// Parameters and buffers of all of them.
     pub params: Params,
     additions: Additions,
@@ -78,6 +85,8 @@ pub struct Outputs {
     pub fn_logits: Option<Tensor>,
     /// The same at the radius of a hypersphere embedding `[B, C]`.
     pub sphere_logits: Option<Tensor>,
+    /// The scores of the gate `[B, 1]`; none for a model without one.
+    pub score: Option<Tensor>,
 }
 
 impl Outputs {
@@ -122,8 +131,10 @@ impl Model {
                 matching.push(Linear::new(params.scope(&matching_name(k)), d, width)?);
             }
         }
+        let scope = params.scope(GATE_PREFIX.trim_end_matches('.'));
+        let gate = additions.gate.then(|| EnsembleGate::new(scope, d)).transpose()?;
         let arch = arch.to_owned();
-        Ok(Self { arch, network, auxiliary, embed, aggregator, matching, params, additions })
+        Ok(Self { arch, network, auxiliary, embed, aggregator, matching, gate, params, additions })
     }
 
     /// The same model with the same values in another element type. The twin trains by itself; after this model has
@@ -139,13 +150,15 @@ impl Model {
     }
 
     /// Everything that the model makes of images `[B, channels, height, width]`. All rectifiers but the aggregator's go
-    /// through the gates of `pass`, in this order: network, auxiliary classifiers, projection heads.
+    /// through the gates of `pass`, in this order: network, gate in an ensemble, auxiliary
+    /// classifiers, projection heads.
     ///
     /// # Errors
     /// If `images` do not have the shape the network was built for, or the device fails.
     pub fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Outputs> {
         let Output { logits, feature, stages } = self.network.forward(images, pass)?;
         let (fn_logits, sphere_logits) = self.classify_at_norms(&feature, pass)?;
+        let score = self.gate.as_ref().map(|gate| gate.forward(&feature, pass)).transpose()?;
         let (features, stage_logits) = self.classify_stages(&logits, feature, &stages, pass)?;
         let heads = self.embed.iter().zip(&features);
         let embeddings = heads.map(|(head, f)| unit(&head.forward(f, pass)?)).collect::<Result<Vec<_>>>()?;
@@ -156,7 +169,16 @@ impl Model {
         };
         let aggregated = self.aggregator.as_ref().map(aggregate).transpose()?;
         pass.check_gates()?;
-        Ok(Outputs { logits, stage_logits, embeddings, matching, aggregated, fn_logits, sphere_logits })
+        Ok(Outputs {
+            logits,
+            stage_logits,
+            embeddings,
+            matching,
+            aggregated,
+            fn_logits,
+            sphere_logits,
+            score,
+        })
     }
 
     /// What the classifier makes of the last feature at the norms that are asked for, in the dtype of the network.

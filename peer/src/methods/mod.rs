@@ -40,6 +40,9 @@ pub const LOGITS: &str = "logits";
 /// The name under which a peer publishes the logits `[B, C]` of its last features at one norm.
 pub const FN_LOGITS: &str = "fn_logits";
 
+/// The name under which a peer publishes the scores `[B, 1]` of its gate in an ensemble.
+pub const SCORE: &str = "score";
+
 /// The name under which a peer publishes the unit embedding `[B, E]` of the k-th stage that has one.
 pub fn embedding_name(stage: usize) -> String {
     format!("embed.{stage}")
@@ -103,6 +106,8 @@ pub struct Heard {
     pub aggregated: Option<Tensor>,
     /// `[B, C]`, where somebody learns from the logits of features of one norm.
     pub fn_logits: Option<Tensor>,
+    /// `[B, 1]`, where its logits enter a gated ensemble.
+    pub score: Option<Tensor>,
 }
 
 impl Heard {
@@ -115,6 +120,7 @@ impl Heard {
             matching: Vec::new(),
             aggregated: None,
             fn_logits: None,
+            score: None,
         }
     }
 }

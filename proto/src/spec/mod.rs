@@ -15,8 +15,8 @@ mod derived;
 pub use bank::BankSpec;
 pub use data::{Augment, DataSpec, Normalize, SamplerSpec};
 pub use graph::{
-    EdgeSpec, EdgeView, FN_LOGITS, FnForm, Gate, GraphView, KdclTarget, LOGITS, Preset, TermSpec, Topology,
-    WeightSchedule, When,
+    EdgeSpec, EdgeView, FN_LOGITS, FnForm, Gate, GraphView, KdclTarget, LOGITS, Preset, SCORE, TermSpec,
+    Topology, WeightSchedule, When,
 };
 pub use layerwise::{LMclSpec, MATCH_DIM, MatchingSpec, MetaBatchNorm, MetaPrecision, MetaSpec};
 pub use method::{DmlReduce, DmlSpec, DmlTarget, LogitKd, MclSpec, MethodSpec};

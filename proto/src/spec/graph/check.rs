@@ -1,5 +1,7 @@
 //! What makes no sense in a graph, refused before anything is trained.
 
+use std::collections::BTreeSet;
+
 use super::super::peer::Role;
 use super::super::run::FailurePolicy;
 use super::super::{MethodSpec, RunSpec, SpecError};
@@ -26,6 +28,7 @@ impl RunSpec {
             return Err(SpecError::value("[run]", "generations", problem));
         }
         self.check_ensembles()?;
+        self.check_members()?;
         self.check_norms()?;
         self.check_learners()?;
         self.check_coupling()
@@ -104,13 +107,36 @@ impl RunSpec {
     fn check_ensembles(&self) -> Result<(), SpecError> {
         for edge in self.edges.iter().filter(|edge| edge.term.is_of_ensembles()) {
             let same = |other: &&EdgeSpec| other.to == edge.to && other.term.name() == edge.term.name();
-            let differs = |other: &EdgeSpec| {
-                (&other.term, other.schedule, other.gate) != (&edge.term, edge.schedule, edge.gate)
-                    || other.weight.to_bits() != edge.weight.to_bits()
-            };
+            let differs = |other: &EdgeSpec| !other.has_numbers_of(edge);
             if self.edges.iter().filter(same).any(differs) {
                 let problem =
                     "and the others of this term into the same peer are one term; give all the same numbers";
+                return Err(self.about(edge, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// A gated ensemble is one term of all its members: each minimises the same cross-entropy by its own logits and gate.
+    fn check_members(&self) -> Result<(), SpecError> {
+        let gated = |to: usize| self.edges_to(to).filter(|edge| matches!(edge.term, TermSpec::One { .. }));
+        let members = |of: usize| gated(of).map(|edge| edge.from).chain([of]).collect::<BTreeSet<usize>>();
+        for edge in (0..self.peers.len()).flat_map(gated) {
+            if self.data.batch < 2 {
+                let problem = "has a gate that normalises over the batch, so a batch has two samples or more";
+                return Err(self.about(edge, problem));
+            }
+            let differs = |other: &usize| {
+                let student = self.peers.get(*other).is_some_and(|peer| peer.role == Role::Student);
+                let same = gated(*other).all(|theirs| theirs.has_numbers_of(edge));
+                student && (members(*other) != members(edge.to) || !same)
+            };
+            if let Some(other) = members(edge.to).iter().find(|other| differs(other)) {
+                let name = self.peers.get(*other).map_or("?", |peer| peer.name.as_str());
+                let problem = format!(
+                    "is of an ensemble whose students all learn from all its members with the same numbers, and {name} \
+                     does not; write from and to with the same names"
+                );
                 return Err(self.about(edge, problem));
             }
         }
@@ -188,6 +214,13 @@ impl RunSpec {
 }
 
 impl EdgeSpec {
+    /// Whether both are one term with the same weight at all times.
+    fn has_numbers_of(&self, other: &Self) -> bool {
+        let of =
+            |edge: &Self| (edge.term.clone(), edge.schedule, edge.gate, edge.when, edge.weight.to_bits());
+        of(self) == of(other)
+    }
+
     /// Whether both are the same term between the same peers in the same generations.
     pub(in crate::spec) fn is_parallel(&self, other: &Self) -> bool {
         let together = self.when == other.when || self.when == When::Always || other.when == When::Always;

@@ -16,7 +16,7 @@ mod show;
 
 pub use preset::Preset;
 pub use show::{EdgeView, GraphView};
-pub use term::{FN_LOGITS, FnForm, KdclTarget, LOGITS, TermSpec};
+pub use term::{FN_LOGITS, FnForm, KdclTarget, LOGITS, SCORE, TermSpec};
 pub use topology::Topology;
 
 pub(super) use read::{Couplings, read_graph};

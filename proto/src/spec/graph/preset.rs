@@ -34,12 +34,14 @@ pub enum Preset {
     Tsd,
     /// Collaborative learning with one soft target for all (Guo et al., CVPR 2020).
     Kdcl,
+    /// A gated ensemble that all learn from (Zhu et al., NeurIPS 2018).
+    One,
 }
 
 const UNIT: &str = "0 to 1";
 
 impl Preset {
-    const ALL: [(&str, Self); 10] = [
+    const ALL: [(&str, Self); 11] = [
         ("graph", Self::Graph),
         ("kd", Self::Kd),
         ("dkd", Self::Dkd),
@@ -50,6 +52,7 @@ impl Preset {
         ("generations", Self::Generations),
         ("tsd", Self::Tsd),
         ("kdcl", Self::Kdcl),
+        ("one", Self::One),
     ];
 
     /// What a run.toml calls it.
@@ -148,6 +151,12 @@ impl Preset {
                 let term = TermSpec::read("kdcl", section)?;
                 let taught = |(from, to)| EdgeSpec::plain(from, to, term.clone()).weighing(lam);
                 labels(&students, 1.0).chain(pairs.into_iter().map(taught)).collect()
+            }
+            Self::One => {
+                let pairs = pairs(section, &everybody, &students)?;
+                let term = TermSpec::read("one", section)?;
+                let gated = |(from, to)| EdgeSpec::plain(from, to, term.clone());
+                labels(&students, 1.0).chain(pairs.into_iter().map(gated)).collect()
             }
         })
     }

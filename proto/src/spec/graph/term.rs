@@ -87,6 +87,14 @@ pub enum TermSpec {
         /// How it is made.
         target: KdclTarget,
     },
+    /// Cross-entropy of an ensemble in which a gate of each member weighs its logits, one term of all members, and the KL
+    /// divergence from it.
+    One {
+        /// Temperature of the divergence.
+        t: f64,
+        /// Epochs until the divergence has its full weight.
+        ramp: u64,
+    },
 }
 
 /// What feature-normalised KD does to features shorter than the norm.
@@ -117,7 +125,7 @@ const UNIT: &str = "0 to 1";
 
 impl TermSpec {
     /// All that an edge may name, the couplings apart.
-    pub(super) const NAMES: [&str; 13] = [
+    pub(super) const NAMES: [&str; 14] = [
         "ce",
         "label-smoothing",
         "anisotropic-label-smoothing",
@@ -131,6 +139,7 @@ impl TermSpec {
         "kd-fn",
         "logit-kd",
         "kdcl",
+        "one",
     ];
 
     /// Reads the hyper-parameters of a term from the table that names it.
@@ -186,6 +195,10 @@ impl TermSpec {
                 let target = section.choice("target", &targets)?.unwrap_or(KdclTarget::MinLogit);
                 Self::Kdcl { t: positive(section, "t", 2.0)?, target }
             }
+            "one" => {
+                let t = positive(section, "t", 3.0)?;
+                Self::One { t, ramp: section.whole("ramp", 0..=1_000_000)?.unwrap_or(80) }
+            }
             _ => return Err(unknown_term(section, name)),
         })
     }
@@ -206,6 +219,7 @@ impl TermSpec {
             Self::KdFn { .. } => "kd-fn",
             Self::LogitKd { .. } => "logit-kd",
             Self::Kdcl { .. } => "kdcl",
+            Self::One { .. } => "one",
         }
     }
 
@@ -229,13 +243,14 @@ impl TermSpec {
             | Self::Dkd { .. }
             | Self::KdFn { .. }
             | Self::LogitKd { .. }
-            | Self::Kdcl { .. } => false,
+            | Self::Kdcl { .. }
+            | Self::One { .. } => false,
         }
     }
 
     /// Whether all edges of this term into a peer are one term of its loss.
     pub fn is_of_ensembles(&self) -> bool {
-        matches!(self, Self::LogitKd { .. } | Self::Kdcl { .. })
+        matches!(self, Self::LogitKd { .. } | Self::Kdcl { .. } | Self::One { .. })
     }
 
     /// The weight that an edge has unless it says another: the published one.
@@ -247,12 +262,13 @@ impl TermSpec {
         }
     }
 
-    /// The tensor that the source says for it.
-    pub fn says(&self) -> Option<&'static str> {
+    /// The tensors that the source says for it.
+    pub fn says(&self) -> &'static [&'static str] {
         match self {
-            _ if self.is_local() => None,
-            Self::KdFn { .. } => Some(FN_LOGITS),
-            _ => Some(LOGITS),
+            _ if self.is_local() => &[],
+            Self::KdFn { .. } => &[FN_LOGITS],
+            Self::One { .. } => &[LOGITS, SCORE],
+            _ => &[LOGITS],
         }
     }
 }
@@ -261,6 +277,8 @@ impl TermSpec {
 pub const LOGITS: &str = "logits";
 /// The name of the logits `[B, C]` of features of one norm, which feature-normalised KD learns from.
 pub const FN_LOGITS: &str = "fn_logits";
+/// The name of the scores `[B, 1]` that a network's gate gives it in an ensemble.
+pub const SCORE: &str = "score";
 
 fn read_groups(section: &mut Section) -> Result<Vec<u32>, SpecError> {
     let Some(groups) = section.numbers("groups")? else {

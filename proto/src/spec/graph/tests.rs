@@ -88,6 +88,8 @@ fn presets_are_edges() {
     let ktg = [(1, 1, "ce"), (0, 1, "kl"), (2, 1, "kl"), (2, 2, "ce"), (0, 2, "kl"), (1, 2, "kl")];
     assert_eq!(terms("ktg"), ktg.map(|(from, to, term)| (from, to, term, 1.0)));
     assert_eq!(terms("kdcl").len(), 6);
+    let one = [(1, 1, "ce"), (0, 1, "one"), (2, 1, "one"), (2, 2, "ce"), (0, 2, "one"), (1, 2, "one")];
+    assert_eq!(terms("one"), one.map(|(from, to, term)| (from, to, term, 1.0)));
     let self_kd = [(1, 1, "ce", 1.0), (1, 1, "ce", 0.5), (1, 1, "kd", 0.5)];
     assert_eq!(terms("self-kd")[..3], self_kd);
     let tsd = [(1, 1, "ce", 0.6), (1, 1, "tolerant", 0.4), (1, 1, "ce", 0.6), (1, 1, "kd", 0.4)];
@@ -100,6 +102,7 @@ fn presets_are_edges() {
     assert_eq!(spec("[method]\nname = \"kd\"\n").method_name(), "kd");
     let says = |name: &str| said(&spec(&format!("[method]\nname = \"{name}\"\n")));
     assert_eq!(says("kd"), ["[logits F32[20, 10]]", "[]", "[]"], "nobody learns from a student");
+    assert_eq!(says("one"), ["[logits F32[20, 10], score F32[20, 1]]"; 3]);
     assert_eq!(says("kd-fn"), ["[fn_logits F32[20, 10]]", "[]", "[]"]);
 }
 
@@ -158,6 +161,25 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
         ),
         (one("\"a\"", "\"a\"", "term = \"anisotropic-label-smoothing\"\ngroups = [0,0]"), "for 2 classes"),
         (error(&edge("\"t\"", "\"a\"", "term = \"kd\"").repeat(2)), "stands twice"),
+        (
+            one("\"b\"", "\"a\"", "term = \"one\""),
+            "of an ensemble whose students all learn from all its members",
+        ),
+        (one("\"t\"", "\"a\"", "term = \"one\"\ngate = \"correct\""), "of several"),
+        (
+            error(
+                &(edge("\"b\"", "\"a\"", "term = \"one\"")
+                    + &edge("\"a\"", "\"b\"", "term = \"one\"\nweight = 0.5")),
+            ),
+            "and b does not",
+        ),
+        (
+            error(
+                &(edge("\"b\"", "\"a\"", "term = \"kdcl\"\ngenerations = \"first\"")
+                    + &edge("\"t\"", "\"a\"", "term = \"kdcl\"")),
+            ),
+            "give all the same numbers",
+        ),
         (error("[method]\nname = \"kd\"\n[[edge]]\nto = \"a\"\nterm = \"l-mcl\"\n"), "itself"),
         (
             error(&("[method]\nname = \"l-mcl\"\n".to_owned() + &edge("\"a\"", "\"b\"", "term = \"l-mcl\""))),
@@ -171,6 +193,8 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
+    let alone = with("[method]\nname = \"one\"\n").replace("batch = 20", "batch = 1");
+    assert!(RunSpec::parse(&alone).unwrap_err().to_string().contains("normalises over the batch"));
     let no_teacher = with("[method]\nname = \"kd\"\n").replace("role = \"teacher\"", "");
     assert!(RunSpec::parse(&no_teacher).unwrap_err().to_string().contains("needs a teacher"));
 }
