@@ -11,7 +11,7 @@ use cohort_peer::learner::{Additions, Learner, Model};
 use cohort_peer::models::{ImageShape, Params, StateDict, state};
 use cohort_proto::spec::{MethodSpec, PeerSpec, Role, RunSpec};
 use cohort_tests::cluster;
-use cohort_tests::joint::max_difference;
+use cohort_tests::joint::{Joint, max_difference};
 use tempfile::TempDir;
 
 use super::{TOLERANCE, data, difference, gap};
@@ -135,6 +135,49 @@ fn a_gated_ensemble_goes_on_from_checkpoints_in_the_same_bits() {
             velocity.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
         assert!(moved > 1e-6, "{name}: {moved}");
     }
+}
+
+/// With and without a layer between the map and its discriminator; rates at which a wrong gradient would be seen.
+#[test]
+fn adversaries() {
+    let rest = "lr_g = 0.01\nlr_d = 0.01";
+    let narrow = format!("{rest}\nchannels = 16");
+    for (rest, peers) in
+        [(rest, ["a", "b"].as_slice()), (&narrow, &["a", "b"]), (rest, &["a", "b", "d", "e"])]
+    {
+        // Maps of one size: none of the networks has two stages.
+        let peers_of_run = students(peers).replace("resnet6", "resnet14");
+        let run = spec(&method("afd", rest), &peers_of_run);
+        let trace = cluster::trace(&run, &data(), STEPS).unwrap();
+        let mut joint = Joint::new(&run, &data()).unwrap();
+        for _ in 0..STEPS {
+            joint.step().unwrap();
+        }
+        for (states, (model, kept)) in trace.iter().zip(joint.states().unwrap()) {
+            let (of_peer, kept_by_peer) = states.last().unwrap();
+            assert!(kept.keys().any(|name| name.starts_with("adversary.discriminator.")));
+            let far =
+                [max_difference(of_peer, &model).unwrap(), max_difference(kept_by_peer, &kept).unwrap()];
+            eprintln!("afd x{}: {far:?}", peers.len());
+            assert!(far.iter().all(|(far, _)| *far < TOLERANCE), "{far:?}");
+        }
+        let logits = edge("from = \"a\"\nto = \"b\"\nterm = \"kl\"\nt = 3.0");
+        if peers.len() == 2 && rest != narrow {
+            let alone = logits + &edge("from = \"b\"\nto = \"a\"\nterm = \"kl\"\nt = 3.0");
+            let without = cluster::train(&spec(&alone, &peers_of_run), &data(), STEPS).unwrap();
+            let (far, _) = max_difference(&trace[0].last().unwrap().0, &without[0]).unwrap();
+            assert!(far > 0.01, "the adversary changes nothing: {far}");
+        }
+    }
+}
+
+/// Discriminators and both their optimisers are in a checkpoint.
+#[test]
+fn adversaries_go_on_from_checkpoints_in_the_same_bits() {
+    let spec = spec(&method("afd", "channels = 16\nlr_g = 0.01\nlr_d = 0.01"), &students(&["a", "b"]));
+    let half = goes_on_in_the_same_bits(&spec, (2, 5));
+    let steps = &half[1].optimizer["adversary.of_discriminator.step"];
+    assert_eq!(steps.to_scalar::<i64>().unwrap(), 2);
 }
 
 /// Checkpoints after the first steps, from which training goes on to the bits of a run without a break.
@@ -278,7 +321,7 @@ fn the_run_files_of_the_project_train() {
         assert_eq!(trained.len(), spec.peers.len());
         count += 1;
     }
-    assert!(count >= 20, "only {count} run files");
+    assert!(count >= 21, "only {count} run files");
 }
 
 /// A network that nobody teaches trains in company as it does by itself.

@@ -87,7 +87,8 @@ impl Node {
     /// The place of a peer in a run.
     pub fn of(spec: &RunSpec, index: usize) -> Self {
         let mut terms: Vec<NodeTerm> = Vec::new();
-        for edge in spec.edges_to(index) {
+        // What a discriminator says is no term of the loss: that is the adversary's.
+        for edge in spec.edges_to(index).filter(|edge| !matches!(edge.term, TermSpec::Afd { .. })) {
             let ensemble = edge.term.is_of_ensembles();
             let known = terms.iter_mut().find(|known| ensemble && known.term == edge.term);
             match known {
@@ -154,6 +155,7 @@ pub(super) fn additions(spec: &RunSpec, index: usize, method: Additions) -> Addi
             }
             TermSpec::Hypersphere { radius } => additions.radius = Some(*radius),
             TermSpec::One { .. } => additions.gate = true,
+            TermSpec::Afd { .. } => additions.map = spec.map_of(index).map(|[channels, ..]| channels),
             _ => {}
         }
     }
@@ -312,6 +314,7 @@ impl NodeTerm {
                 kdcl::rows(&own.logits, &goal, &KdclParams { t: *t, target })
             }
             TermSpec::One { .. } => one::ensemble_rows(&self.ensemble(scene)?, labels),
+            TermSpec::Afd { .. } => candle_core::bail!("what a discriminator says is no term of the loss"),
         }
     }
 
@@ -393,6 +396,7 @@ mod tests {
             fn_logits: None,
             sphere_logits: None,
             score: Some(tensor(1, 0.2)),
+            map: None,
         }
     }
 

@@ -6,6 +6,7 @@
 
 use candle_core::Result;
 
+use super::adversary::ADVERSARY_PREFIX;
 use super::{BANK_PREFIX, Learner, MATCHING_PREFIX, generations};
 use crate::checkpoint::Checkpoint;
 use crate::methods::terms::past::Past;
@@ -26,8 +27,8 @@ pub struct Before {
 
 impl Learner {
     /// Copies of all parameters and buffers, and of the rest: the state of both optimisers, whose names differ since no
-    /// parameter has two, and the memory banks, the past and the network of the
-    /// generation before, which no network has.
+    /// parameter has two, and the memory banks, the past, the
+    /// network of the generation before and the discriminator with what trains it, which no network has.
     ///
     /// # Errors
     /// If the device fails.
@@ -39,6 +40,7 @@ impl Learner {
             memory,
             past,
             predecessor,
+            adversary,
             // The run spec and the number of steps say these, and they are the same after a restart.
             generation: _,
             index: _,
@@ -61,6 +63,9 @@ impl Learner {
         }
         if let Some(model) = predecessor {
             rest.extend(generations::state_of(model)?);
+        }
+        if let Some(adversary) = adversary {
+            rest.extend(adversary.state_dict()?);
         }
         Ok((model.params.state_dict()?, rest))
     }
@@ -100,6 +105,7 @@ impl Learner {
             memory,
             past,
             predecessor,
+            adversary,
             // Its parameters are loaded by whoever calls this; the rest of it is built from the run spec.
             model: _,
             generation: _,
@@ -121,6 +127,8 @@ impl Learner {
         let others = rest.iter().filter(|(name, _)| *name != PAST);
         let mut rest: StateDict = others.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
         generations::load(predecessor.as_ref(), &mut rest)?;
+        let (contested, rest): (StateDict, StateDict) =
+            rest.into_iter().partition(|(name, _)| adversary.is_some() && name.starts_with(ADVERSARY_PREFIX));
         let (banks, optimizers): (StateDict, StateDict) =
             rest.into_iter().partition(|(name, _)| memory.is_some() && name.starts_with(BANK_PREFIX));
         let (matching, every_step): (StateDict, StateDict) =
@@ -129,6 +137,9 @@ impl Learner {
         matching_optimizer.load(&matching)?;
         if let Some(memory) = memory {
             memory.load(&banks)?;
+        }
+        if let Some(adversary) = adversary {
+            adversary.load(&contested)?;
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ const ALL: Additions = Additions {
     fn_norm: None,
     radius: None,
     gate: true,
+    map: None,
 };
 
 fn model(arch: &str, additions: Additions, dtype: DType) -> Model {

@@ -43,6 +43,9 @@ pub const FN_LOGITS: &str = "fn_logits";
 /// The name under which a peer publishes the scores `[B, 1]` of its gate in an ensemble.
 pub const SCORE: &str = "score";
 
+/// The name under which a peer publishes its last feature maps `[B, channels, rows, columns]`.
+pub const MAP: &str = "map";
+
 /// The name under which a peer publishes the unit embedding `[B, E]` of the k-th stage that has one.
 pub fn embedding_name(stage: usize) -> String {
     format!("embed.{stage}")
@@ -108,6 +111,8 @@ pub struct Heard {
     pub fn_logits: Option<Tensor>,
     /// `[B, 1]`, where its logits enter a gated ensemble.
     pub score: Option<Tensor>,
+    /// `[B, channels, rows, columns]`, where a discriminator compares its maps with others'.
+    pub map: Option<Tensor>,
 }
 
 impl Heard {
@@ -121,6 +126,7 @@ impl Heard {
             aggregated: None,
             fn_logits: None,
             score: None,
+            map: None,
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod auxiliary;
 pub mod projection;
 pub mod aggregator;
 pub mod ensemble_gate;
+pub mod discriminator;
 pub mod layers;
 pub mod pass;
 pub mod params;
@@ -18,6 +19,7 @@ pub mod state;
 
 pub use aggregator::Aggregator;
 pub use auxiliary::{AuxiliaryClassifier, StageOutput};
+pub use discriminator::Discriminator;
 pub use ensemble_gate::EnsembleGate;
 pub use params::{Init, Params, Scope};
 pub use pass::Pass;

@@ -30,6 +30,7 @@ impl RunSpec {
         self.check_ensembles()?;
         self.check_members()?;
         self.check_norms()?;
+        self.check_maps()?;
         self.check_learners()?;
         self.check_coupling()
     }
@@ -53,7 +54,7 @@ impl RunSpec {
                 Err(self
                     .about(edge, "is a term of one's own; leave out from, or write the name of the target"))
             }
-            (false, true) if self.run.generations < 2 || edge.term.is_of_ensembles() => Err(self.about(
+            (false, true) if self.run.generations < 2 || !edge.term.looks_back() => Err(self.about(
                 edge,
                 "is learned from another; write that one's name as from, or learn from the generation before with \
                  generations = 2 in [run] (kd, kl, dkd and kd-fn can)",
@@ -146,11 +147,48 @@ impl RunSpec {
     /// A peer has one classifier at one norm, for itself and for all that learn from it.
     fn check_norms(&self) -> Result<(), SpecError> {
         let of = |name: &'static str| self.edges.iter().filter(move |edge| edge.term.name() == name);
-        for name in ["kd-fn", "hypersphere"] {
+        for (name, what) in
+            [("kd-fn", "another norm"), ("hypersphere", "another norm"), ("afd", "other numbers")]
+        {
             let differs = of(name).zip(of(name).skip(1)).find(|(one, other)| one.term != other.term);
             if let Some((_, other)) = differs {
-                return Err(self.about(other, "has another norm than an edge before; one run has one"));
+                return Err(self.about(other, format!("has {what} than an edge before; one run has one")));
             }
+        }
+        Ok(())
+    }
+
+    /// Maps are compared as they are, by one discriminator a peer, with optimisers of their own.
+    fn check_maps(&self) -> Result<(), SpecError> {
+        for target in 0..self.peers.len() {
+            let mut all = self.edges_to(target).filter(|edge| matches!(edge.term, TermSpec::Afd { .. }));
+            let Some(edge) = all.next() else { continue };
+            let plain = EdgeSpec::plain(edge.from, edge.to, edge.term.clone());
+            let side = |index: usize| self.map_of(index).map_or(0, |[_, rows, _]| rows);
+            let (from, to) = (side(edge.from), side(edge.to));
+            let said = self.contribution_schema(edge.from);
+            let problem = match all.next() {
+                Some(_) => "stands beside another; a peer has one discriminator, against one other".to_owned(),
+                None if *edge != plain => {
+                    "has a weight, a schedule, a gate or generations; it is no part of the loss, lr_g and lr_d are its \
+                     strength"
+                        .to_owned()
+                }
+                None if from != to => format!(
+                    "compares maps of {from}x{from} with maps of {to}x{to}; take architectures with as many stages"
+                ),
+                None if self.data.batch < 2 => {
+                    "has a discriminator that normalises over the batch, so a batch has two samples or more".to_owned()
+                }
+                None if matches!(self.method, MethodSpec::LMcl(_)) => {
+                    "would stand beside l-mcl, whose meta-updates follow one optimiser".to_owned()
+                }
+                None => match said {
+                    Ok(_) => continue,
+                    Err(error) => format!("has maps that are too large to say: {error}; write a smaller batch"),
+                },
+            };
+            return Err(self.about(edge, problem));
         }
         Ok(())
     }
