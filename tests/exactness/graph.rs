@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Device;
-use cohort_peer::learner::Learner;
+use cohort_peer::checkpoint::Checkpoint;
+use cohort_peer::learner::{Additions, Learner, Model};
 use cohort_peer::models::{ImageShape, Params, StateDict, state};
 use cohort_proto::spec::{MethodSpec, PeerSpec, Role, RunSpec};
 use cohort_tests::cluster;
-use cohort_tests::joint::max_difference;
+use cohort_tests::joint::{Joint, max_difference};
 use tempfile::TempDir;
 
 use super::{TOLERANCE, data, difference, gap};
@@ -26,6 +27,17 @@ fn teacher(folder: &TempDir) -> String {
     let weights: StateDict = params.state_dict().unwrap();
     std::fs::write(&path, state::encode(&weights).unwrap()).unwrap();
     format!("[[peer]]\nname = \"t\"\narch = \"wrn_10_1\"\nrole = \"teacher\"\ninit = {path:?}\n")
+}
+
+/// The same with a gate for an ensemble.
+fn gated_teacher(folder: &TempDir) -> String {
+    let path = folder.path().join("g.safetensors");
+    let params = Params::new(98, "g", candle_core::DType::F32, &Device::Cpu).unwrap();
+    let image = ImageShape { channels: 1, height: 28, width: 28 };
+    let additions = Additions { gate: true, ..Additions::default() };
+    let model = Model::build("resnet6", (image, 10), additions, params).unwrap();
+    std::fs::write(&path, state::encode(&model.params.state_dict().unwrap()).unwrap()).unwrap();
+    format!("[[peer]]\nname = \"g\"\narch = \"resnet6\"\nrole = \"teacher\"\ninit = {path:?}\n")
 }
 
 fn spec(graph: &str, peers: &str) -> RunSpec {
@@ -92,6 +104,94 @@ fn presets_among_students() {
     for graph in kdcl.into_iter().chain(others) {
         assert!(difference(&spec(&graph, &three), STEPS) < TOLERANCE, "{graph}");
     }
+}
+
+/// The ramp ends in the second epoch, which the third step begins.
+#[test]
+fn gated_ensembles() {
+    let folder = tempfile::tempdir().unwrap();
+    let rest = "ramp = 2\nt = 2.0";
+    for peers in [students(&["a", "b"]), students(&["a", "b", "c"])] {
+        assert!(difference(&spec(&method("one", rest), &peers), STEPS) < TOLERANCE);
+    }
+    let two = format!("{rest}\ntopology = \"groups\"\ngroup = 2");
+    assert!(difference(&spec(&method("one", &two), &students(&["a", "b", "c", "d"])), STEPS) < TOLERANCE);
+    // A teacher is a member that brings its gate and never changes; other edges stand beside.
+    let more =
+        edge("from = \"a\"\nto = \"b\"\nterm = \"kl\"") + &edge("to = \"a\"\nterm = \"label-smoothing\"");
+    let taught = students(&["a", "b"]) + &gated_teacher(&folder);
+    // Step by step: the reference adds the ensemble last, which rounds otherwise.
+    assert!(gap(&spec(&(method("one", rest) + "\n" + &more), &taught), STEPS).all < TOLERANCE);
+}
+
+/// The gate and its velocity are in a checkpoint, and its weights move.
+#[test]
+fn a_gated_ensemble_goes_on_from_checkpoints_in_the_same_bits() {
+    let spec = spec(&method("one", "ramp = 2"), &students(&["a", "b"]));
+    let half = goes_on_in_the_same_bits(&spec, (2, 5));
+    for name in ["gate.0.weight", "gate.0.bias", "gate.1.weight", "gate.1.bias"] {
+        let velocity = &half[0].optimizer[&format!("{name}.momentum_buffer")];
+        let moved =
+            velocity.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        assert!(moved > 1e-6, "{name}: {moved}");
+    }
+}
+
+/// With and without a layer between the map and its discriminator; rates at which a wrong gradient would be seen.
+#[test]
+fn adversaries() {
+    let rest = "lr_g = 0.01\nlr_d = 0.01";
+    let narrow = format!("{rest}\nchannels = 16");
+    for (rest, peers) in
+        [(rest, ["a", "b"].as_slice()), (&narrow, &["a", "b"]), (rest, &["a", "b", "d", "e"])]
+    {
+        // Maps of one size: none of the networks has two stages.
+        let peers_of_run = students(peers).replace("resnet6", "resnet14");
+        let run = spec(&method("afd", rest), &peers_of_run);
+        let trace = cluster::trace(&run, &data(), STEPS).unwrap();
+        let mut joint = Joint::new(&run, &data()).unwrap();
+        for _ in 0..STEPS {
+            joint.step().unwrap();
+        }
+        for (states, (model, kept)) in trace.iter().zip(joint.states().unwrap()) {
+            let (of_peer, kept_by_peer) = states.last().unwrap();
+            assert!(kept.keys().any(|name| name.starts_with("adversary.discriminator.")));
+            let far =
+                [max_difference(of_peer, &model).unwrap(), max_difference(kept_by_peer, &kept).unwrap()];
+            eprintln!("afd x{}: {far:?}", peers.len());
+            assert!(far.iter().all(|(far, _)| *far < TOLERANCE), "{far:?}");
+        }
+        let logits = edge("from = \"a\"\nto = \"b\"\nterm = \"kl\"\nt = 3.0");
+        if peers.len() == 2 && rest != narrow {
+            let alone = logits + &edge("from = \"b\"\nto = \"a\"\nterm = \"kl\"\nt = 3.0");
+            let without = cluster::train(&spec(&alone, &peers_of_run), &data(), STEPS).unwrap();
+            let (far, _) = max_difference(&trace[0].last().unwrap().0, &without[0]).unwrap();
+            assert!(far > 0.01, "the adversary changes nothing: {far}");
+        }
+    }
+}
+
+/// Discriminators and both their optimisers are in a checkpoint.
+#[test]
+fn adversaries_go_on_from_checkpoints_in_the_same_bits() {
+    let spec = spec(&method("afd", "channels = 16\nlr_g = 0.01\nlr_d = 0.01"), &students(&["a", "b"]));
+    let half = goes_on_in_the_same_bits(&spec, (2, 5));
+    let steps = &half[1].optimizer["adversary.of_discriminator.step"];
+    assert_eq!(steps.to_scalar::<i64>().unwrap(), 2);
+}
+
+/// Checkpoints after the first steps, from which training goes on to the bits of a run without a break.
+fn goes_on_in_the_same_bits(spec: &RunSpec, (first, all): (usize, usize)) -> Vec<Arc<Checkpoint>> {
+    let whole = cluster::train_from(spec, &data(), &[], all).unwrap();
+    let half = cluster::train_from(spec, &data(), &[], first).unwrap();
+    let half: Vec<_> = half.into_iter().map(Arc::new).collect();
+    let resumed = cluster::train_from(spec, &data(), &half, all - first).unwrap();
+    for (whole, resumed) in whole.iter().zip(&resumed) {
+        let bytes = |tensors: &BTreeMap<_, _>| state::encode(tensors).unwrap();
+        assert!(bytes(&whole.model) == bytes(&resumed.model));
+        assert!(bytes(&whole.optimizer) == bytes(&resumed.optimizer));
+    }
+    half
 }
 
 /// Step by step: the reference adds the contrastive terms pair by pair, which rounds otherwise.
@@ -221,7 +321,7 @@ fn the_run_files_of_the_project_train() {
         assert_eq!(trained.len(), spec.peers.len());
         count += 1;
     }
-    assert!(count >= 17, "only {count} run files");
+    assert!(count >= 21, "only {count} run files");
 }
 
 /// A network that nobody teaches trains in company as it does by itself.

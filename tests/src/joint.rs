@@ -11,11 +11,12 @@ use cohort_peer::data::{self, loader::Batch, loader::Loader};
 use cohort_peer::learner::{BANK_PREFIX, Before, Learner};
 use cohort_peer::methods::Own;
 use cohort_peer::models::{ImageShape, Pass, StateDict};
-use cohort_peer::step::{forward, load, update};
+use cohort_peer::step::{backward, forward, load, update};
 use cohort_proto::dataset::{self, Split};
 use cohort_proto::spec::{Role, RunSpec};
 
 use crate::cluster::State;
+use crate::joint_adversary;
 use crate::joint_graph::{graph_loss, is_graph};
 use crate::joint_loss::joint_loss;
 use crate::joint_memory::{JointMemory, bank_name};
@@ -91,7 +92,8 @@ impl Joint {
             let said: Vec<&[candle_core::Tensor]> = cohort.iter().map(|own| own.embeddings).collect();
             memory.remember(&said, &input.indices)?;
         }
-        for (learner, output) in self.learners.iter_mut().zip(outputs) {
+        let contests = joint_adversary::contests(&self.learners, &outputs)?;
+        for ((learner, output), contest) in self.learners.iter_mut().zip(outputs).zip(contests) {
             if learner.role == Role::Teacher {
                 continue;
             }
@@ -100,7 +102,11 @@ impl Joint {
                 past.remember(&said);
             }
             let own = learner.model.params.gradients(&gradients);
+            let moves = backward::moves(learner, contest)?;
             update::update(learner, output.pass, own, batch.lr)?;
+            if let (Some(adversary), Some(moves)) = (&mut learner.adversary, moves) {
+                adversary.step(&learner.model, moves)?;
+            }
         }
         self.meta_update(&batch, &input)?;
         Ok(value)
@@ -129,6 +135,15 @@ impl Joint {
             learner.put_back(&Before { model: model.clone(), rest: all, held: None })?;
         }
         Ok(())
+    }
+
+    /// What each network's checkpoint would hold, by index.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn states(&self) -> Result<Vec<State>> {
+        let states = self.learners.iter().map(Learner::state);
+        Ok(states.collect::<candle_core::Result<Vec<_>>>()?)
     }
 
     /// The memory banks of all networks as a checkpoint names them; none without.

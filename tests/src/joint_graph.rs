@@ -1,14 +1,17 @@
 //! The joint loss of a graph: every term of every network in one graph over all of them, for couplings that link some
 //! networks only and for edges. What a term holds constant is the term's own business.
 
-use candle_core::{Result, Tensor};
+use std::collections::BTreeSet;
+
+use candle_core::{Context, DType, Result, Tensor};
 use cohort_peer::learner::{Learner, Scene};
 use cohort_peer::methods::cross_entropy::cross_entropy;
 use cohort_peer::methods::mcl::Scores;
+use cohort_peer::methods::primitives::soft_kl;
 use cohort_peer::methods::{Heard, MclParams, Method, Own, dml, logit_kd};
 use cohort_peer::step::forward::Forward;
 use cohort_peer::step::load::Input;
-use cohort_proto::spec::{MethodSpec, RunSpec};
+use cohort_proto::spec::{Gate, MethodSpec, Role, RunSpec, TermSpec, WeightSchedule};
 
 /// What each network remembers of the samples of the batch `[B, C]`, if it does.
 pub type Pasts = Vec<Option<Tensor>>;
@@ -44,6 +47,7 @@ pub fn graph_loss(
             .map(|(other, output)| Heard {
                 logits: Some(output.outputs.logits.clone()),
                 fn_logits: output.outputs.fn_logits.clone(),
+                score: output.outputs.score.clone(),
                 ..Heard::nothing(other)
             })
             .collect();
@@ -58,9 +62,47 @@ pub fn graph_loss(
             labels,
             past: pasts[index].as_ref(),
         };
-        for (_, weight, value) in learner.node.terms(&scene)? {
+        // A gated ensemble is one term of all its members, below; their shares of it would count it once for each.
+        let terms = learner.node.terms(&scene)?.into_iter().filter(|(name, ..)| !name.starts_with("one"));
+        for (_, weight, value) in terms {
             total = (total + (value * weight)?)?;
         }
+    }
+    total + ensembles(spec, outputs, labels, input.epoch)?
+}
+
+/// Every gated ensemble once: its cross-entropy by the logits and the scores of all members, and the divergence of each
+/// student from it.
+fn ensembles(spec: &RunSpec, outputs: &[Forward], labels: &Tensor, epoch: u64) -> Result<Tensor> {
+    let mut total = zero(&outputs[0].outputs.logits)?;
+    let mut seen = BTreeSet::new();
+    for edge in &spec.edges {
+        let TermSpec::One { t, ramp } = edge.term else { continue };
+        if (edge.schedule, edge.gate) != (WeightSchedule::Constant, Gate::Through) {
+            candle_core::bail!("the joint trainer has gated ensembles of constant weight only");
+        }
+        let gated = spec.edges.iter().filter(|other| other.term == edge.term && other.to == edge.to);
+        let members: BTreeSet<usize> = gated.map(|other| other.from).chain([edge.to]).collect();
+        if !seen.insert(members.clone()) {
+            continue;
+        }
+        let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64);
+        let score = |i: &usize| outputs[*i].outputs.score.as_ref().context("a member has a gate");
+        let scores = members.iter().map(|i| wide(score(i)?)).collect::<Result<Vec<_>>>()?;
+        let weights = Tensor::cat(&scores, 1)?.exp()?;
+        let weights = weights.broadcast_div(&weights.sum_keepdim(1)?)?;
+        let mut ensemble = zero(labels)?.broadcast_as(outputs[edge.to].outputs.logits.shape())?;
+        for (place, i) in members.iter().enumerate() {
+            let weighed = wide(&outputs[*i].outputs.logits)?.broadcast_mul(&weights.narrow(1, place, 1)?)?;
+            ensemble = (ensemble + weighed)?;
+        }
+        let mut sum = cross_entropy(&ensemble, labels)?;
+        let left = 1.0 - epoch.min(ramp) as f64 / ramp as f64;
+        for i in members.iter().filter(|i| spec.peers[**i].role == Role::Student) {
+            let divergence = soft_kl(&outputs[*i].outputs.logits, &ensemble.detach(), t)?;
+            sum = (sum + (divergence * (-5.0 * left * left).exp())?)?;
+        }
+        total = (total + (sum * edge.weight)?)?;
     }
     Ok(total)
 }
@@ -119,5 +161,5 @@ fn coupling(spec: &RunSpec, learners: &[Learner], outputs: &[Forward], labels: &
 }
 
 fn zero(like: &Tensor) -> Result<Tensor> {
-    Tensor::zeros((), candle_core::DType::F64, like.device())
+    Tensor::zeros((), DType::F64, like.device())
 }

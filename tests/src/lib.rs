@@ -10,5 +10,6 @@ pub mod joint_graph;
 pub mod joint_lmcl;
 pub mod joint_meta;
 pub mod joint_memory;
+pub mod joint_adversary;
 pub mod process;
 pub mod net;

@@ -6,15 +6,20 @@ mod memory;
 mod state;
 mod node;
 mod generations;
+mod adversary;
 mod scores;
 
 #[cfg(test)]
 mod tests;
 
+pub use adversary::{Adversary, Contest, Moves};
 pub use draws::Classes;
 pub use generations::Fresh;
 pub use memory::{BANK_PREFIX, Memory, Remembrance};
-pub use model::{AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, MATCHING_PREFIX, Model, Outputs};
+pub use model::{
+    AGGREGATOR_PREFIX, AUXILIARY_PREFIX, Additions, GATE_PREFIX, MATCHING_PREFIX, Model, Outputs,
+    TRANSFER_PREFIX,
+};
 pub use node::{Extent, Named, Node, Scene};
 pub use scores::{Scores, widened};
 pub use state::{Before, PAST};
@@ -36,7 +41,8 @@ use crate::models::{ImageShape, Params, Strictness, state as weights};
 use crate::optim::{Sgd, SgdConfig};
 
 /// Beginnings of the names that a method adds to a network's own: initial weights may lack them or bring others.
-pub const METHOD_PREFIXES: [&str; 4] = ["embed.", AUXILIARY_PREFIX, AGGREGATOR_PREFIX, MATCHING_PREFIX];
+pub const METHOD_PREFIXES: [&str; 6] =
+    ["embed.", AUXILIARY_PREFIX, AGGREGATOR_PREFIX, MATCHING_PREFIX, GATE_PREFIX, TRANSFER_PREFIX];
 
 /// One peer's network with all that trains it.
 pub struct Learner {
@@ -46,7 +52,7 @@ pub struct Learner {
     pub role: Role,
     /// The network and what the method adds to it.
     pub model: Model,
-    /// The optimiser of every step, over all parameters but φ.
+    /// The optimiser of every step, over all parameters but φ and the layer that only the adversary trains.
     pub optimizer: Sgd,
     /// The optimiser of the meta-updates, over the parameters φ of the learned matching; over nothing without them.
     pub matching_optimizer: Sgd,
@@ -66,6 +72,8 @@ pub struct Learner {
     pub past: Option<Past>,
     /// The memory banks of all networks, if the method contrasts with them.
     pub memory: Option<Memory>,
+    /// The discriminator that its maps are to deceive, if it has one.
+    pub adversary: Option<Adversary>,
     /// Where it computes.
     pub device: Device,
     /// The network in another precision; its values are those of some earlier time.
@@ -124,7 +132,8 @@ impl Learner {
         };
         let configs = (config, matching_config(&spec.method, config));
         let (role, meta, node) = (peer.role, Schedule::of(spec), Node::of(spec, index));
-        Ok(Self { role, meta, node, ..Self::new(index, model, method, configs)? })
+        let adversary = Adversary::of(spec, index, &model, &name)?;
+        Ok(Self { role, meta, node, adversary, ..Self::new(index, model, method, configs)? })
     }
 
     /// A student: puts optimisers at rest beside a model, the one of every step and the one of the matching.
@@ -137,7 +146,9 @@ impl Learner {
         method: Method,
         (config, matching): (SgdConfig, SgdConfig),
     ) -> candle_core::Result<Self> {
-        let optimizer = Sgd::over(&model.params, config, |name| !name.starts_with(MATCHING_PREFIX))?;
+        let optimizer = Sgd::over(&model.params, config, |name| {
+            !name.starts_with(MATCHING_PREFIX) && !name.starts_with(TRANSFER_PREFIX)
+        })?;
         let matching_optimizer =
             Sgd::over(&model.params, matching, |name| name.starts_with(MATCHING_PREFIX))?;
         let device = model.params.device().clone();
@@ -156,6 +167,7 @@ impl Learner {
             predecessor: None,
             past: None,
             memory: None,
+            adversary: None,
             device,
             twin: None,
         })

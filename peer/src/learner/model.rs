@@ -8,15 +8,20 @@ use crate::methods::primitives::unit;
 use crate::methods::terms::hypersphere::{self, HypersphereParams};
 use crate::methods::terms::kd_fn::{self, KdFnParams};
 use crate::methods::{Method, Own, embedding_name, lmcl, matching_name};
-use crate::models::layers::Linear;
+use crate::models::layers::{Conv2d, Linear};
 use crate::models::{
-    Aggregator, AuxiliaryClassifier, ImageShape, Network, Output, Params, Pass, Projection, build,
+    Aggregator, AuxiliaryClassifier, EnsembleGate, ImageShape, Network, Output, Params, Pass, Projection,
+    build,
 };
 
 /// Where the parameters φ of the learned matching begin: `match.K.weight` and `match.K.bias` of each stage K.
 pub const MATCHING_PREFIX: &str = "match.";
 /// Where the aggregator's parameters begin.
 pub const AGGREGATOR_PREFIX: &str = "aggregator.";
+/// Where the parameters of the gate in an ensemble begin.
+pub const GATE_PREFIX: &str = "gate.";
+/// Where the parameters of the layer begin that gives maps the common number of channels.
+pub const TRANSFER_PREFIX: &str = "transfer.";
 /// Where the parameters of the stages' own classifiers begin.
 pub const AUXILIARY_PREFIX: &str = "auxiliary_classifier.";
 
@@ -33,6 +38,10 @@ pub struct Additions {
     pub fn_norm: Option<KdFnParams>,
     /// The norm of the features behind [`Outputs::sphere_logits`].
     pub radius: Option<f64>,
+    /// A gate that scores the network in an ensemble.
+    pub gate: bool,
+    /// The number of channels that the last map is given.
+    pub map: Option<usize>,
 }
 
 impl From<&Method> for Additions {
@@ -56,6 +65,10 @@ pub struct Model {
     pub aggregator: Option<Aggregator>,
     /// The projections of the learned matching, `match.K.*`: one per stage, or none.
     pub matching: Vec<Linear>,
+    /// What scores the network in a gated ensemble, `gate.*`.
+    pub gate: Option<EnsembleGate>,
+    /// What gives the last map another number of channels, `transfer.*`; none where it has that.
+    pub transfer: Option<Conv2d>,
     /// Parameters and buffers of all of them.
     pub params: Params,
     additions: Additions,
@@ -80,6 +93,10 @@ pub struct Outputs {
     pub fn_logits: Option<Tensor>,
     /// The same at the radius of a hypersphere embedding `[B, C]`.
     pub sphere_logits: Option<Tensor>,
+    /// The scores of the gate `[B, 1]`; none for a model without one.
+    pub score: Option<Tensor>,
+    /// The last feature map `[B, channels, rows, columns]` at the number of channels that is asked for.
+    pub map: Option<Tensor>,
 }
 
 impl Outputs {
@@ -124,8 +141,14 @@ impl Model {
                 matching.push(Linear::new(params.scope(&matching_name(k)), d, width)?);
             }
         }
+        let scope = params.scope(GATE_PREFIX.trim_end_matches('.'));
+        let gate = additions.gate.then(|| EnsembleGate::new(scope, d)).transpose()?;
+        let width = network.stage_widths().last().copied().unwrap_or_default();
+        let scope = params.scope(TRANSFER_PREFIX.trim_end_matches('.'));
+        let other = additions.map.filter(|channels| *channels != width);
+        let transfer = other.map(|channels| Conv2d::new(scope, width, channels, 1, 1)).transpose()?;
         let arch = arch.to_owned();
-        Ok(Self { arch, network, auxiliary, embed, aggregator, matching, params, additions })
+        Ok(Self { arch, network, auxiliary, embed, aggregator, matching, gate, transfer, params, additions })
     }
 
     /// The same model with the same values in another element type. The twin trains by itself; after this model has
@@ -141,13 +164,16 @@ impl Model {
     }
 
     /// Everything that the model makes of images `[B, channels, height, width]`. All rectifiers but the aggregator's go
-    /// through the gates of `pass`, in this order: network, auxiliary classifiers, projection heads.
+    /// through the gates of `pass`, in this order: network, gate in an ensemble, auxiliary
+    /// classifiers, projection heads.
     ///
     /// # Errors
     /// If `images` do not have the shape the network was built for, or the device fails.
     pub fn forward(&self, images: &Tensor, pass: &mut Pass) -> Result<Outputs> {
         let Output { logits, feature, stages } = self.network.forward(images, pass)?;
         let (fn_logits, sphere_logits) = self.classify_at_norms(&feature, pass)?;
+        let map = self.transferred(&stages, pass)?;
+        let score = self.gate.as_ref().map(|gate| gate.forward(&feature, pass)).transpose()?;
         let (features, stage_logits) = self.classify_stages(&logits, feature.clone(), &stages, pass)?;
         let heads = self.embed.iter().zip(&features);
         let embeddings = heads.map(|(head, f)| unit(&head.forward(f, pass)?)).collect::<Result<Vec<_>>>()?;
@@ -167,7 +193,16 @@ impl Model {
             aggregated,
             fn_logits,
             sphere_logits,
+            score,
+            map,
         })
+    }
+
+    /// The last map at the common number of channels, if that is asked for.
+    fn transferred(&self, maps: &[Maps], pass: &Pass) -> Result<Option<Tensor>> {
+        let Some(last) = maps.last().filter(|_| self.additions.map.is_some()) else { return Ok(None) };
+        let transferred = self.transfer.as_ref().map(|layer| layer.forward(last, pass)).transpose()?;
+        transferred.as_ref().unwrap_or(last).to_tensor().map(Some)
     }
 
     /// What the classifier makes of the last feature at the norms that are asked for, in the dtype of the network.

@@ -11,7 +11,7 @@ use crate::methods::terms::kd_fn::{Form, KdFnParams};
 use crate::methods::terms::kdcl::{KdclParams, Target};
 use crate::methods::terms::ps_kd::PsKdParams;
 use crate::methods::terms::{
-    anisotropic, confidence_penalty, dkd, hypersphere, kd, kd_fn, kdcl, label_smoothing, ps_kd, tsd,
+    anisotropic, confidence_penalty, dkd, hypersphere, kd, kd_fn, kdcl, label_smoothing, one, ps_kd, tsd,
 };
 use crate::methods::{Heard, cross_entropy};
 
@@ -87,7 +87,8 @@ impl Node {
     /// The place of a peer in a run.
     pub fn of(spec: &RunSpec, index: usize) -> Self {
         let mut terms: Vec<NodeTerm> = Vec::new();
-        for edge in spec.edges_to(index) {
+        // What a discriminator says is no term of the loss: that is the adversary's.
+        for edge in spec.edges_to(index).filter(|edge| !matches!(edge.term, TermSpec::Afd { .. })) {
             let ensemble = edge.term.is_of_ensembles();
             let known = terms.iter_mut().find(|known| ensemble && known.term == edge.term);
             match known {
@@ -130,10 +131,10 @@ impl Node {
     /// A source that did not say what an edge needs; shapes or labels that do not fit.
     pub fn terms(&self, scene: &Scene<'_>) -> Result<Vec<Named>> {
         let mut terms = Vec::with_capacity(self.terms.len());
-        for term in self.terms.iter().filter(|term| term.is_there(scene.generation)) {
+        for term in self.terms.iter().filter(|term| term.is_there(scene)) {
             let weight = term.weight * term.factor(scene);
             if weight > 0.0 {
-                terms.push((term.name.clone(), weight, term.value(scene)?));
+                term.add_to(&mut terms, weight, scene)?;
             }
         }
         Ok(terms)
@@ -153,6 +154,8 @@ pub(super) fn additions(spec: &RunSpec, index: usize, method: Additions) -> Addi
                 additions.fn_norm = Some(KdFnParams { tau: *tau, form });
             }
             TermSpec::Hypersphere { radius } => additions.radius = Some(*radius),
+            TermSpec::One { .. } => additions.gate = true,
+            TermSpec::Afd { .. } => additions.map = spec.map_of(index).map(|[channels, ..]| channels),
             _ => {}
         }
     }
@@ -186,8 +189,13 @@ impl NodeTerm {
         self.sources.is_empty() && !self.term.is_local()
     }
 
-    fn is_there(&self, generation: u64) -> bool {
-        self.when.includes(generation) && (generation > 0 || !self.is_of_the_past())
+    /// Whether there is anything to learn from at this moment. A source that has left the cohort is not heard.
+    fn is_there(&self, scene: &Scene<'_>) -> bool {
+        let heard = |source: &usize| scene.heard.iter().any(|heard| heard.index == *source);
+        let generation = scene.generation;
+        self.when.includes(generation)
+            && (generation > 0 || !self.is_of_the_past())
+            && (self.sources.is_empty() || self.sources.iter().any(heard))
     }
 
     /// What the schedule, and the warm-up of the term itself, make of the weight at this moment.
@@ -206,14 +214,39 @@ impl NodeTerm {
         }
     }
 
-    fn value(&self, scene: &Scene<'_>) -> Result<Tensor> {
-        let rows = self.rows(scene)?;
+    /// Adds what the term is at this moment. That of a gated ensemble is two: the divergence from it, which is ramped up, and
+    /// the ensemble's own cross-entropy.
+    fn add_to(&self, terms: &mut Vec<Named>, weight: f64, scene: &Scene<'_>) -> Result<()> {
+        let mut name = self.name.clone();
+        if let TermSpec::One { t, ramp } = self.term {
+            let params = one::OneParams { t, ramp };
+            let divergence = one::rows(&scene.own.logits, &self.ensemble(scene)?, &params)?;
+            let ramped = weight * params.ramp_at(scene.epoch);
+            terms.push((name.clone(), ramped, self.gated(&divergence, scene)?));
+            name.push_str("_ensemble");
+        }
+        terms.push((name, weight, self.gated(&self.rows(scene)?, scene)?));
+        Ok(())
+    }
+
+    /// The scalar that the gate makes of rows.
+    fn gated(&self, rows: &Tensor, scene: &Scene<'_>) -> Result<Tensor> {
         let at = Moment { iteration: scene.step, iterations: scene.extent.steps };
         let source = match self.gate {
             Gate::Correct if !self.term.is_local() => Some(self.taught(scene)?),
             _ => None,
         };
-        gated_mean(&rows, self.gate, at, source, scene.labels)
+        gated_mean(rows, self.gate, at, source, scene.labels)
+    }
+
+    /// The logits `[B, C]` of the gated ensemble of all members, through which the own logits and scores have a gradient.
+    fn ensemble(&self, scene: &Scene<'_>) -> Result<Tensor> {
+        let Some(score) = &scene.own.score else {
+            candle_core::bail!("{}: the network has no gate", self.name);
+        };
+        let (place, logits) = self.of_all(scene, &scene.own.logits, |heard| heard.logits.as_ref())?;
+        let (_, scores) = self.of_all(scene, score, |heard| heard.score.as_ref())?;
+        one::ensemble(place, &logits, &scores)
     }
 
     /// What each sample contributes `[B]`.
@@ -280,6 +313,8 @@ impl NodeTerm {
                 let goal = kdcl::target(&self.logits_of_all(scene)?, labels, target, None)?;
                 kdcl::rows(&own.logits, &goal, &KdclParams { t: *t, target })
             }
+            TermSpec::One { .. } => one::ensemble_rows(&self.ensemble(scene)?, labels),
+            TermSpec::Afd { .. } => candle_core::bail!("what a discriminator says is no term of the loss"),
         }
     }
 
@@ -315,10 +350,106 @@ impl NodeTerm {
     /// The logits of all sources and one's own, constants all of them, in the order of the peers: every network forms the
     /// same bits of them.
     fn logits_of_all(&self, scene: &Scene<'_>) -> Result<Vec<Tensor>> {
-        let theirs = self.sources.iter().map(|source| self.logits_of(*source, scene).cloned());
-        let mut all = theirs.collect::<Result<Vec<_>>>()?;
-        let place = self.sources.iter().filter(|source| **source < self.target).count();
-        all.insert(place, scene.own.logits.detach());
-        Ok(all)
+        let own = scene.own.logits.detach();
+        Ok(self.of_all(scene, &own, |heard| heard.logits.as_ref())?.1)
+    }
+
+    /// One's own tensor among those that the sources in the cohort said, in the order of the peers, and its place.
+    fn of_all<'a>(
+        &self,
+        scene: &Scene<'a>,
+        own: &Tensor,
+        said: impl Fn(&'a Heard) -> Option<&'a Tensor>,
+    ) -> Result<(usize, Vec<Tensor>)> {
+        let mut all = Vec::with_capacity(self.sources.len() + 1);
+        let mut place = 0;
+        for heard in scene.heard.iter().filter(|heard| self.sources.contains(&heard.index)) {
+            let Some(tensor) = said(heard) else {
+                candle_core::bail!("{}: network {} did not say all that it needs", self.name, heard.index);
+            };
+            place += usize::from(heard.index < self.target);
+            all.push(tensor.clone());
+        }
+        all.insert(place, own.clone());
+        Ok((place, all))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    fn tensor(width: usize, seed: f64) -> Tensor {
+        let values: Vec<f64> = (0..4 * width).map(|i| (seed + 1.7 * i as f64).sin()).collect();
+        Tensor::from_vec(values, (4, width), &Device::Cpu).unwrap()
+    }
+
+    fn outputs() -> Outputs {
+        Outputs {
+            logits: tensor(10, 0.1),
+            stage_logits: Vec::new(),
+            embeddings: Vec::new(),
+            matching: Vec::new(),
+            aggregated: None,
+            fn_logits: None,
+            sphere_logits: None,
+            score: Some(tensor(1, 0.2)),
+            map: None,
+        }
+    }
+
+    fn heard(index: usize) -> Heard {
+        let seed = index as f64;
+        Heard { logits: Some(tensor(10, seed)), score: Some(tensor(1, 5.0 + seed)), ..Heard::nothing(index) }
+    }
+
+    /// The terms of the second of some peers in a method, by what it heard of others.
+    fn terms(method: &str, peers: &[&str], heard: &[Heard]) -> Vec<(String, f64, f64)> {
+        let peers = peers.iter().map(|name| format!("[[peer]]\nname = \"{name}\"\narch = \"resnet6\"\n"));
+        let text = format!(
+            "[run]\nsteps = 9\n[data]\ndataset = \"mnist\"\nbatch = 4\n[method]\nname = \"{method}\"\n{}",
+            peers.collect::<String>()
+        );
+        let node = Node::of(&RunSpec::parse(&text).unwrap(), 1);
+        let own = outputs();
+        let labels = Tensor::new(&[3u32, 1, 4, 1], &Device::Cpu).unwrap();
+        let extent = Extent { steps: 9, epochs: 3 };
+        let scene = Scene {
+            generation: 0,
+            step: 0,
+            epoch: 0,
+            extent,
+            before: None,
+            own: &own,
+            heard,
+            labels: &labels,
+            past: None,
+        };
+        let number = |value: Tensor| value.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
+        let terms = node.terms(&scene).unwrap().into_iter();
+        terms.map(|(name, weight, value)| (name, weight, number(value))).collect()
+    }
+
+    /// Whoever has left the cohort is not heard: terms of it alone are absent, and ensembles are of those who are there.
+    #[test]
+    fn a_source_that_left_is_not_missed() {
+        for method in ["kdcl", "one"] {
+            let left = terms(method, &["a", "b", "c"], &[heard(0)]);
+            assert_eq!(left, terms(method, &["a", "b"], &[heard(0)]), "{method}");
+            assert_ne!(left, terms(method, &["a", "b", "c"], &[heard(0), heard(2)]), "{method}");
+        }
+        let ktg = terms("ktg", &["a", "b", "c"], &[heard(2)]);
+        assert_eq!(ktg.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), ["ce", "kl.c"]);
+        assert_eq!(terms("one", &["a", "b"], &[]).len(), 1, "alone there is nothing to gate");
+    }
+
+    /// At epoch 0 of a ramp of 80 the divergence has the weight exp(-5), the ensemble's cross-entropy its own.
+    #[test]
+    fn a_gated_ensemble_is_two_terms() {
+        let terms = terms("one", &["a", "b"], &[heard(0)]);
+        let weights: Vec<_> = terms.iter().map(|(name, weight, _)| (name.as_str(), *weight)).collect();
+        assert_eq!(weights, [("ce", 1.0), ("one", (-5f64).exp()), ("one_ensemble", 1.0)]);
     }
 }

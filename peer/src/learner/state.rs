@@ -6,6 +6,7 @@
 
 use candle_core::Result;
 
+use super::adversary::ADVERSARY_PREFIX;
 use super::{BANK_PREFIX, Learner, MATCHING_PREFIX, Remembrance, generations};
 use crate::checkpoint::Checkpoint;
 use crate::methods::terms::past::Past;
@@ -28,8 +29,8 @@ pub struct Before {
 
 impl Learner {
     /// Copies of all parameters and buffers, and of the rest: the state of both optimisers, whose names differ since no
-    /// parameter has two, and the memory banks, the past and the network of the
-    /// generation before, which no network has.
+    /// parameter has two, and the memory banks, the past, the
+    /// network of the generation before and the discriminator with what trains it, which no network has.
     ///
     /// # Errors
     /// If the device fails.
@@ -48,6 +49,7 @@ impl Learner {
             matching_optimizer,
             past,
             predecessor,
+            adversary,
             // All of it in a checkpoint, the rows of a batch before a step: whoever calls this says.
             memory: _,
             // The run spec and the number of steps say these, and they are the same after a restart.
@@ -69,6 +71,9 @@ impl Learner {
         }
         if let Some(model) = predecessor {
             rest.extend(generations::state_of(model)?);
+        }
+        if let Some(adversary) = adversary {
+            rest.extend(adversary.state_dict()?);
         }
         Ok((model.params.state_dict()?, rest))
     }
@@ -115,6 +120,7 @@ impl Learner {
             matching_optimizer,
             past,
             predecessor,
+            adversary,
             // Loaded or put back by whoever calls this.
             memory: _,
             // Its parameters are loaded by whoever calls this; the rest of it is built from the run spec.
@@ -137,10 +143,15 @@ impl Learner {
             *past = Past::from_tensor(&rows, past.samples(), past.classes())?;
         }
         generations::load(predecessor.as_ref(), &mut rest)?;
+        let (contested, rest): (StateDict, StateDict) =
+            rest.into_iter().partition(|(name, _)| adversary.is_some() && name.starts_with(ADVERSARY_PREFIX));
         let (matching, every_step): (StateDict, StateDict) =
             rest.into_iter().partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
         optimizer.load(&every_step)?;
         matching_optimizer.load(&matching)?;
+        if let Some(adversary) = adversary {
+            adversary.load(&contested)?;
+        }
         Ok(())
     }
 }

@@ -10,8 +10,15 @@ use crate::models::{StateDict, state};
 const TINY: ImageShape = ImageShape { channels: 1, height: 8, width: 8 };
 const CONFIG: SgdConfig = SgdConfig { momentum: 0.9, nesterov: true, weight_decay: 5e-4, clip_norm: 0.0 };
 /// Everything at once.
-const ALL: Additions =
-    Additions { stages: true, embedding: Some(6), matching: Some(7), fn_norm: None, radius: None };
+const ALL: Additions = Additions {
+    stages: true,
+    embedding: Some(6),
+    matching: Some(7),
+    fn_norm: None,
+    radius: None,
+    gate: true,
+    map: None,
+};
 
 fn model(arch: &str, additions: Additions, dtype: DType) -> Model {
     let params = Params::new(7, "a", dtype, &Device::Cpu).unwrap();
@@ -36,6 +43,7 @@ fn values(tensor: &Tensor) -> Vec<f64> {
 fn named(outputs: &Outputs) -> Vec<(String, &Tensor)> {
     let mut all = vec![("logits".to_owned(), &outputs.logits)];
     all.extend(outputs.aggregated.iter().map(|tensor| ("aggregated".to_owned(), tensor)));
+    all.extend(outputs.score.iter().map(|tensor| ("score".to_owned(), tensor)));
     for (name, tensors) in
         [("stage", &outputs.stage_logits), ("embed", &outputs.embeddings), ("match", &outputs.matching)]
     {
@@ -72,6 +80,8 @@ fn every_stage_says_everything() {
             assert_eq!(values(&outputs.stage_logits[stages - 1]), values(&outputs.logits), "{arch}");
             assert!(outputs.stage_logits.iter().all(|z| z.dims() == [4, 5]), "{arch}");
             assert_eq!(outputs.aggregated.as_ref().unwrap().dims(), [4, 5]);
+            let score = outputs.score.as_ref().unwrap();
+            assert!(score.dims() == [4, 1] && values(score).iter().all(|score| *score >= 0.0), "{arch}");
             assert!(outputs.embeddings.iter().all(|v| v.dims() == [4, 6] && unit(v)), "{arch}");
             assert!(outputs.matching.iter().all(|u| u.dims() == [4, 7] && unit(u)), "{arch}");
         }
@@ -164,9 +174,9 @@ fn theta_phi_and_the_aggregator_are_all_there_is() {
 
 #[test]
 fn replayed_gates_give_the_same_bits_at_the_same_point() {
-    // Rectifiers of the network, of the branches and of the projection heads.
+    // Rectifiers of the network, of the gate, of the branches and of the projection heads.
     for (arch, count) in
-        [("resnet6", 5 + 2 + 2), ("resnet8", 7 + 6 + 3), ("wrn_10_1", 7 + 8 + 3), ("resnet10", 9 + 12 + 4)]
+        [("resnet6", 6 + 2 + 2), ("resnet8", 8 + 6 + 3), ("wrn_10_1", 8 + 8 + 3), ("resnet10", 10 + 12 + 4)]
     {
         for dtype in [DType::F32, DType::F64] {
             let model = model(arch, ALL, dtype);
@@ -195,7 +205,7 @@ fn gates_of_a_larger_network_are_refused_in_words() {
         model.forward(&x, &mut pass).unwrap();
     }
     let e = model.forward(&x, &mut Pass::replaying(&pass.take_gates().unwrap())).unwrap_err();
-    assert!(e.to_string().contains("fewer rectifiers, 9, than the 18"), "{e}");
+    assert!(e.to_string().contains("fewer rectifiers, 10, than the 20"), "{e}");
 }
 
 /// Central differences along a random direction, in f64: with replayed gates the objective is smooth, so that its

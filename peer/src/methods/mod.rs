@@ -40,6 +40,12 @@ pub const LOGITS: &str = "logits";
 /// The name under which a peer publishes the logits `[B, C]` of its last features at one norm.
 pub const FN_LOGITS: &str = "fn_logits";
 
+/// The name under which a peer publishes the scores `[B, 1]` of its gate in an ensemble.
+pub const SCORE: &str = "score";
+
+/// The name under which a peer publishes its last feature maps `[B, channels, rows, columns]`.
+pub const MAP: &str = "map";
+
 /// The name under which a peer publishes the unit embedding `[B, E]` of the k-th stage that has one.
 pub fn embedding_name(stage: usize) -> String {
     format!("embed.{stage}")
@@ -103,6 +109,10 @@ pub struct Heard {
     pub aggregated: Option<Tensor>,
     /// `[B, C]`, where somebody learns from the logits of features of one norm.
     pub fn_logits: Option<Tensor>,
+    /// `[B, 1]`, where its logits enter a gated ensemble.
+    pub score: Option<Tensor>,
+    /// `[B, channels, rows, columns]`, where a discriminator compares its maps with others'.
+    pub map: Option<Tensor>,
 }
 
 impl Heard {
@@ -115,6 +125,8 @@ impl Heard {
             matching: Vec::new(),
             aggregated: None,
             fn_logits: None,
+            score: None,
+            map: None,
         }
     }
 }

@@ -10,6 +10,8 @@ pub mod wide_resnet;
 pub mod auxiliary;
 pub mod projection;
 pub mod aggregator;
+pub mod ensemble_gate;
+pub mod discriminator;
 pub mod layers;
 pub mod pass;
 pub mod params;
@@ -17,6 +19,8 @@ pub mod state;
 
 pub use aggregator::Aggregator;
 pub use auxiliary::{AuxiliaryClassifier, StageOutput};
+pub use discriminator::Discriminator;
+pub use ensemble_gate::EnsembleGate;
 pub use params::{Init, Params, Scope};
 pub use pass::Pass;
 pub use projection::Projection;

@@ -3,8 +3,10 @@
 //! It takes gradients by name and updates the variables of a [`Params`](crate::models::Params) in place. Learning rates
 //! come from outside, one for each step.
 
+pub mod adam;
 pub mod sgd;
 
+pub use adam::{Adam, AdamConfig};
 pub use sgd::{Sgd, SgdConfig};
 
 use std::collections::BTreeMap;

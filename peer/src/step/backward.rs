@@ -2,7 +2,7 @@
 
 use candle_core::Result;
 
-use crate::learner::Learner;
+use crate::learner::{Contest, Learner, Moves};
 use crate::methods::Terms;
 use crate::optim::Gradients;
 
@@ -13,4 +13,15 @@ use crate::optim::Gradients;
 pub fn backward(learner: &Learner, loss: &Terms) -> Result<Gradients> {
     let store = loss.total.backward()?;
     Ok(learner.model.params.gradients(&store))
+}
+
+/// The gradients of a contest with the adversary, if there is one.
+///
+/// # Errors
+/// If the device fails.
+pub fn moves(learner: &Learner, contest: Option<Contest>) -> Result<Option<Moves>> {
+    match (&learner.adversary, contest) {
+        (Some(adversary), Some(contest)) => adversary.moves(&learner.model, contest).map(Some),
+        _ => Ok(None),
+    }
 }

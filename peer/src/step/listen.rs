@@ -8,7 +8,7 @@ use cohort_proto::id::{Digest, PeerName};
 use cohort_proto::schema::DType;
 
 use super::{Company, Interruption};
-use crate::methods::{AGGREGATED, FN_LOGITS, Heard, LOGITS, embedding_name, matching_name};
+use crate::methods::{AGGREGATED, FN_LOGITS, Heard, LOGITS, MAP, SCORE, embedding_name, matching_name};
 
 /// What the sources said.
 #[derive(Debug)]
@@ -58,6 +58,10 @@ pub fn heard(index: usize, contribution: &Contribution, device: &Device) -> Resu
             heard.logits = Some(values);
         } else if name == FN_LOGITS {
             heard.fn_logits = Some(values);
+        } else if name == SCORE {
+            heard.score = Some(values);
+        } else if name == MAP {
+            heard.map = Some(values);
         } else if name == AGGREGATED {
             heard.aggregated = Some(values);
         } else if name == embedding_name(heard.embeddings.len()) {

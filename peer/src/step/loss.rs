@@ -4,7 +4,7 @@ use candle_core::Result;
 
 use super::forward::Forward;
 use super::load::Input;
-use crate::learner::{Learner, Named, Scene};
+use crate::learner::{Contest, Learner, Named, Scene};
 use crate::methods::cross_entropy::cross_entropy;
 use crate::methods::{Heard, Method, Terms, Weighted};
 
@@ -38,6 +38,25 @@ pub fn loss(learner: &Learner, forward: &Forward, heard: &[Heard], input: &Input
     };
     terms.extend(learner.node.terms(&scene)?);
     Terms::sum(terms, own.logits.dtype())
+}
+
+/// What the adversary makes of the batch, if there is one: no part of the share, but beside it among the named terms.
+///
+/// # Errors
+/// As [`loss`](fn@loss).
+pub fn contest(
+    learner: &Learner,
+    forward: &Forward,
+    heard: &[Heard],
+    terms: &mut Terms,
+) -> Result<Option<Contest>> {
+    let Some(adversary) = &learner.adversary else { return Ok(None) };
+    let contest = adversary.contest(&forward.outputs, heard)?;
+    if let Some(contest) = &contest {
+        let named = [("afd_generator", &contest.generator), ("afd_discriminator", &contest.discriminator)];
+        terms.named.extend(named.map(|(name, value)| (name.into(), value.detach())));
+    }
+    Ok(contest)
 }
 
 /// The share of the coupling with those who are coupled to this peer.

@@ -30,6 +30,7 @@ use crate::error::PeerError;
 use crate::kernels::threads::compute;
 use crate::learner::Learner;
 use meta::Exchanged;
+use update::Change;
 
 /// The rest of the cohort, as a step sees it: somewhere to say things, and someone to listen to.
 pub trait Company {
@@ -102,16 +103,18 @@ pub fn run(
     acts.done("say");
     let listen::Listened { consumed, heard } = listen::listen(company, at, batch.hash, &learner.device)?;
     acts.done("listen");
-    let loss = compute(|| loss::loss(learner, &forward, &heard, &input))?;
+    let mut loss = compute(|| loss::loss(learner, &forward, &heard, &input))?;
+    let contest = compute(|| loss::contest(learner, &forward, &heard, &mut loss))?;
     let matching = compute(|| report::matching(&forward, &heard, &consumed))?;
     acts.done("loss");
     let gradients = compute(|| backward::backward(learner, &loss))?;
+    let moves = compute(|| backward::moves(learner, contest))?;
     acts.done("backward");
     let mut terms = report::terms(batch.step, &loss)?;
     terms.extend(matching);
     let schedule = meta::due(learner, batch, heard.len());
     let before = schedule.as_ref().map(|_| learner.before(&input.indices)).transpose()?;
-    let change = (forward.pass, gradients, batch.lr);
+    let change = Change { pass: forward.pass, gradients, lr: batch.lr, moves };
     compute(|| update::update_and_remember(learner, change, &forward.outputs, &heard, &input))?;
     acts.done("update");
     let mut exchanged = Exchanged { own: said.digest, tensors: said.tensors, consumed };

@@ -9,7 +9,7 @@ use cohort_proto::schema::{self, TensorSpec};
 use super::forward::Forward;
 use super::{Company, Interruption};
 use crate::learner::{Learner, Outputs};
-use crate::methods::{AGGREGATED, FN_LOGITS, LOGITS, embedding_name, matching_name};
+use crate::methods::{AGGREGATED, FN_LOGITS, LOGITS, MAP, SCORE, embedding_name, matching_name};
 
 /// What was said.
 #[derive(Debug, Default)]
@@ -36,8 +36,8 @@ pub fn say(
     Ok(Said { digest: company.say(at, batch_hash, words)?, tensors })
 }
 
-/// What somebody learns from, in the order of the schema: logits, those of normalised features, aggregated ones, the
-/// embeddings and then the matching features by stage.
+/// What somebody learns from, in the order of the schema: logits, those of normalised features, scores, maps, aggregated logits,
+/// the embeddings and then the matching features by stage.
 fn words(learner: &Learner, outputs: &Outputs) -> Result<Vec<Tensor>> {
     let mut words = Vec::new();
     let mut word = |name: &str, tensor: Option<&candle_core::Tensor>, by_method: bool| -> Result<()> {
@@ -48,6 +48,8 @@ fn words(learner: &Learner, outputs: &Outputs) -> Result<Vec<Tensor>> {
     };
     word(LOGITS, Some(&outputs.logits), learner.method.says_logits())?;
     word(FN_LOGITS, outputs.fn_logits.as_ref(), false)?;
+    word(SCORE, outputs.score.as_ref(), false)?;
+    word(MAP, outputs.map.as_ref(), false)?;
     word(AGGREGATED, outputs.aggregated.as_ref(), learner.method.says_aggregated())?;
     let of_stages = of_stages(&outputs.embeddings, &outputs.matching)?.into_iter();
     words.extend(of_stages.filter(|word| learner.node.says(&word.spec.name, true)));

@@ -4,10 +4,23 @@
 use candle_core::Result;
 
 use super::load::Input;
-use crate::learner::{Learner, Memory, Outputs};
+use crate::learner::{Learner, Memory, Moves, Outputs};
 use crate::methods::Heard;
 use crate::models::Pass;
 use crate::optim::Gradients;
+
+/// What a batch changes.
+#[derive(Debug)]
+pub struct Change {
+    /// The running statistics that are still to be written.
+    pub pass: Pass,
+    /// The gradient of the share by parameter name.
+    pub gradients: Gradients,
+    /// The learning rate.
+    pub lr: f64,
+    /// What the network and its adversary learn of each other.
+    pub moves: Option<Moves>,
+}
 
 /// One optimiser step at a learning rate, and the batch's share of the running statistics.
 ///
@@ -18,15 +31,15 @@ pub fn update(learner: &mut Learner, pass: Pass, gradients: Gradients, lr: f64) 
     pass.commit()
 }
 
-/// As [`update`], and then the memory banks of all networks, if the method has them, and the own past
-/// remember what was said of the batch.
+/// As [`update`], then what the network and its adversary learn of each other, and then the memory banks of all networks,
+/// if the method has them, and the own past remember what was said of the batch.
 /// What can go wrong with them does so before anything has changed.
 ///
 /// # Errors
 /// If the device fails, or an embedding is missing.
 pub fn update_and_remember(
     learner: &mut Learner,
-    (pass, gradients, lr): (Pass, Gradients, f64),
+    change: Change,
     outputs: &Outputs,
     heard: &[Heard],
     input: &Input,
@@ -35,7 +48,11 @@ pub fn update_and_remember(
     let blend = |memory: &Memory| memory.blend((me, &outputs.embeddings), heard, &input.indices);
     let remembrance = learner.memory.as_ref().map(blend).transpose()?;
     let said = learner.past.as_ref().map(|past| past.said(&input.indices, &outputs.logits)).transpose()?;
+    let Change { pass, gradients, lr, moves } = change;
     update(learner, pass, gradients, lr)?;
+    if let (Some(adversary), Some(moves)) = (&mut learner.adversary, moves) {
+        adversary.step(&learner.model, moves)?;
+    }
     if let (Some(past), Some(said)) = (&mut learner.past, said) {
         past.remember(&said);
     }

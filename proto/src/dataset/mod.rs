@@ -46,6 +46,13 @@ impl DatasetKind {
         }
     }
 
+    /// Pixels of a row, and of a column.
+    pub fn side(self) -> usize {
+        match self {
+            Self::FashionMnist | Self::Mnist => 28,
+        }
+    }
+
     /// Mean of the training pixels scaled to 0..1, one per channel.
     pub fn mean(self) -> &'static [f32] {
         match self {

@@ -1,7 +1,7 @@
 //! What follows from a run spec alone, so that coordinator and peers cannot disagree about it: the batch plan, and
 //! what every peer says in a step.
 
-use super::graph::{FN_LOGITS, LOGITS};
+use super::graph::{FN_LOGITS, LOGITS, MAP, SCORE};
 use super::{
     Length, LogitKd, MATCH_DIM, MetaSpec, MethodSpec, RunSpec, SamplerSpec, ScheduleSpec, stages_of,
 };
@@ -53,7 +53,8 @@ impl RunSpec {
     /// this order:
     ///
     /// - `logits` [batch, classes] where somebody learns from them, `fn_logits` [batch, classes] where somebody learns from
-    ///   those of normalised features, `aggregated` [batch, classes] where L-MCL distils
+    ///   those of normalised features, `score` [batch, 1] where its logits enter a gated ensemble, `map` [batch,
+    ///   channels, rows, columns] where a discriminator sees it, `aggregated` [batch, classes] where L-MCL distils
     /// - `embed.k` [batch, feat_dim], unit rows, where embeddings are contrasted: one for MCL, one for each stage of the
     ///   peer's architecture for L-MCL
     /// - `match.k` [batch, 128], unit rows, for each stage where L-MCL learns how stages match
@@ -64,7 +65,7 @@ impl RunSpec {
         let peer = self.peers.get(index).ok_or(SchemaError::NoPeer(index))?;
         let (batch, classes) = (self.data.batch, self.data.dataset.classes());
         let coupled = self.is_coupling_source(index);
-        let on_edges = |name: &str| self.edges_from(index).any(|edge| edge.term.says() == Some(name));
+        let on_edges = |name: &str| self.edges_from(index).any(|edge| edge.term.says().contains(&name));
         let tensor = |name: String, width| TensorSpec { name, dtype: DType::F32, shape: vec![batch, width] };
         let distils = match &self.method {
             MethodSpec::Alone | MethodSpec::LMcl(_) => false,
@@ -74,6 +75,11 @@ impl RunSpec {
         let mut tensors = Vec::new();
         tensors.extend(((coupled && distils) || on_edges(LOGITS)).then(|| tensor(LOGITS.into(), classes)));
         tensors.extend(on_edges(FN_LOGITS).then(|| tensor(FN_LOGITS.into(), classes)));
+        tensors.extend(on_edges(SCORE).then(|| tensor(SCORE.into(), 1)));
+        if let Some([channels, rows, columns]) = self.map_of(index).filter(|_| on_edges(MAP)) {
+            let shape = vec![batch, channels, rows, columns];
+            tensors.push(TensorSpec { name: MAP.into(), dtype: DType::F32, shape });
+        }
         match &self.method {
             _ if !coupled => {}
             MethodSpec::Alone | MethodSpec::Dml(_) => {}

@@ -15,13 +15,13 @@ mod derived;
 pub use bank::BankSpec;
 pub use data::{Augment, DataSpec, Normalize, SamplerSpec};
 pub use graph::{
-    EdgeSpec, EdgeView, FN_LOGITS, FnForm, Gate, GraphView, KdclTarget, LOGITS, Preset, TermSpec, Topology,
-    WeightSchedule, When,
+    EdgeSpec, EdgeView, FN_LOGITS, FnForm, Gate, GraphView, KdclTarget, LOGITS, MAP, Preset, SCORE, TermSpec,
+    Topology, WeightSchedule, When,
 };
 pub use layerwise::{LMclSpec, MATCH_DIM, MatchingSpec, MetaBatchNorm, MetaPrecision, MetaSpec};
 pub use method::{DmlReduce, DmlSpec, DmlTarget, LogitKd, MclSpec, MethodSpec};
 pub use optim::{OptimSpec, ScheduleSpec};
-pub use peer::{ARCHITECTURES, DeviceSpec, PeerSpec, Role, stages_of};
+pub use peer::{ARCHITECTURES, DeviceSpec, PeerSpec, Role, last_map_of, stages_of};
 pub use run::{DivergencePolicy, FailurePolicy, Length, PolicySpec, RunSection};
 
 use std::collections::BTreeSet;

@@ -41,6 +41,19 @@ pub fn stages_of(arch: &str) -> usize {
     }
 }
 
+/// Channels and side of the last feature map of an architecture, for square images of a side.
+/// A test of the peer keeps this and its networks equal.
+pub fn last_map_of(arch: &str, side: usize) -> (usize, usize) {
+    let channels = match (arch, arch.rsplit_once('_')) {
+        ("resnet6", _) => 32,
+        ("resnet8x4" | "resnet32x4", _) => 256,
+        ("resnet10" | "resnet18", _) => 512,
+        (_, Some((_, widen))) => 64 * widen.parse().unwrap_or(1),
+        _ => 64,
+    };
+    (channels, (1..stages_of(arch)).fold(side, |side, _| side.div_ceil(2)))
+}
+
 /// `[[peer]]`: one network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerSpec {

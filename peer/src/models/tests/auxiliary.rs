@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::DType;
-use cohort_proto::spec::{ARCHITECTURES, stages_of};
+use cohort_proto::spec::{ARCHITECTURES, last_map_of, stages_of};
 
 use super::{TINY, images, network, params, values};
 use crate::models::{ImageShape, Params, Pass, StateDict, Strictness, build, known};
@@ -62,6 +62,7 @@ fn run_files_know_every_network_and_its_stages() {
     for arch in known() {
         let (_, network) = network(arch, TINY, 5, DType::F32);
         assert_eq!(stages_of(arch), network.stage_widths().len(), "{arch}");
+        assert_eq!(Some(&last_map_of(arch, 28).0), network.stage_widths().last(), "{arch}");
     }
 }
 
@@ -123,5 +124,19 @@ fn published_state_dicts_load() {
         build("resnet8", TINY, 5, &mut bare).unwrap();
         let lenient = Strictness::Lenient { prefixes: &["auxiliary_classifier."] };
         assert!(!bare.load(&published(wrapper), lenient).unwrap().ignored.is_empty());
+    }
+}
+
+/// Sides that are not halved evenly are rounded up.
+#[test]
+fn last_maps_are_as_large_as_the_run_spec_says() {
+    for arch in ["resnet6", "resnet8", "resnet8x4", "resnet10", "wrn_10_1", "wrn_16_2"] {
+        for side in [10, 28] {
+            let image = ImageShape { channels: 1, height: side, width: side };
+            let (_, network) = network(arch, image, 5, DType::F32);
+            let output = network.forward(&images(image, 1, DType::F32), &mut Pass::eval()).unwrap();
+            let (channels, side) = last_map_of(arch, side);
+            assert_eq!(output.stages.last().unwrap().dims(), [1, channels, side, side], "{arch}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! What makes no sense in a graph, refused before anything is trained.
 
+use std::collections::BTreeSet;
+
 use super::super::peer::Role;
 use super::super::run::FailurePolicy;
 use super::super::{MethodSpec, RunSpec, SpecError};
@@ -26,7 +28,9 @@ impl RunSpec {
             return Err(SpecError::value("[run]", "generations", problem));
         }
         self.check_ensembles()?;
+        self.check_members()?;
         self.check_norms()?;
+        self.check_maps()?;
         self.check_learners()?;
         self.check_coupling()
     }
@@ -50,7 +54,7 @@ impl RunSpec {
                 Err(self
                     .about(edge, "is a term of one's own; leave out from, or write the name of the target"))
             }
-            (false, true) if self.run.generations < 2 || edge.term.is_of_ensembles() => Err(self.about(
+            (false, true) if self.run.generations < 2 || !edge.term.looks_back() => Err(self.about(
                 edge,
                 "is learned from another; write that one's name as from, or learn from the generation before with \
                  generations = 2 in [run] (kd, kl, dkd and kd-fn can)",
@@ -104,10 +108,7 @@ impl RunSpec {
     fn check_ensembles(&self) -> Result<(), SpecError> {
         for edge in self.edges.iter().filter(|edge| edge.term.is_of_ensembles()) {
             let same = |other: &&EdgeSpec| other.to == edge.to && other.term.name() == edge.term.name();
-            let differs = |other: &EdgeSpec| {
-                (&other.term, other.schedule, other.gate) != (&edge.term, edge.schedule, edge.gate)
-                    || other.weight.to_bits() != edge.weight.to_bits()
-            };
+            let differs = |other: &EdgeSpec| !other.has_numbers_of(edge);
             if self.edges.iter().filter(same).any(differs) {
                 let problem =
                     "and the others of this term into the same peer are one term; give all the same numbers";
@@ -117,14 +118,77 @@ impl RunSpec {
         Ok(())
     }
 
+    /// A gated ensemble is one term of all its members: each minimises the same cross-entropy by its own logits and gate.
+    fn check_members(&self) -> Result<(), SpecError> {
+        let gated = |to: usize| self.edges_to(to).filter(|edge| matches!(edge.term, TermSpec::One { .. }));
+        let members = |of: usize| gated(of).map(|edge| edge.from).chain([of]).collect::<BTreeSet<usize>>();
+        for edge in (0..self.peers.len()).flat_map(gated) {
+            if self.data.batch < 2 {
+                let problem = "has a gate that normalises over the batch, so a batch has two samples or more";
+                return Err(self.about(edge, problem));
+            }
+            let differs = |other: &usize| {
+                let student = self.peers.get(*other).is_some_and(|peer| peer.role == Role::Student);
+                let same = gated(*other).all(|theirs| theirs.has_numbers_of(edge));
+                student && (members(*other) != members(edge.to) || !same)
+            };
+            if let Some(other) = members(edge.to).iter().find(|other| differs(other)) {
+                let name = self.peers.get(*other).map_or("?", |peer| peer.name.as_str());
+                let problem = format!(
+                    "is of an ensemble whose students all learn from all its members with the same numbers, and {name} \
+                     does not; write from and to with the same names"
+                );
+                return Err(self.about(edge, problem));
+            }
+        }
+        Ok(())
+    }
+
     /// A peer has one classifier at one norm, for itself and for all that learn from it.
     fn check_norms(&self) -> Result<(), SpecError> {
         let of = |name: &'static str| self.edges.iter().filter(move |edge| edge.term.name() == name);
-        for name in ["kd-fn", "hypersphere"] {
+        for (name, what) in
+            [("kd-fn", "another norm"), ("hypersphere", "another norm"), ("afd", "other numbers")]
+        {
             let differs = of(name).zip(of(name).skip(1)).find(|(one, other)| one.term != other.term);
             if let Some((_, other)) = differs {
-                return Err(self.about(other, "has another norm than an edge before; one run has one"));
+                return Err(self.about(other, format!("has {what} than an edge before; one run has one")));
             }
+        }
+        Ok(())
+    }
+
+    /// Maps are compared as they are, by one discriminator a peer, with optimisers of their own.
+    fn check_maps(&self) -> Result<(), SpecError> {
+        for target in 0..self.peers.len() {
+            let mut all = self.edges_to(target).filter(|edge| matches!(edge.term, TermSpec::Afd { .. }));
+            let Some(edge) = all.next() else { continue };
+            let plain = EdgeSpec::plain(edge.from, edge.to, edge.term.clone());
+            let side = |index: usize| self.map_of(index).map_or(0, |[_, rows, _]| rows);
+            let (from, to) = (side(edge.from), side(edge.to));
+            let said = self.contribution_schema(edge.from);
+            let problem = match all.next() {
+                Some(_) => "stands beside another; a peer has one discriminator, against one other".to_owned(),
+                None if *edge != plain => {
+                    "has a weight, a schedule, a gate or generations; it is no part of the loss, lr_g and lr_d are its \
+                     strength"
+                        .to_owned()
+                }
+                None if from != to => format!(
+                    "compares maps of {from}x{from} with maps of {to}x{to}; take architectures with as many stages"
+                ),
+                None if self.data.batch < 2 => {
+                    "has a discriminator that normalises over the batch, so a batch has two samples or more".to_owned()
+                }
+                None if matches!(self.method, MethodSpec::LMcl(_)) => {
+                    "would stand beside l-mcl, whose meta-updates follow one optimiser".to_owned()
+                }
+                None => match said {
+                    Ok(_) => continue,
+                    Err(error) => format!("has maps that are too large to say: {error}; write a smaller batch"),
+                },
+            };
+            return Err(self.about(edge, problem));
         }
         Ok(())
     }
@@ -188,6 +252,13 @@ impl RunSpec {
 }
 
 impl EdgeSpec {
+    /// Whether both are one term with the same weight at all times.
+    fn has_numbers_of(&self, other: &Self) -> bool {
+        let of =
+            |edge: &Self| (edge.term.clone(), edge.schedule, edge.gate, edge.when, edge.weight.to_bits());
+        of(self) == of(other)
+    }
+
     /// Whether both are the same term between the same peers in the same generations.
     pub(in crate::spec) fn is_parallel(&self, other: &Self) -> bool {
         let together = self.when == other.when || self.when == When::Always || other.when == When::Always;

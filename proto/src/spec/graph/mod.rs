@@ -16,7 +16,7 @@ mod show;
 
 pub use preset::Preset;
 pub use show::{EdgeView, GraphView};
-pub use term::{FN_LOGITS, FnForm, KdclTarget, LOGITS, TermSpec};
+pub use term::{FN_LOGITS, FnForm, KdclTarget, LOGITS, MAP, SCORE, TermSpec};
 pub use topology::Topology;
 
 pub(super) use read::{Couplings, read_graph};
@@ -28,7 +28,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MethodSpec, Role, RunSpec};
+use super::{MethodSpec, Role, RunSpec, last_map_of};
 
 /// One edge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -202,6 +202,28 @@ impl RunSpec {
         let count = |target| self.sources(target).len();
         let all = |wanted: usize| (0..self.peers.len()).all(|target| count(target) == wanted);
         all(0) || all(self.peers.len().saturating_sub(1))
+    }
+
+    /// Channels, rows and columns of the maps that a peer says or learns from others' maps by, if it does: its own last map,
+    /// through a layer to the common number of channels unless it has that. That is the least of all such peers, or what
+    /// the edges say.
+    pub fn map_of(&self, index: usize) -> Option<[usize; 3]> {
+        let of = |index: usize| {
+            let arch = self.peers.get(index).map_or("", |peer| peer.arch.as_str());
+            last_map_of(arch, self.data.dataset.side())
+        };
+        let edges = || {
+            let open = self.edges.iter().filter(|edge| edge.is_open());
+            open.filter(|edge| matches!(edge.term, TermSpec::Afd { .. }))
+        };
+        edges().find(|edge| edge.from == index || edge.to == index)?;
+        let said = edges().find_map(|edge| match edge.term {
+            TermSpec::Afd { channels, .. } => channels,
+            _ => None,
+        });
+        let least = edges().flat_map(|edge| [edge.from, edge.to]).map(|index| of(index).0).min()?;
+        let side = of(index).1;
+        Some([said.unwrap_or(least), side, side])
     }
 
     /// Whether a peer has the plain cross-entropy with weight 1 without an edge that says so: none of its edges is of

@@ -34,12 +34,16 @@ pub enum Preset {
     Tsd,
     /// Collaborative learning with one soft target for all (Guo et al., CVPR 2020).
     Kdcl,
+    /// A gated ensemble that all learn from (Zhu et al., NeurIPS 2018).
+    One,
+    /// Adversarial distillation of feature maps in a circle (Chung et al., ICML 2020).
+    Afd,
 }
 
 const UNIT: &str = "0 to 1";
 
 impl Preset {
-    const ALL: [(&str, Self); 10] = [
+    const ALL: [(&str, Self); 12] = [
         ("graph", Self::Graph),
         ("kd", Self::Kd),
         ("dkd", Self::Dkd),
@@ -50,6 +54,8 @@ impl Preset {
         ("generations", Self::Generations),
         ("tsd", Self::Tsd),
         ("kdcl", Self::Kdcl),
+        ("one", Self::One),
+        ("afd", Self::Afd),
     ];
 
     /// What a run.toml calls it.
@@ -148,6 +154,22 @@ impl Preset {
                 let term = TermSpec::read("kdcl", section)?;
                 let taught = |(from, to)| EdgeSpec::plain(from, to, term.clone()).weighing(lam);
                 labels(&students, 1.0).chain(pairs.into_iter().map(taught)).collect()
+            }
+            Self::One => {
+                let pairs = pairs(section, &everybody, &students)?;
+                let term = TermSpec::read("one", section)?;
+                let gated = |(from, to)| EdgeSpec::plain(from, to, term.clone());
+                labels(&students, 1.0).chain(pairs.into_iter().map(gated)).collect()
+            }
+            Self::Afd => {
+                let t = section.number("t", POSITIVE, |t| t > 0.0)?.unwrap_or(3.0);
+                let term = TermSpec::read("afd", section)?;
+                let before = |index: usize| (index + peers.len() - 1) % peers.len();
+                let taught = students.iter().filter(|index| before(**index) != **index).flat_map(|index| {
+                    let edge = |term| EdgeSpec::plain(before(*index), *index, term);
+                    [edge(TermSpec::Kl { t }), edge(term.clone())]
+                });
+                labels(&students, 1.0).chain(taught).collect()
             }
         })
     }

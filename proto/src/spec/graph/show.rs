@@ -67,7 +67,8 @@ impl RunSpec {
         let EdgeSpec { from, to, term, weight, schedule, gate, when } = edge;
         let (schedule, gate, when) = (*schedule, *gate, *when);
         let with = numbers(term, "term");
-        let says = term.says().filter(|_| edge.is_open() && !edge.is_local()).map(str::to_owned);
+        let says =
+            term.says().iter().filter(|_| edge.is_open() && !edge.is_local()).map(|name| (*name).to_owned());
         let (from, to, term) = (self.name_of(*from), self.name_of(*to), term.name().to_owned());
         EdgeView {
             from,

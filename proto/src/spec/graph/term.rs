@@ -87,6 +87,24 @@ pub enum TermSpec {
         /// How it is made.
         target: KdclTarget,
     },
+    /// Cross-entropy of an ensemble in which a gate of each member weighs its logits, one term of all members, and the KL
+    /// divergence from it.
+    One {
+        /// Temperature of the divergence.
+        t: f64,
+        /// Epochs until the divergence has its full weight.
+        ramp: u64,
+    },
+    /// Feature maps that a discriminator cannot tell from the source's.
+    Afd {
+        /// The common channels of all maps; the least that a network of the run has, if this is not said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        channels: Option<usize>,
+        /// The rate at which the network learns from the discriminator.
+        lr_g: f64,
+        /// That of the discriminator.
+        lr_d: f64,
+    },
 }
 
 /// What feature-normalised KD does to features shorter than the norm.
@@ -117,7 +135,7 @@ const UNIT: &str = "0 to 1";
 
 impl TermSpec {
     /// All that an edge may name, the couplings apart.
-    pub(super) const NAMES: [&str; 13] = [
+    pub(super) const NAMES: [&str; 15] = [
         "ce",
         "label-smoothing",
         "anisotropic-label-smoothing",
@@ -131,6 +149,8 @@ impl TermSpec {
         "kd-fn",
         "logit-kd",
         "kdcl",
+        "one",
+        "afd",
     ];
 
     /// Reads the hyper-parameters of a term from the table that names it.
@@ -186,6 +206,15 @@ impl TermSpec {
                 let target = section.choice("target", &targets)?.unwrap_or(KdclTarget::MinLogit);
                 Self::Kdcl { t: positive(section, "t", 2.0)?, target }
             }
+            "afd" => Self::Afd {
+                channels: section.whole("channels", 1..=65_536)?.map(|channels| channels as usize),
+                lr_g: positive(section, "lr_g", 2e-5)?,
+                lr_d: positive(section, "lr_d", 2e-4)?,
+            },
+            "one" => {
+                let t = positive(section, "t", 3.0)?;
+                Self::One { t, ramp: section.whole("ramp", 0..=1_000_000)?.unwrap_or(80) }
+            }
             _ => return Err(unknown_term(section, name)),
         })
     }
@@ -206,6 +235,8 @@ impl TermSpec {
             Self::KdFn { .. } => "kd-fn",
             Self::LogitKd { .. } => "logit-kd",
             Self::Kdcl { .. } => "kdcl",
+            Self::One { .. } => "one",
+            Self::Afd { .. } => "afd",
         }
     }
 
@@ -229,13 +260,20 @@ impl TermSpec {
             | Self::Dkd { .. }
             | Self::KdFn { .. }
             | Self::LogitKd { .. }
-            | Self::Kdcl { .. } => false,
+            | Self::Kdcl { .. }
+            | Self::One { .. }
+            | Self::Afd { .. } => false,
         }
     }
 
     /// Whether all edges of this term into a peer are one term of its loss.
     pub fn is_of_ensembles(&self) -> bool {
-        matches!(self, Self::LogitKd { .. } | Self::Kdcl { .. })
+        matches!(self, Self::LogitKd { .. } | Self::Kdcl { .. } | Self::One { .. })
+    }
+
+    /// Whether it can be learned from the generation before.
+    pub(super) fn looks_back(&self) -> bool {
+        matches!(self, Self::Kd { .. } | Self::Kl { .. } | Self::Dkd { .. } | Self::KdFn { .. })
     }
 
     /// The weight that an edge has unless it says another: the published one.
@@ -247,12 +285,14 @@ impl TermSpec {
         }
     }
 
-    /// The tensor that the source says for it.
-    pub fn says(&self) -> Option<&'static str> {
+    /// The tensors that the source says for it.
+    pub fn says(&self) -> &'static [&'static str] {
         match self {
-            _ if self.is_local() => None,
-            Self::KdFn { .. } => Some(FN_LOGITS),
-            _ => Some(LOGITS),
+            _ if self.is_local() => &[],
+            Self::KdFn { .. } => &[FN_LOGITS],
+            Self::One { .. } => &[LOGITS, SCORE],
+            Self::Afd { .. } => &[MAP],
+            _ => &[LOGITS],
         }
     }
 }
@@ -261,6 +301,10 @@ impl TermSpec {
 pub const LOGITS: &str = "logits";
 /// The name of the logits `[B, C]` of features of one norm, which feature-normalised KD learns from.
 pub const FN_LOGITS: &str = "fn_logits";
+/// The name of the scores `[B, 1]` that a network's gate gives it in an ensemble.
+pub const SCORE: &str = "score";
+/// The name of the last feature maps `[B, channels, rows, columns]` at the common number of channels.
+pub const MAP: &str = "map";
 
 fn read_groups(section: &mut Section) -> Result<Vec<u32>, SpecError> {
     let hint = "write the group of each class, such as groups = [0, 0, 1, 1]";

@@ -88,6 +88,8 @@ fn presets_are_edges() {
     let ktg = [(1, 1, "ce"), (0, 1, "kl"), (2, 1, "kl"), (2, 2, "ce"), (0, 2, "kl"), (1, 2, "kl")];
     assert_eq!(terms("ktg"), ktg.map(|(from, to, term)| (from, to, term, 1.0)));
     assert_eq!(terms("kdcl").len(), 6);
+    let one = [(1, 1, "ce"), (0, 1, "one"), (2, 1, "one"), (2, 2, "ce"), (0, 2, "one"), (1, 2, "one")];
+    assert_eq!(terms("one"), one.map(|(from, to, term)| (from, to, term, 1.0)));
     let self_kd = [(1, 1, "ce", 1.0), (1, 1, "ce", 0.5), (1, 1, "kd", 0.5)];
     assert_eq!(terms("self-kd")[..3], self_kd);
     let tsd = [(1, 1, "ce", 0.6), (1, 1, "tolerant", 0.4), (1, 1, "ce", 0.6), (1, 1, "kd", 0.4)];
@@ -100,6 +102,11 @@ fn presets_are_edges() {
     assert_eq!(spec("[method]\nname = \"kd\"\n").method_name(), "kd");
     let says = |name: &str| said(&spec(&format!("[method]\nname = \"{name}\"\n")));
     assert_eq!(says("kd"), ["[logits F32[20, 10]]", "[]", "[]"], "nobody learns from a student");
+    let afd = [(1, 1, "ce"), (0, 1, "kl"), (0, 1, "afd"), (2, 2, "ce"), (1, 2, "kl"), (1, 2, "afd")];
+    assert_eq!(terms("afd"), afd.map(|(from, to, term)| (from, to, term, 1.0)));
+    let said_maps = "[logits F32[20, 10], map F32[20, 64, 7, 7]]";
+    assert_eq!(says("afd"), [said_maps, said_maps, "[]"], "nobody follows the last");
+    assert_eq!(says("one"), ["[logits F32[20, 10], score F32[20, 1]]"; 3]);
     assert_eq!(says("kd-fn"), ["[fn_logits F32[20, 10]]", "[]", "[]"]);
 }
 
@@ -158,6 +165,40 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
         ),
         (one("\"a\"", "\"a\"", "term = \"anisotropic-label-smoothing\"\ngroups = [0,0]"), "for 2 classes"),
         (error(&edge("\"t\"", "\"a\"", "term = \"kd\"").repeat(2)), "stands twice"),
+        (one("\"b\"", "\"a\"", "term = \"afd\"\nweight = 2.0"), "no part of the loss"),
+        (one("\"b\"", "\"a\"", "term = \"afd\"\ngate = \"linear\""), "no part of the loss"),
+        (one("\"b\"", "\"a\"", "term = \"afd\"\nlr_g = 0"), "greater than 0"),
+        (one("[\"t\", \"b\"]", "\"a\"", "term = \"afd\""), "one discriminator"),
+        (
+            error(
+                &(edge("\"b\"", "\"a\"", "term = \"afd\"")
+                    + &edge("\"a\"", "\"b\"", "term = \"afd\"\nchannels = 8")),
+            ),
+            "other numbers than an edge before",
+        ),
+        (
+            error(&("[method]\nname = \"l-mcl\"\n".to_owned() + &edge("\"b\"", "\"a\"", "term = \"afd\""))),
+            "follow one optimiser",
+        ),
+        (
+            one("\"b\"", "\"a\"", "term = \"one\""),
+            "of an ensemble whose students all learn from all its members",
+        ),
+        (one("\"t\"", "\"a\"", "term = \"one\"\ngate = \"correct\""), "of several"),
+        (
+            error(
+                &(edge("\"b\"", "\"a\"", "term = \"one\"")
+                    + &edge("\"a\"", "\"b\"", "term = \"one\"\nweight = 0.5")),
+            ),
+            "and b does not",
+        ),
+        (
+            error(
+                &(edge("\"b\"", "\"a\"", "term = \"kdcl\"\ngenerations = \"first\"")
+                    + &edge("\"t\"", "\"a\"", "term = \"kdcl\"")),
+            ),
+            "give all the same numbers",
+        ),
         (error("[method]\nname = \"kd\"\n[[edge]]\nto = \"a\"\nterm = \"l-mcl\"\n"), "itself"),
         (
             error(&("[method]\nname = \"l-mcl\"\n".to_owned() + &edge("\"a\"", "\"b\"", "term = \"l-mcl\""))),
@@ -171,6 +212,33 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
+    let afd = |rest: &str| with(&edge("\"b\"", "\"a\"", &format!("term = \"afd\"\n{rest}")));
+    for (text, words) in [
+        (afd("").replace("resnet14", "resnet6"), "maps of 14x14 with maps of 7x7"),
+        (afd("").replace("batch = 20", "batch = 1"), "two samples or more"),
+        (afd("channels = 4096").replace("batch = 20", "batch = 128"), "too large to say"),
+        (
+            with(&edge("\"a\"", "\"a\"", "term = \"afd\""))
+                .replace("steps = 4", "steps = 4\ngenerations = 2"),
+            "learned from another",
+        ),
+    ] {
+        let error = RunSpec::parse(&text).unwrap_err().to_string();
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    let alone = with("[method]\nname = \"one\"\n").replace("batch = 20", "batch = 1");
+    assert!(RunSpec::parse(&alone).unwrap_err().to_string().contains("normalises over the batch"));
     let no_teacher = with("[method]\nname = \"kd\"\n").replace("role = \"teacher\"", "");
     assert!(RunSpec::parse(&no_teacher).unwrap_err().to_string().contains("needs a teacher"));
+}
+
+/// Maps have the least number of channels of those that are compared, or what the edges say.
+#[test]
+fn maps_have_a_common_number_of_channels() {
+    let afd = |rest: &str| spec(&edge("\"b\"", "\"a\"", &format!("term = \"afd\"\n{rest}")));
+    assert_eq!([0, 1, 2].map(|peer| afd("").map_of(peer)), [None, Some([64, 7, 7]), Some([64, 7, 7])]);
+    assert_eq!(said(&afd("channels = 16")), ["[]", "[]", "[map F32[20, 16, 7, 7]]"]);
+    let wide = with(&edge("\"b\"", "\"a\"", "term = \"afd\"")).replace("resnet14", "resnet8x4");
+    assert_eq!(RunSpec::parse(&wide).unwrap().map_of(2), Some([64, 7, 7]));
+    assert!(afd("").graph().text().contains("a <- b  afd  (weight 1, lr_d 0.0002, lr_g 0.00002, says map)"));
 }
