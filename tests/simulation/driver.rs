@@ -232,6 +232,7 @@ impl World {
             return;
         }
         let next = process.place.as_ref().map_or(0, Place::next);
+        process.views.retain_from(next);
         let views = Arc::new(process.views.clone());
         let mine = views.iter().filter(|view| view.members.iter().any(|member| member.index == peer));
         let members = mine.flat_map(|view| &view.members);

@@ -14,7 +14,7 @@ use crate::training::{Setting, Size};
 use crate::world::{Event, Planted, World};
 
 /// How long a world may take to finish once nothing breaks any more, in milliseconds.
-const PATIENCE_MS: u64 = 300_000;
+const PATIENCE_MS: u64 = 600_000;
 
 /// Events of a world; most have a few thousand.
 const EVENTS_MAX: u64 = 200_000;

@@ -14,7 +14,7 @@ use turmoil::net::TcpListener;
 
 use crate::disk::Disk;
 use crate::network::{Connections, Simulated};
-use crate::setting::{STEPS, Setting};
+use crate::setting::Setting;
 use crate::trainer::{self, Desk};
 use crate::witness::Witness;
 
@@ -116,7 +116,6 @@ impl Cohort {
     }
 
     async fn peer(self, peer: usize, life: u64) -> Exit {
-        let goes_on = self.setting.kind.goes_on;
         let config = Config {
             coordinator: format!("http://{COORDINATOR}:{COORDINATOR_PORT}"),
             name: self.setting.spec.peers[peer].name.clone(),
@@ -140,20 +139,14 @@ impl Cohort {
             trainer: Box::new(move |inputs, shared| Ok(trainer::start(desk, &inputs, shared))),
             process: life as u32,
         };
-        exit_of(driver::run(config, machine).await, goes_on)
+        exit_of(driver::run(config, machine).await)
     }
 }
 
-fn exit_of(outcome: Result<Ending, PeerError>, goes_on: bool) -> Exit {
+fn exit_of(outcome: Result<Ending, PeerError>) -> Exit {
     let error = match outcome {
-        Ok(Ending { cause: Ok(stop), steps_done, .. }) if stop.kind == StopKind::Finished => {
-            // Others may have gone on without it.
-            return if steps_done == STEPS || goes_on {
-                Exit::Finished
-            } else {
-                Exit::Wrong(format!("the run is finished, but this peer has done {steps_done} steps"))
-            };
-        }
+        // It may have been taking its last steps again.
+        Ok(Ending { cause: Ok(stop), .. }) if stop.kind == StopKind::Finished => return Exit::Finished,
         Ok(Ending { cause: Ok(stop), .. }) => return Exit::Stopped(stop.sentence),
         Ok(Ending { cause: Err(error), .. }) | Err(error) => error,
     };

@@ -123,7 +123,8 @@ fn same_as_undisturbed(journal: &Journal, setting: &Setting) -> Result<(), Strin
     Ok(())
 }
 
-/// Views are numbered without gaps, and whoever stays in one has done all its steps.
+/// Views are numbered without gaps, and whoever stays to the end has done all steps since it came in. Of those that were
+/// lost the last reports may be lost as well.
 fn views_are_complete(journal: &Journal) -> Result<(), String> {
     let numbers: Vec<u64> = journal.views.iter().map(|(number, ..)| *number).collect();
     if numbers != (1..=numbers.len() as u64).collect::<Vec<_>>() {
@@ -134,17 +135,27 @@ fn views_are_complete(journal: &Journal) -> Result<(), String> {
         // It takes the place of those that begin no earlier.
         views.retain(|(earlier, begins, _)| earlier >= number || begins < begins_at);
     }
-    for (i, (number, begins_at, members)) in views.iter().enumerate() {
-        let next = views.get(i + 1);
-        let ends_at = next.map_or(STEPS, |(_, begins_at, _)| *begins_at);
-        let stays = |peer: &&usize| next.is_none_or(|(.., members)| members.contains(*peer));
-        for peer in members.iter().filter(stays) {
-            for step in *begins_at..ends_at {
-                let row = journal.rows.get(&(*peer, step));
-                if row.is_none_or(|row| row.view != *number) {
-                    return Err(format!("peer {peer} has {row:?} at step {step} of view {number}"));
+    for peer in views.iter().flat_map(|(.., members)| members).collect::<BTreeSet<_>>() {
+        let mut missing = None;
+        for (i, (number, begins_at, members)) in views.iter().enumerate() {
+            if !members.contains(peer) {
+                missing = None;
+                continue;
+            }
+            for step in *begins_at..views.get(i + 1).map_or(STEPS, |(_, begins_at, _)| *begins_at) {
+                match (journal.rows.get(&(*peer, step)), missing) {
+                    (None, _) => missing = missing.or(Some(step)),
+                    (Some(row), None) if row.view == *number => {}
+                    (row, _) => {
+                        return Err(format!(
+                            "peer {peer} has {row:?} at step {step} of view {number}, missing is {missing:?}"
+                        ));
+                    }
                 }
             }
+        }
+        if let Some(step) = missing {
+            return Err(format!("peer {peer} is in the last view, but the journal lacks its step {step}"));
         }
     }
     Ok(())

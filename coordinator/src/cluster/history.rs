@@ -62,10 +62,13 @@ pub(super) fn recall(now: Tick, history: &History) -> Option<Training> {
             agreement.remember(index, *step, said.clone());
         }
     }
-    // All of whom nothing is on record in a view that is not the first may not know of it.
-    let begins_at = Some(last).filter(|view| view.id > ViewId(1)).map(|view| view.begins_at);
-    let unheard = |(_, record): &(usize, &PeerRecord)| Some(record.completed) == begins_at;
-    let falling_back = history.records.iter().enumerate().filter(unheard).map(|(index, _)| index).collect();
+    // All of whom nothing is on record in the view that holds where they are may not know of it, unless it is the first.
+    let unheard = |index: &usize| {
+        let completed = lease.completed(*index);
+        let here = history.views.at(completed).filter(|view| view.id > ViewId(1));
+        here.is_some_and(|view| view.begins_at == completed)
+    };
+    let falling_back = (0..history.records.len()).filter(unheard).collect();
     let mut training = Training {
         views: history.views.clone(),
         lease,

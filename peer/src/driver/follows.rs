@@ -103,6 +103,8 @@ impl Follows {
         if !self.started {
             return;
         }
+        // Whoever was a member only before that may not even be served by others any more.
+        self.views.retain_from(next);
         let known = Arc::new(self.views.clone());
         let mine = self.views.iter().filter(|view| view.member(&self.me).is_some());
         let members = mine.flat_map(|view| &view.members);

@@ -237,3 +237,32 @@ fn nobody_comes_in_while_others_replay_what_it_said() {
     let actions = world.say("c", report_in(1, "c", 11, &["a", "b"]));
     assert_eq!(views(&actions).len(), 1, "it comes in when c is in the view without it");
 }
+
+/// All fell back to step 0 and c was to come in at step 5, when the coordinator died. What it says now, a has not heard.
+#[test]
+fn one_that_did_not_hear_of_a_fall_back_before_another_view_is_told_again() {
+    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\n");
+    let before = three();
+    let all = before.cluster.view().unwrap().members.clone();
+    let without = View { id: ViewId(2), begins_at: 0, members: all[..2].to_vec() };
+    let mut views = Views::from(without);
+    views.insert(View { id: ViewId(3), begins_at: 5, members: all });
+    let history = History {
+        starts: 1,
+        views,
+        data: before.cluster.members().data(),
+        lease_until: 5,
+        records: vec![PeerRecord::default(); 3],
+        ..history()
+    };
+    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history);
+    let mut told = vec![];
+    for (peer, steps_done) in [("a", 3), ("b", 0), ("c", 5)] {
+        let standing = Some(Standing { session: 4, steps_done, log_from: 0, lease_until: 5 });
+        let request = JoinRequest { standing, ..world.request(peer) };
+        let session = world.present(request, "127.0.0.1").unwrap().session;
+        world.sessions.insert(peer, session);
+        told = starts(&world.attend(peer));
+    }
+    assert_eq!(told, vec![(0, 3)]);
+}
