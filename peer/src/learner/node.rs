@@ -389,6 +389,7 @@ mod tests {
     fn outputs() -> Outputs {
         Outputs {
             logits: tensor(10, 0.1),
+            feature: tensor(8, 0.3),
             stage_logits: Vec::new(),
             embeddings: Vec::new(),
             matching: Vec::new(),

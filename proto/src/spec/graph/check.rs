@@ -1,6 +1,6 @@
 //! What makes no sense in a graph, refused before anything is trained.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::peer::Role;
 use super::super::run::FailurePolicy;
@@ -15,7 +15,9 @@ impl RunSpec {
             self.check_ends(edge)?;
             self.check_term(edge)?;
             self.check_gate(edge)?;
-            if let Some(other) = self.edges[..place].iter().find(|other| other.is_parallel(edge)) {
+            let from = self.edges.partition_point(|other| other.to < edge.to);
+            let before = self.edges.get(from..place).unwrap_or_default();
+            if let Some(other) = before.iter().find(|other| other.is_parallel(edge)) {
                 let problem = format!("stands twice, with weights {} and {}", other.weight, edge.weight);
                 return Err(self.about(edge, problem));
             }
@@ -106,13 +108,13 @@ impl RunSpec {
 
     /// All edges of an ensemble's term into a peer are one term.
     fn check_ensembles(&self) -> Result<(), SpecError> {
-        for edge in self.edges.iter().filter(|edge| edge.term.is_of_ensembles()) {
-            let same = |other: &&EdgeSpec| other.to == edge.to && other.term.name() == edge.term.name();
-            let differs = |other: &EdgeSpec| !other.has_numbers_of(edge);
-            if self.edges.iter().filter(same).any(differs) {
-                let problem =
-                    "and the others of this term into the same peer are one term; give all the same numbers";
-                return Err(self.about(edge, problem));
+        for target in 0..self.peers.len() {
+            let mut first: BTreeMap<&str, &EdgeSpec> = BTreeMap::new();
+            for edge in self.into(target).iter().filter(|edge| edge.term.is_of_ensembles()) {
+                if !first.entry(edge.term.name()).or_insert(edge).has_numbers_of(edge) {
+                    let problem = "and the others of this term into the same peer are one term; give all the same numbers";
+                    return Err(self.about(edge, problem));
+                }
             }
         }
         Ok(())
@@ -122,18 +124,24 @@ impl RunSpec {
     fn check_members(&self) -> Result<(), SpecError> {
         let gated = |to: usize| self.edges_to(to).filter(|edge| matches!(edge.term, TermSpec::One { .. }));
         let members = |of: usize| gated(of).map(|edge| edge.from).chain([of]).collect::<BTreeSet<usize>>();
-        for edge in (0..self.peers.len()).flat_map(gated) {
+        // The number of the first peer with the same members: ensembles are the same if these are.
+        let mut known: BTreeMap<BTreeSet<usize>, usize> = BTreeMap::new();
+        let ensembles: Vec<usize> =
+            (0..self.peers.len()).map(|of| *known.entry(members(of)).or_insert(of)).collect();
+        for target in 0..self.peers.len() {
+            // All edges of the term into a peer have the same numbers.
+            let Some(edge) = gated(target).next() else { continue };
             if self.data.batch < 2 {
                 let problem = "has a gate that normalises over the batch, so a batch has two samples or more";
                 return Err(self.about(edge, problem));
             }
             let differs = |other: &usize| {
                 let student = self.peers.get(*other).is_some_and(|peer| peer.role == Role::Student);
-                let same = gated(*other).all(|theirs| theirs.has_numbers_of(edge));
-                student && (members(*other) != members(edge.to) || !same)
+                let same = gated(*other).next().is_none_or(|theirs| theirs.has_numbers_of(edge));
+                student && (ensembles.get(*other) != ensembles.get(target) || !same)
             };
-            if let Some(other) = members(edge.to).iter().find(|other| differs(other)) {
-                let name = self.peers.get(*other).map_or("?", |peer| peer.name.as_str());
+            if let Some(other) = gated(target).map(|edge| edge.from).find(differs) {
+                let name = self.peers.get(other).map_or("?", |peer| peer.name.as_str());
                 let problem = format!(
                     "is of an ensemble whose students all learn from all its members with the same numbers, and {name} \
                      does not; write from and to with the same names"

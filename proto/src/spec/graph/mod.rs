@@ -183,7 +183,14 @@ impl RunSpec {
 
     /// The open edges that reach a peer, those of its own terms included.
     pub fn edges_to(&self, target: usize) -> impl Iterator<Item = &EdgeSpec> {
-        self.edges.iter().filter(move |edge| edge.to == target && edge.is_open())
+        self.into(target).iter().filter(|edge| edge.is_open())
+    }
+
+    /// All edges that reach a peer: they stand together.
+    fn into(&self, target: usize) -> &[EdgeSpec] {
+        let from = self.edges.partition_point(|edge| edge.to < target);
+        let until = self.edges.partition_point(|edge| edge.to <= target);
+        self.edges.get(from..until).unwrap_or_default()
     }
 
     /// The open edges that leave a peer for others.
