@@ -154,6 +154,13 @@ impl Lease {
         }
     }
 
+    /// Lets go of checkpoints that do not count, by member and step.
+    pub fn retain_checkpoints(&mut self, counts: impl Fn(usize, Step) -> bool) {
+        for (index, member) in self.members.iter_mut().enumerate() {
+            member.checkpoints.retain(|step| counts(index, *step));
+        }
+    }
+
     /// A member starts at a step: what it holds of later ones does not count any more.
     pub fn starts(&mut self, member: usize, step: Step) {
         self.resume(member, step);
@@ -173,10 +180,14 @@ impl Lease {
         self.members.get(member).map(|progress| &progress.checkpoints)
     }
 
-    /// These go back to the newest checkpoint that all of them hold, which is returned: what they did beyond it no longer
-    /// counts. What was granted stays granted, since nobody who was told of it forgets it.
-    pub fn fall_back(&mut self, now: Tick, members: &BTreeSet<usize>) -> Step {
-        let step = self.common_of(members);
+    /// The newest checkpoint of a member that is not of later steps; fresh weights if there is no other.
+    pub fn newest_until(&self, member: usize, step: Step) -> Step {
+        self.checkpoints(member).and_then(|held| held.range(..=step).next_back()).copied().unwrap_or(0)
+    }
+
+    /// These go back to a step: what they did beyond it no longer counts. What was granted stays granted, since nobody who
+    /// was told of it forgets it.
+    pub fn fall_back(&mut self, now: Tick, members: &BTreeSet<usize>, step: Step) {
         for (index, member) in self.members.iter_mut().enumerate() {
             member.in_view = members.contains(&index);
         }
@@ -185,7 +196,6 @@ impl Lease {
         }
         self.retain_from = self.retain_from.min(step);
         (self.slowest, self.slowest_since) = (step, now);
-        step
     }
 
     /// The next report of a member: where it is now, which is behind what is on record while it replays.
@@ -303,8 +313,8 @@ impl Lease {
         }
     }
 
-    /// Takes a member's word that a checkpoint of so many completed steps is on its disk; returns the new
-    /// `retain_from` if the newest checkpoint that all hold has grown.
+    /// Takes a member's word that a checkpoint of so many completed steps is on its disk, and what else is; returns the
+    /// new `retain_from` if the newest checkpoint that all hold has grown.
     ///
     /// # Errors
     /// A checkpoint of steps that nobody may have taken yet.
@@ -312,7 +322,7 @@ impl Lease {
         if step > self.until {
             return Err(OutOfOrder::BeyondLease { got: step.saturating_sub(1), until: self.until });
         }
-        self.holds(member, held.iter().copied().chain([step]));
+        self.holds(member, held.iter().copied());
         let grown = Some(self.common()).filter(|common| *common > self.retain_from);
         self.retain_from = grown.unwrap_or(self.retain_from);
         Ok(grown)
@@ -427,7 +437,9 @@ mod tests {
         let until = lease.until();
         lease.holds(0, [4, 8]);
         lease.holds(1, [4, 6]);
-        assert_eq!(lease.fall_back(Tick(0), &BTreeSet::from([0, 1])), 4);
+        let both = BTreeSet::from([0, 1]);
+        assert_eq!((lease.common_of(&both), lease.newest_until(1, 5), lease.newest_until(0, 3)), (4, 4, 0));
+        lease.fall_back(Tick(0), &both, 4);
         assert_eq!((lease.completed(0), lease.next(1), lease.until(), lease.slowest()), (4, 4, until, 4));
         assert_eq!(lease.report(Tick(0), 0, 4), Ok(Told::New));
     }
@@ -436,11 +448,11 @@ mod tests {
     fn the_log_is_kept_back_to_the_newest_common_checkpoint() {
         let mut lease = paced(0, 25, 1000);
         lease.renew();
-        assert_eq!(lease.saved(0, 10, &[]), Ok(None));
-        assert_eq!(lease.saved(0, 20, &[10]), Ok(None));
-        assert_eq!(lease.saved(1, 10, &[]), Ok(Some(10)));
-        assert_eq!(lease.saved(1, 10, &[]), Ok(None));
-        assert_eq!(lease.saved(1, 20, &[10]), Ok(Some(20)));
+        assert_eq!(lease.saved(0, 10, &[10]), Ok(None));
+        assert_eq!(lease.saved(0, 20, &[10, 20]), Ok(None));
+        assert_eq!(lease.saved(1, 10, &[10]), Ok(Some(10)));
+        assert_eq!(lease.saved(1, 10, &[10]), Ok(None));
+        assert_eq!(lease.saved(1, 20, &[10, 20]), Ok(Some(20)));
         assert!(lease.saved(1, 1000, &[]).is_err());
     }
 

@@ -207,9 +207,10 @@ impl Rounds {
         Ok(kept)
     }
 
-    /// Whether something was said in the view that holds for its step.
+    /// Whether something was said in the view that holds for its step, and to this peer.
     pub fn holds(&self, header: &Header) -> bool {
-        self.views.at(header.position.step).is_some_and(|view| view.id == header.view)
+        let holds = self.views.at(header.position.step);
+        holds.is_some_and(|view| view.id == header.view && view.member(&self.me).is_some())
     }
 
     /// What a source that is gone said to steps from this on is not to be used: others do not know that it is here.

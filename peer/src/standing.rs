@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use cohort_proto::control::{Accepted, Standing, StepReport};
+use cohort_proto::control::{Accepted, Refusal, RefusalReason, Standing, StepReport, Stop, StopKind};
 use cohort_proto::id::{Step, ViewId};
 use cohort_proto::limits::{REPORTS_KEPT, SESSION_BITS};
 
@@ -15,6 +15,8 @@ pub struct Place {
     steps_done: Option<Step>,
     /// The view that held there: what was done in an older one does not count.
     since: ViewId,
+    /// How often it was told where to start.
+    epoch: u64,
     lease_until: Step,
     held: Vec<Step>,
     /// The newest, in order, without gaps.
@@ -26,15 +28,17 @@ impl Place {
     pub fn new(accepted: &Accepted, held: Vec<Step>) -> Self {
         let session = accepted.session;
         let (since, reports) = (ViewId(0), VecDeque::new());
-        Self { session, steps_done: None, since, lease_until: 0, held, reports }
+        Self { session, steps_done: None, since, epoch: 0, lease_until: 0, held, reports }
     }
 
     /// It was told to start at a step, for which this view holds: later checkpoints do not count before they are saved
-    /// again.
-    pub fn starts(&mut self, step: Step, view: ViewId) {
+    /// again. Returns the number of the epoch that begins.
+    pub fn starts(&mut self, step: Step, view: ViewId) -> u64 {
         (self.steps_done, self.since) = (Some(step), view);
         self.reports.clear();
         self.held.retain(|held| *held <= step);
+        self.epoch += 1;
+        self.epoch
     }
 
     /// Steps below this may be taken.
@@ -65,9 +69,14 @@ impl Place {
         accepted.session >> SESSION_BITS != self.session >> SESSION_BITS
     }
 
-    /// These checkpoints are on its disk.
-    pub fn holds(&mut self, held: Vec<Step>) {
+    /// These checkpoints are on its disk, as was found in an epoch; says whether that counts: what was saved before it was
+    /// told to start elsewhere may have been removed.
+    pub fn holds(&mut self, held: Vec<Step>, epoch: u64) -> bool {
+        if epoch != self.epoch {
+            return false;
+        }
         self.held = held;
+        true
     }
 
     /// The checkpoints on its disk.
@@ -86,6 +95,17 @@ impl Place {
         self.session = accepted.session;
         self.reports.iter().filter(|report| report.step >= accepted.reported).cloned().collect()
     }
+}
+
+/// How one that comes back is to stop when it is refused because the run ends; `None` if it is refused for itself.
+pub fn too_late(refusal: &Refusal) -> Option<Stop> {
+    let kind = match refusal.reason {
+        RefusalReason::Closed => StopKind::AtOnce,
+        // What it was doing again is complete by other processes, and by its own before it.
+        RefusalReason::Finished => StopKind::Finished,
+        _ => return None,
+    };
+    Some(Stop { kind, sentence: refusal.sentence.clone() })
 }
 
 #[cfg(test)]
@@ -131,13 +151,25 @@ mod tests {
         assert_eq!(place.standing(4).map(|standing| standing.session), Some(2));
         assert!(place.is_another_start(&accepted(1 << SESSION_BITS, 0)));
         assert!(!place.is_another_start(&accepted(9, 0)));
-        place.holds(vec![4, 8]);
-        place.starts(4, ViewId(1));
+        assert!(place.holds(vec![4, 8], 1));
+        assert_eq!(place.starts(4, ViewId(1)), 2);
+        assert!(!place.holds(vec![4, 8], 1), "8 was removed when it started anew");
         assert_eq!((place.next(), place.held()), (4, &[4][..]));
         assert_eq!(place.accepted_again(&accepted(3, 0)), [], "those of before the start are void");
         place.starts(4, ViewId(2));
         assert!(!place.completed(report(4)), "it was completed before all went back to where it stood");
         assert!(place.completed(StepReport { view: ViewId(2), ..report(4) }));
+    }
+
+    #[test]
+    fn one_that_comes_back_too_late_stops_as_the_run_does() {
+        let stop = |reason| {
+            let refusal = Refusal { reason, sentence: "all is done".into() };
+            too_late(&refusal).map(|stop| stop.kind)
+        };
+        assert_eq!(stop(RefusalReason::Finished), Some(StopKind::Finished));
+        assert_eq!(stop(RefusalReason::Closed), Some(StopKind::AtOnce));
+        assert_eq!(stop(RefusalReason::UnknownName), None);
     }
 
     #[test]

@@ -147,9 +147,11 @@ impl World {
 
     fn coordinator_ends(&mut self, ended: Ended) {
         self.coordinator_is_gone();
-        self.coordinator.ended = Some(ended);
-        if ended != Ended::Finished {
-            self.watch.fail(format!("the coordinator ends: {ended:?}"));
+        match ended {
+            // With exit code 75: somebody starts it again, as all others.
+            Ended::Stopped if self.setting.gives_up() => self.watch.stops += 1,
+            Ended::Finished => self.coordinator.ended = Some(ended),
+            _ => self.watch.fail(format!("the coordinator ends: {ended:?}")),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cohort_coordinator::event::StreamId;
-use cohort_peer::standing::Place;
+use cohort_peer::standing::{Place, too_late};
 use cohort_proto::contribution::Position;
 use cohort_proto::control::{
     Accepted, FromPeer, Refusal, RefusalReason, Start, Stop, StopKind, ToPeer, Waiting,
@@ -51,6 +51,9 @@ impl World {
         let Some(process) = self.process(peer) else { return };
         process.link = Link::Joining(number);
         let request = process.request(&setting, peer);
+        if self.coordinator.cluster.is_none() {
+            return self.unreachable(peer);
+        }
         self.joins.insert(number, Join { peer, request });
     }
 
@@ -86,20 +89,26 @@ impl World {
             return self.unreachable(peer);
         }
         process.link = Link::Done;
-        if refusal.reason == RefusalReason::Closed {
-            let sentence = refusal.sentence.clone();
-            return self.tell(peer, Word::Stop(Stop { kind: StopKind::AtOnce, sentence }));
+        match too_late(refusal) {
+            Some(stop) => self.tell(peer, Word::Stop(stop)),
+            None => self.watch.fail(format!("peer {peer} ends: refused: {refusal}")),
         }
-        self.watch.fail(format!("peer {peer} ends: refused: {refusal}"));
     }
 
     /// The attempt to reach the coordinator failed.
     pub(crate) fn unreachable(&mut self, peer: usize) {
+        let (now, patience) = (self.now.0, self.setting.size.wait_timeout_ms);
         let Some(process) = self.process(peer) else { return };
         if process.place.is_none() {
             return self.exits(peer, false);
         }
         process.link = Link::Away;
+        let waited = process.away_since.map_or(0, |since| now - since);
+        if patience.is_some_and(|patience| waited > patience) {
+            process.link = Link::Done;
+            let sentence = "the coordinator did not come back".into();
+            self.tell(peer, Word::Stop(Stop { kind: StopKind::AtOnce, sentence }));
+        }
     }
 
     /// The coordinator's side of the stream says something.
@@ -121,7 +130,7 @@ impl World {
 
     fn attends(&mut self, peer: usize, stream: StreamId, accepted: Accepted) {
         let Some(process) = self.process(peer) else { return };
-        process.link = Link::Attending(stream);
+        (process.link, process.away_since) = (Link::Attending(stream), None);
         let Some(place) = &mut process.place else {
             let held = process.trainer.held.iter().copied().collect();
             process.place = Some(Place::new(&accepted, held));
@@ -140,8 +149,10 @@ impl World {
     }
 
     fn lost_coordinator(&mut self, peer: usize) {
+        let since = self.setting.gives_up().then_some(self.now.0);
         let Some(process) = self.process(peer) else { return };
         process.link = if process.stopping { Link::Done } else { Link::Away };
+        process.away_since = since;
     }
 
     fn heard(&mut self, peer: usize, word: ToPeer) {
@@ -166,7 +177,9 @@ impl World {
                 self.tell(peer, Word::Common(step));
             }
             ToPeer::Stop(stop) => {
-                if stop.kind != StopKind::Finished {
+                let given_up =
+                    ["wait_timeout_ms", "left after"].iter().any(|why| stop.sentence.contains(why));
+                if stop.kind != StopKind::Finished && !(given_up && self.setting.gives_up()) {
                     self.watch.fail(format!("the run stops: {}", stop.sentence));
                 }
                 if let Some(process) = self.process(peer) {
@@ -184,14 +197,11 @@ impl World {
         }
         let Some(process) = self.process(peer) else { return };
         let view = process.views.at(start.step).map_or(ViewId(0), |view| view.id);
-        if let Some(place) = &mut process.place {
-            place.starts(start.step, view);
-        }
+        let Some(place) = &mut process.place else { return };
+        let epoch = place.starts(start.step, view);
         process.tasks.clear();
         process.sources.clear();
-        process.started = true;
-        process.epoch += 1;
-        let epoch = process.epoch;
+        (process.started, process.epoch) = (true, epoch);
         self.tell(peer, Word::Start { start, epoch });
         self.follow(peer);
     }
@@ -296,9 +306,9 @@ impl World {
                 }
                 self.up(peer, FromPeer::Report(report));
             }
-            News::Saved { step, held } => {
-                if let Some(place) = &mut process.place {
-                    place.holds(held.clone());
+            News::Saved { step, held, epoch } => {
+                if !process.place.as_mut().is_some_and(|place| place.holds(held.clone(), epoch)) {
+                    return;
                 }
                 if planted == Planted::ReleaseOwn {
                     process.log.0.retain_from(step);

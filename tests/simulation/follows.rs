@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use cohort_peer::log::Gone;
 use cohort_proto::contribution::Position;
 use cohort_proto::limits::{CONNECT_ATTEMPTS, INBOX_PER_SOURCE};
+use cohort_proto::view::View;
 
 use crate::process::{Connection, Item, Process, Seat, Task, Word};
 use crate::world::World;
@@ -132,9 +133,10 @@ impl World {
         match item {
             Item::Entry(contribution) => {
                 let header = contribution.header();
-                let holds = task.views.at(header.position.step).map(|view| view.id);
-                if Some(header.view) != holds {
-                    // One of the two has not heard of a change of views yet.
+                let holds = task.views.at(header.position.step);
+                let to_it = |view: &&View| view.members.iter().any(|member| member.index == follower);
+                if Some(header.view) != holds.filter(to_it).map(|view| view.id) {
+                    // One of the two has not heard of a change of views yet, or is not meant.
                     task.connection = None;
                     return;
                 }

@@ -53,7 +53,7 @@ pub(crate) enum Word {
 #[derive(Debug, Clone)]
 pub(crate) enum News {
     Step(StepReport),
-    Saved { step: Step, held: Vec<Step> },
+    Saved { step: Step, held: Vec<Step>, epoch: u64 },
     Received { flush: u64, of: Vec<(PeerName, Step)> },
     Ended { steps_done: Step, saved: bool, stop: Stop },
 }
@@ -130,6 +130,8 @@ pub(crate) struct Process {
     pub(crate) link: Link,
     pub(crate) place: Option<Place>,
     pub(crate) stopping: bool,
+    /// Since when it has been without a coordinator, if it does not wait for ever.
+    pub(crate) away_since: Option<u64>,
     pub(crate) views: Views,
     /// Of these nothing more is taken.
     pub(crate) gone: BTreeSet<usize>,
@@ -292,6 +294,7 @@ impl Process {
             link: Link::Joining(0),
             place: None,
             stopping: false,
+            away_since: None,
             views: Views::default(),
             gone: BTreeSet::new(),
             started: false,

@@ -250,7 +250,8 @@ impl Write for Hash {
 
 /// A world of peers that wait for each other; with a checkpoint every two steps.
 fn waiting(peers: usize, steps: Step) -> Size {
-    Size { peers, steps, checkpoint_every: 2, keep: 1, rounds: 1, min_peers: None }
+    let (min_peers, wait_timeout_ms) = (None, None);
+    Size { peers, steps, checkpoint_every: 2, keep: 1, rounds: 1, min_peers, wait_timeout_ms }
 }
 
 /// Explores, and prints what was found.

@@ -16,6 +16,9 @@ use crate::world::{Event, Planted, World};
 /// How long a world may take to finish once nothing breaks any more, in milliseconds.
 const PATIENCE_MS: u64 = 600_000;
 
+/// For how long a cohort that gives up waits before it does.
+const GIVES_UP_MS: u64 = 8_000;
+
 /// Events of a world; most have a few thousand.
 const EVENTS_MAX: u64 = 200_000;
 
@@ -28,6 +31,20 @@ pub(crate) struct Outcome {
     pub(crate) rollbacks: u64,
     /// Views after the first.
     pub(crate) views: u64,
+    /// How often all stopped because somebody stayed away for too long.
+    pub(crate) stops: u64,
+}
+
+/// A kind of world.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kind {
+    /// The test's name.
+    pub(crate) name: &'static str,
+    /// Whether the others go on without a peer that is lost.
+    pub(crate) goes_on: bool,
+    /// Whether all stop when too many stay away for too long, and are started again.
+    pub(crate) gives_up: bool,
+    pub(crate) planted: Planted,
 }
 
 /// What may break in a world, and how often.
@@ -64,9 +81,9 @@ pub(crate) struct Timed {
 }
 
 impl Timed {
-    /// `goes_on`: whether the others go on without a peer that is lost.
-    pub(crate) fn new(seed: u64, goes_on: bool, planted: Planted) -> Self {
-        let mut rng = SplitMix64::keyed(&[0x51, seed, u64::from(goes_on)]);
+    pub(crate) fn new(seed: u64, kind: Kind) -> Self {
+        let Kind { goes_on, gives_up, planted, .. } = kind;
+        let mut rng = SplitMix64::keyed(&[0x51, seed, u64::from(goes_on) + 2 * u64::from(gives_up)]);
         let peers = 2 + rng.below(3) as usize;
         let min_peers = goes_on.then(|| 1 + rng.below(peers as u64 - 1) as usize);
         let checkpoint_every = 2 + rng.below(6);
@@ -77,12 +94,13 @@ impl Timed {
             keep: 1 + rng.below(3) as usize,
             rounds: if rng.below(3) == 0 { 6 } else { 1 },
             min_peers,
+            wait_timeout_ms: gives_up.then_some(GIVES_UP_MS),
         };
         let weather = Weather {
             faults: 1 + rng.below(14),
             rarity: 10 << rng.below(6),
             damage: rng.below(4) == 0,
-            absence: goes_on && rng.below(2) == 0,
+            absence: gives_up || (goes_on && rng.below(2) == 0),
             latency_ms: 1 << rng.below(7),
             compute_ms: 1 << rng.below(6),
             slowness: 1 << rng.below(6),
@@ -103,7 +121,7 @@ impl Timed {
             let Some((event, at)) = self.next() else { return Err("nothing can happen any more".into()) };
             self.world.now = Tick(at.max(self.world.now.0));
             if !self.world.is_sign_of_life(event) {
-                self.world.trace(format!("{event:?}"));
+                self.world.trace(self.world.words_of(event));
             }
             self.world.kept = self.rng.below(4) as usize;
             self.world.perform(event);
@@ -126,6 +144,7 @@ impl Timed {
             steps_taken: self.world.watch.steps_taken,
             rollbacks: self.world.watch.rollbacks,
             views: self.world.coordinator.journal.view().0 - 1,
+            stops: self.world.watch.stops,
         })
     }
 

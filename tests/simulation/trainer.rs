@@ -261,7 +261,8 @@ impl Process {
     fn save_and_tell(&mut self, around: &mut Around<'_>) {
         self.save(around);
         let held = self.trainer.held.iter().copied().collect();
-        self.news.push_back(News::Saved { step: self.trainer.saved, held });
+        let (step, epoch) = (self.trainer.saved, self.trainer.epoch);
+        self.news.push_back(News::Saved { step, held, epoch });
     }
 
     fn save(&mut self, around: &mut Around<'_>) {

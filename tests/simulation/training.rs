@@ -20,7 +20,12 @@ pub(crate) struct Size {
     pub(crate) rounds: u32,
     /// With how many peers at least the others go on without one that is lost; `None` if they wait for it.
     pub(crate) min_peers: Option<usize>,
+    /// How long everybody waits for those who are missing; for ever if not given.
+    pub(crate) wait_timeout_ms: Option<u64>,
 }
+
+/// Longer than any world lasts.
+const FOR_EVER_MS: u64 = 3_000_000;
 
 /// What is trained, and what it must come to.
 #[derive(Debug)]
@@ -36,7 +41,8 @@ pub(crate) struct Setting {
 
 impl Setting {
     pub(crate) fn new(size: Size) -> Self {
-        let Size { peers, steps, checkpoint_every, keep, min_peers, .. } = size;
+        let Size { peers, steps, checkpoint_every, keep, min_peers, wait_timeout_ms, .. } = size;
+        let patience = wait_timeout_ms.unwrap_or(FOR_EVER_MS);
         let policy = min_peers.map_or("on_failure = \"wait\"".to_owned(), |least| {
             format!("on_failure = \"continue\"\nmin_peers = {least}")
         });
@@ -45,7 +51,7 @@ impl Setting {
         let text = format!(
             "[run]\nname = \"simulation\"\nsteps = {steps}\ncheckpoint_every = {checkpoint_every}\nkeep = {keep}\n\
              [data]\ndataset = \"fashion-mnist\"\nbatch = 2\n[method]\nname = \"dml\"\n\
-             [policy]\n{policy}\nfailure_timeout_ms = 2000\nwait_timeout_ms = 3000000\n{names}"
+             [policy]\n{policy}\nfailure_timeout_ms = 2000\nwait_timeout_ms = {patience}\n{names}"
         );
         let spec = RunSpec::parse(&text).unwrap();
         let schema = spec.contribution_schema(0).unwrap();
@@ -90,6 +96,11 @@ impl Setting {
     /// Whether the others go on without a peer that is lost.
     pub(crate) fn goes_on(&self) -> bool {
         self.size.min_peers.is_some()
+    }
+
+    /// Whether everybody stops when those who are missing stay away for too long.
+    pub(crate) fn gives_up(&self) -> bool {
+        self.size.wait_timeout_ms.is_some()
     }
 
     /// The last round of a step that has the most.

@@ -33,6 +33,8 @@ pub(crate) struct Watch {
     pub(crate) put_out: BTreeSet<usize>,
     /// Everything that was ever said: by whom, in which view and round.
     said: BTreeMap<(usize, u64, Position), Digest>,
+    /// How often the run was given up for the time being.
+    pub(crate) stops: u64,
     /// Steps taken in this world, replays counted again.
     pub(crate) steps_taken: u64,
     /// Starts of peers that had a memory: they went back together with all others.

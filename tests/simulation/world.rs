@@ -128,7 +128,7 @@ impl fmt::Debug for Notes {
 }
 
 /// Lines of a trace that are kept.
-const TRACE: usize = 400;
+const TRACE: usize = 40000;
 
 impl World {
     pub(crate) fn new(setting: Arc<Setting>, planted: Planted, eager: bool) -> Self {
@@ -220,6 +220,16 @@ impl World {
         }
     }
 
+    /// An event and what it is about, for people.
+    pub(crate) fn words_of(&self, event: Event) -> String {
+        let said = match event {
+            Event::Up(stream) => self.streams.get(&stream).map(|open| (open.peer, spoken(open.up.front()))),
+            Event::Down(stream) => self.streams.get(&stream).map(|open| (open.peer, told(open.down.front()))),
+            _ => None,
+        };
+        said.map_or_else(|| format!("{event:?}"), |(peer, words)| format!("{event:?} of {peer}: {words}"))
+    }
+
     /// All that may happen now, faults apart.
     pub(crate) fn enabled(&self) -> Vec<Event> {
         let mut events = Vec::new();
@@ -243,7 +253,8 @@ impl World {
                 continue;
             };
             may(Event::Answer(peer), matches!(process.link, Link::Answered(_)));
-            may(Event::Attempt(peer), here && !late && matches!(process.link, Link::Away));
+            let in_vain = self.setting.gives_up();
+            may(Event::Attempt(peer), (here || in_vain) && !late && matches!(process.link, Link::Away));
             for &source in process.tasks.keys() {
                 may(Event::Connect(peer, source), self.may_connect(peer, source));
                 may(Event::Deliver(peer, source), self.may_deliver(peer, source));
@@ -405,4 +416,26 @@ impl World {
 fn end_up(open: &mut Stream, kept: usize) {
     open.up.truncate(kept);
     open.up_end.get_or_insert_with(|| "broke".into());
+}
+
+/// What a peer says, in short.
+fn spoken(up: Option<&Up>) -> String {
+    match up {
+        Some(Up::Word(FromPeer::Report(report))) => format!("step {} in view {}", report.step, report.view),
+        Some(Up::Word(word)) => format!("{word:?}"),
+        Some(Up::Hello { session, .. }) => format!("hello, session {session}"),
+        None => "the end".into(),
+    }
+}
+
+/// What a peer is told, in short.
+fn told(down: Option<&Down>) -> String {
+    match down {
+        Some(Down::Word(ToPeer::View(view))) => {
+            let members: Vec<usize> = view.members.iter().map(|member| member.index).collect();
+            format!("view {} from {} of {members:?}", view.id, view.begins_at)
+        }
+        Some(Down::Word(word)) => format!("{word:?}"),
+        other => format!("{other:?}"),
+    }
 }

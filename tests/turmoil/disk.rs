@@ -32,6 +32,10 @@ impl Disk {
         old.iter().for_each(|old| _ = self.files.remove(old));
     }
 
+    pub(crate) fn remove_after(&mut self, step: Step) {
+        self.files.retain(|saved, _| *saved <= step);
+    }
+
     pub(crate) fn load(&self, step: Step) -> Option<u64> {
         self.files.get(&step).filter(|checkpoint| checkpoint.good).map(|checkpoint| checkpoint.state)
     }

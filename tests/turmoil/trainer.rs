@@ -155,6 +155,10 @@ impl Training {
         let loaded =
             if from == 0 { Some(fresh(self.desk.peer)) } else { self.desk.disk.lock().unwrap().load(from) };
         self.state = loaded.ok_or_else(|| PeerError::Internal(format!("no good checkpoint {from}")))?;
+        if self.seat.goes_on() {
+            self.desk.disk.lock().unwrap().remove_after(step);
+            self.held.retain(|held| *held <= step);
+        }
         (self.steps_done, self.saved) = (step, from);
         let Desk { witness, setting, peer, .. } = &self.desk;
         witness.lock().unwrap().starts(*peer, (step, from), self.state, setting);
@@ -243,7 +247,8 @@ impl Training {
     async fn save_and_tell(&mut self) {
         self.save();
         let held = self.held.iter().copied().collect();
-        _ = self.outbox.send(News::Saved { step: self.saved, held }).await;
+        let (step, epoch) = (self.saved, self.seat.epoch());
+        _ = self.outbox.send(News::Saved { step, held, epoch }).await;
     }
 
     fn save(&mut self) {

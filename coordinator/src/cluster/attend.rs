@@ -6,6 +6,7 @@ use cohort_proto::control::{FromPeer, StepReport, Stop, StopKind, ToPeer};
 use cohort_proto::id::{Digest, PeerName, RunId, Step, ViewId};
 use cohort_proto::spec::DivergencePolicy;
 
+use super::holdings::counts;
 use super::{Cluster, Stage, note};
 use crate::agreement::{Disagreement, Divergence, Said};
 use crate::event::{Action, Entry, StreamId, Tick};
@@ -185,7 +186,8 @@ impl Cluster {
         let Some(training) = &mut self.training else {
             return self.fault(now, index, "saved a checkpoint before the run began", out);
         };
-        match training.lease.saved(index, step, held) {
+        let held = held.iter().copied().chain([step]).filter(|held| counts(&training.views, index, *held));
+        match training.lease.saved(index, step, &held.collect::<Vec<_>>()) {
             Err(error) => {
                 let what = format!("saved a checkpoint of {step} steps, but {error}");
                 self.fault(now, index, &what, out);

@@ -3,7 +3,7 @@
 //! takes the weights of its newest checkpoint, and saves them under the number of the step at which it comes in: from
 //! there on it can be replayed like anybody else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_proto::control::{Start, ToPeer};
 
@@ -31,18 +31,19 @@ impl Cluster {
         let waiting: BTreeSet<usize> = (0..self.members.peers().len()).filter(waits).collect();
         let Some(data) = self.members.data().filter(|_| !waiting.is_empty()) else { return };
         members.extend(&waiting);
+        let mut brought = BTreeMap::new();
         for index in &waiting {
             self.members.starts(*index, begins_at);
+            let Some(training) = &self.training else { return };
+            brought.insert(*index, training.lease.newest_until(*index, begins_at));
         }
         self.begin_view(now, begins_at, &members, data, out);
         self.say_views(&self.members.streams(), out);
-        for index in waiting {
+        for (index, checkpoint) in brought {
             let Some(training) = &mut self.training else { return };
             training.relayed_by.remove(&index);
             training.diverged.remove(&index);
-            let newest =
-                training.lease.checkpoints(index).and_then(|held| held.range(..=begins_at).next_back());
-            let start = Start { step: begins_at, checkpoint: newest.copied().unwrap_or(0) };
+            let start = Start { step: begins_at, checkpoint };
             let streams = self.members.streams_of([index]);
             out.push(Action::Send { streams, message: ToPeer::Start(start) });
             let name = self.members.name(index);
@@ -59,7 +60,7 @@ impl Cluster {
     }
 
     /// Whether every member of the view was told where to start.
-    fn all_started(&self) -> bool {
+    pub(super) fn all_started(&self) -> bool {
         self.in_view().iter().all(|index| self.members.log_from(*index).is_some())
     }
 

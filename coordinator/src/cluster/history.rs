@@ -6,6 +6,7 @@ use cohort_proto::id::{RunId, Step, ViewId};
 use cohort_proto::view::{View, Views};
 
 use super::Training;
+use super::holdings::counts;
 use crate::agreement::{Agreement, Said};
 use crate::event::{DataFacts, Tick};
 use crate::lease::{Lease, Progress};
@@ -48,9 +49,11 @@ pub(super) fn recall(now: Tick, history: &History) -> Option<Training> {
     };
     let progress = |(index, record): (usize, &PeerRecord)| {
         // One that came in with a checkpoint of steps that it never reported has them behind it when all fall back to that.
-        let held = record.checkpoints.iter().filter(|held| **held <= last.begins_at).max();
-        let completed = record.completed.max(since(index).unwrap_or(0)).max(held.copied().unwrap_or(0));
-        let progress = Progress::new(completed, record.checkpoints.iter().copied());
+        let counting =
+            || record.checkpoints.iter().copied().filter(|held| counts(&history.views, index, *held));
+        let held = counting().filter(|held| *held <= last.begins_at).max();
+        let completed = record.completed.max(since(index).unwrap_or(0)).max(held.unwrap_or(0));
+        let progress = Progress::new(completed, counting());
         let in_view = last.members.iter().any(|member| member.index == index);
         Progress { in_view, is_known: false, ..progress }
     };

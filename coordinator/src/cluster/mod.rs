@@ -11,6 +11,7 @@ mod history;
 mod attend;
 mod ending;
 mod recover;
+mod holdings;
 mod shrink;
 mod grow;
 
@@ -82,7 +83,8 @@ impl Training {
     /// Logs reach back to a step, and nobody takes an earlier one again.
     fn retain_from(&mut self, step: Step) {
         self.agreement.forget_below(step);
-        self.views.retain_from(step);
+        // Who has a checkpoint of it took the step before.
+        self.views.retain_from(step.saturating_sub(1));
     }
 }
 
@@ -316,7 +318,7 @@ impl Cluster {
         if let Some(training) = &mut self.training {
             let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied());
             let known = training.lease.checkpoints(index).cloned().unwrap_or_default();
-            training.lease.holds(index, held);
+            training.holds(index, held);
             let counts = training.lease.checkpoints(index).into_iter().flatten();
             for step in counts.copied().filter(|step| !known.contains(step)) {
                 out.push(Action::Record(Entry::Checkpoint { peer: request.name.clone(), step }));
@@ -385,6 +387,7 @@ impl Cluster {
                 self.lose_those_gone(out);
                 self.decide_cut(now, out);
                 self.start_waiting(now, out);
+                self.ask_for_relays(out);
                 self.take_in_waiting(now, out);
             }
             Stage::Stopping { .. } if !self.members.any_present() => self.over(out),

@@ -9,13 +9,15 @@
 //! Logs are kept back to the newest step that has the first two properties, and the third follows; only if a checkpoint
 //! is damaged there may be no such step, and all fall back together.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_proto::control::{Start, ToPeer};
 use cohort_proto::id::Step;
 use cohort_proto::limits::FALLBACKS_MAX;
+use cohort_proto::spec::FailurePolicy;
 use cohort_proto::view::View;
 
+use super::holdings::has;
 use super::{Cluster, Stage, StopKind, Training, note};
 use crate::event::{Action, Entry, Phase, Tick};
 use crate::lease::newest_common;
@@ -36,26 +38,29 @@ impl Cluster {
             return self.fall_back(now, "one of them lost its connection when all fell back", out);
         }
         match start_of(training, &self.members, &fresh) {
-            Some(step) => self.start(now, &fresh, step, out),
+            Some(step) => self.start(now, &fresh.iter().map(|index| (*index, step)).collect(), step, out),
             None => self.fall_back(now, "no checkpoint of its own fits the logs of the others", out),
         }
     }
 
-    /// These members go to their checkpoint of a step. The views are said again to all, since who was started again may
-    /// have another address.
-    fn start(&mut self, now: Tick, fresh: &[usize], step: Step, out: &mut Vec<Action>) {
+    /// These members start at a step, each from a checkpoint: of that step, unless it comes in there. The views are said again
+    /// to all, since who was started again may have another address.
+    fn start(&mut self, now: Tick, fresh: &BTreeMap<usize, Step>, step: Step, out: &mut Vec<Action>) {
         // Whoever starts there keeps no entry from before: that all have come so far must not be forgotten.
         out.push(Action::Record(Entry::Phase(Phase::Running)));
         let Some(training) = &mut self.training else { return };
-        for &index in fresh {
+        for &index in fresh.keys() {
             training.lease.starts(index, step);
             training.diverged.remove(&index);
             self.members.starts(index, step);
         }
         self.say_views(&self.members.streams(), out);
-        let streams = self.members.streams_of(fresh.iter().copied());
-        out.push(Action::Send { streams, message: ToPeer::Start(Start::at(step)) });
-        let names: Vec<&str> = fresh.iter().map(|index| self.members.name(*index)).collect();
+        for checkpoint in fresh.values().copied().collect::<BTreeSet<_>>() {
+            let with_it = fresh.iter().filter(|(_, from)| **from == checkpoint).map(|(index, _)| *index);
+            let streams = self.members.streams_of(with_it);
+            out.push(Action::Send { streams, message: ToPeer::Start(Start { step, checkpoint }) });
+        }
+        let names: Vec<&str> = fresh.keys().map(|index| self.members.name(*index)).collect();
         note(out, false, format!("{} start from step {step}", names.join(", ")));
         self.moved(now);
     }
@@ -85,16 +90,16 @@ impl Cluster {
             );
             return self.stop(now, StopKind::AtOnce, sentence, out);
         }
-        let members = &self.settled(members);
+        let (members, step) = &self.way_back(members);
         let Some(training) = &mut self.training else { return };
-        let step = training.lease.fall_back(now, members);
+        let from = members.iter().map(|index| (*index, training.lease.newest_until(*index, *step))).collect();
+        training.lease.fall_back(now, members, *step);
         (training.falling_back, training.unheard) = (members.clone(), false);
         note(out, true, format!("all fall back to step {step}: {why}"));
-        self.begin_view(now, step, members, data, out);
-        let everybody: Vec<usize> = members.iter().copied().collect();
+        self.begin_view(now, *step, members, data, out);
         let out_of_it = (0..self.members.peers().len()).filter(|index| !members.contains(index));
         out_of_it.for_each(|index| self.members.forgets(index));
-        self.start(now, &everybody, step, out);
+        self.start(now, &from, *step, out);
         self.after_progress(now, out);
     }
 
@@ -105,23 +110,38 @@ impl Cluster {
         let mut here = self.in_view();
         here.retain(|index| self.members.attends(*index) && !barred(index));
         let Some(training) = &self.training else { return };
-        let settled = self.settled(&here);
-        if self.all_here() || training.lease.common_of(&settled) >= training.lease.retain_from() {
+        if self.all_here() || self.way_back(&here).1 >= training.lease.retain_from() {
             self.flush = None;
             self.fall_back_to(now, &here, "some members and their logs are lost", out);
         }
     }
 
-    /// Those of these members who have been here since the step that logs reach back to, if one who has come in since
-    /// then holds none of the checkpoints that they all hold: it comes in again, rather than that all lose what they did.
-    fn settled(&self, members: &BTreeSet<usize>) -> BTreeSet<usize> {
-        let Some(training) = &self.training else { return members.clone() };
-        let retained = training.lease.retain_from();
-        let since = |index: &usize| training.views.since(&self.members.peer(*index)?.name);
-        let mut settled = members.clone();
-        settled.retain(|index| since(index).is_some_and(|since| since <= retained));
-        let enough = settled.len() >= self.spec.policy.min_peers.max(1);
-        if training.lease.common_of(members) < retained && enough { settled } else { members.clone() }
+    /// Who of these members go back together, and where to: to what all of them hold, unless that is from before what all
+    /// held once, since one who has come in since then may hold nothing of that. Then as many as hold one checkpoint go
+    /// back to it, and the others come in again: there and then, if they are needed.
+    fn way_back(&self, members: &BTreeSet<usize>) -> (BTreeSet<usize>, Step) {
+        let Some(Training { lease, views, .. }) = &self.training else { return (members.clone(), 0) };
+        let (common, retained) = (lease.common_of(members), lease.retain_from());
+        let policy = &self.spec.policy;
+        if common >= retained || policy.on_failure == FailurePolicy::Wait {
+            return (members.clone(), common);
+        }
+        let held = members.iter().filter_map(|index| lease.checkpoints(*index)).flatten().copied();
+        let steps: BTreeSet<Step> = held.filter(|step| *step >= retained).collect();
+        let goes = |index: &usize, step| lease.completed(*index) >= step && lease.counts(*index, step);
+        let together =
+            |step| (members.iter().copied().filter(|index| goes(index, step)).collect::<BTreeSet<_>>(), step);
+        let most = steps.into_iter().map(together).max_by_key(|(those, step)| (those.len(), *step));
+        let Some((those, step)) = most else { return (members.clone(), common) };
+        if those.len() >= policy.min_peers.max(1) {
+            return (those, step);
+        }
+        // Whoever took the step before it with them cannot come in after it.
+        let was_there = |index: &usize| views.at(step.saturating_sub(1)).is_none_or(|view| has(view, *index));
+        match members.difference(&those).any(was_there) {
+            true => (members.clone(), common),
+            false => (members.clone(), step),
+        }
     }
 }
 

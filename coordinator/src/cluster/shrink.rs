@@ -65,13 +65,22 @@ impl Cluster {
         if !self.may_lose(&lost) {
             return false;
         }
-        self.flushes += 1;
+        self.go_on_without(lost, out);
+        true
+    }
+
+    /// The others are asked how much they have of these.
+    fn go_on_without(&mut self, mut lost: BTreeSet<usize>, out: &mut Vec<Action>) {
         let names: Vec<&str> = lost.iter().map(|index| self.members.name(*index)).collect();
         note(out, true, format!("the others go on without {}", names.join(", ")));
         lost.extend(self.still_needed(&lost));
+        self.begin_flush(lost, out);
+    }
+
+    fn begin_flush(&mut self, lost: BTreeSet<usize>, out: &mut Vec<Action>) {
+        self.flushes += 1;
         self.flush = Some(Flush { id: self.flushes, lost, answers: BTreeMap::new() });
         self.ask(self.members.streams_of(self.survivors()), out);
-        true
     }
 
     /// A member that the others had to wait for may be one that they can go on without by now.
@@ -89,7 +98,8 @@ impl Cluster {
             return BTreeSet::new();
         };
         let since = |index: &usize| training.views.since(&self.members.peer(*index)?.name);
-        self.in_view().into_iter().filter(|index| since(index).is_some_and(|since| since > reached)).collect()
+        let others = self.in_view().into_iter().filter(|index| !lost.contains(index));
+        others.filter(|index| since(index).is_some_and(|since| since > reached)).collect()
     }
 
     /// Those who were lost earlier, of whom a survivor may still lack what they said last.
@@ -99,7 +109,20 @@ impl Cluster {
         };
         let left_at = |index: &usize| training.views.left_at(&self.members.peer(*index)?.name);
         let needed = |index: &usize| left_at(index).is_some_and(|left_at| left_at > reached);
-        training.relayed_by.keys().copied().filter(needed).collect()
+        (0..self.members.peers().len()).filter(needed).collect()
+    }
+
+    /// A coordinator that was started again does not know who has what those said who left the cohort before. If a member
+    /// may still lack some of it, all are asked.
+    pub(super) fn ask_for_relays(&mut self, out: &mut Vec<Action>) {
+        if self.flush.is_some() || !self.all_here() || !self.all_started() {
+            return;
+        }
+        let mut unknown = self.still_needed(&BTreeSet::new());
+        unknown.retain(|index| self.training.as_ref().is_some_and(|t| !t.relayed_by.contains_key(index)));
+        if !unknown.is_empty() {
+            self.begin_flush(unknown, out);
+        }
     }
 
     /// The step that the slowest of the others is at.
@@ -156,15 +179,28 @@ impl Cluster {
         if !survivors.iter().all(|index| flush.answers.contains_key(index)) {
             return;
         }
+        let early = self.coming_in(&flush.lost);
+        if !early.is_empty() && flush.lost.iter().any(|lost| self.in_view().contains(lost)) {
+            // One of the others is further behind than it was when they were asked.
+            let lost = flush.lost.union(&early).copied().collect();
+            return if self.may_lose(&lost) {
+                self.go_on_without(lost, out)
+            } else {
+                self.begin_anew(now, out)
+            };
+        }
         let answer = |survivor: &usize, lost: &usize| self.answer(flush, *survivor, *lost);
         let best = |lost: &usize| {
-            let answers = survivors.iter().map(|survivor| (answer(survivor, lost), *survivor));
+            let answers = survivors.difference(&early).map(|survivor| (answer(survivor, lost), *survivor));
             answers.max_by_key(|(step, survivor)| (*step, std::cmp::Reverse(*survivor)))
         };
         let providers: BTreeMap<usize, (Step, usize)> =
             flush.lost.iter().filter_map(|lost| Some((*lost, best(lost)?))).collect();
         let Some(begins_at) = providers.values().map(|(step, _)| *step).min() else { return };
         let lost = flush.lost.clone();
+        // If a survivor has all that will ever be needed of those who left before, nothing is taken again: where nobody has
+        // been yet the view that is said is the same.
+        let begins_at = begins_at.min(self.lease_until());
         self.flush = None;
         self.cut(now, begins_at, &survivors, providers.into_iter().map(|(lost, (_, by))| (lost, by)), out);
         self.after_progress(now, out);
@@ -178,6 +214,8 @@ impl Cluster {
         let (Some(peer), Some(training)) = (self.members.peer(lost), &self.training) else { return step };
         match training.views.left_at(&peer.name) {
             Some(left_at) if left_at <= step => Step::MAX,
+            // It left before all that anybody can still take.
+            None if !self.in_view().contains(&lost) => Step::MAX,
             _ => training.views.due(&peer.name, step),
         }
     }
@@ -221,6 +259,7 @@ impl Cluster {
         note(out, false, format!("view {} begins at step {begins_at} with {} peers", view.id, members.len()));
         training.views.insert(view.clone());
         training.lease.change_view(now, begins_at, members);
+        training.forget_what_does_not_count();
         training.agreement.forget_from(begins_at);
         let until = training.lease.until();
         out.push(Action::Record(Entry::View { view, data }));

@@ -61,14 +61,13 @@ impl Follows {
         self.views.at(step).map_or(ViewId(0), |view| view.id)
     }
 
-    /// Training starts at a step: everybody is to be followed from there. Returns the number of the new epoch.
-    pub(super) fn restart(&mut self) -> u64 {
+    /// Training starts at a step, in an epoch: everybody is to be followed from there.
+    pub(super) fn restart(&mut self, epoch: u64) {
         self.tasks.abort_all();
         self.reached.clear();
         self.places.clear();
         self.started = true;
-        self.epoch += 1;
-        self.epoch
+        self.epoch = epoch;
     }
 
     /// A view was said, perhaps again; `next` is the first step that this peer may still have to take. With a newer view
@@ -186,7 +185,7 @@ mod tests {
     #[tokio::test]
     async fn who_was_left_behind_follows_nobody() {
         let (mut follows, (words, _inbox)) = (peer_a(), mpsc::channel::<Word>(4));
-        follows.restart();
+        follows.restart(1);
         follows.viewed(view(2, 4, &["b"]), 5);
         follows.follow(5, &words);
         assert!(follows.tasks.is_empty());

@@ -31,7 +31,7 @@ use crate::net::backoff::Backoff;
 use crate::net::control::{Attendance, Control};
 use crate::net::serve::{Served, bind, serve};
 use crate::relay::Relay;
-use crate::standing::Place;
+use crate::standing::{Place, too_late};
 use crate::trainer::{Ending, Facts, Inputs, News, Shared, Trainer, Word};
 use crate::waits::Waits;
 use absence::Absence;
@@ -311,9 +311,10 @@ impl Driver {
                 }
                 self.up(FromPeer::Report(report));
             }
-            News::Saved { step, held } => {
-                self.place.holds(held.clone());
-                self.up(FromPeer::CheckpointSaved { step, held });
+            News::Saved { step, held, epoch } => {
+                if self.place.holds(held.clone(), epoch) {
+                    self.up(FromPeer::CheckpointSaved { step, held });
+                }
             }
             News::Received { flush, of } => self.up(FromPeer::Received { flush, of }),
             News::Prepared(_) | News::Ended(_) => {
@@ -331,8 +332,8 @@ impl Driver {
                 return self.follow(trainer);
             }
             Ok(Some(ToPeer::Start(start))) => {
-                self.place.starts(start.step, self.follows.view_at(start.step));
-                let epoch = self.follows.restart();
+                let epoch = self.place.starts(start.step, self.follows.view_at(start.step));
+                self.follows.restart(epoch);
                 // Before anything is heard in the new epoch.
                 tell(trainer, Word::Start { start, epoch }).await;
                 return self.follow(trainer);
@@ -402,13 +403,13 @@ impl Driver {
                     tell(trainer, Word::Stop(Stop { kind: StopKind::AtOnce, sentence })).await;
                 }
             }
-            Err(PeerError::Refused(Refusal { reason: RefusalReason::Closed, sentence })) => {
-                self.absence.end();
-                tell(trainer, Word::Stop(Stop { kind: StopKind::AtOnce, sentence })).await;
-            }
             Err(error) => {
                 self.absence.end();
-                tell(trainer, Word::Lost(error)).await;
+                let word = match &error {
+                    PeerError::Refused(refusal) => too_late(refusal).map(Word::Stop),
+                    _ => None,
+                };
+                tell(trainer, word.unwrap_or(Word::Lost(error))).await;
             }
         }
     }

@@ -198,7 +198,9 @@ async fn follow_once<W: From<Delivery>>(
         if contribution.header().source != source.name {
             return Err(refused(format!("it is signed {}", contribution.header().source)));
         }
-        let (said_in, holds) = (contribution.header().view, following.views.at(step).map(|view| view.id));
+        // Of a view without this peer nothing is said to it.
+        let mine = following.views.at(step).filter(|view| view.member(&following.me).is_some());
+        let (said_in, holds) = (contribution.header().view, mine.map(|view| view.id));
         if Some(said_in) != holds {
             // One of the two has not heard of a change of views yet; what is right will be said, or has been.
             let known = holds.map_or("none".to_owned(), |view| view.to_string());

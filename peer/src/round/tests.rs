@@ -195,3 +195,14 @@ fn one_who_does_not_listen_misses_nobody() {
     assert!(rounds.missing(Position::of(2)).is_empty());
     assert_eq!(rounds.take(Position::of(2)), Some(vec![]));
 }
+
+/// It was left behind at step 4, and still follows those with whom it has steps to take before.
+#[test]
+fn what_others_say_after_they_left_it_behind_is_not_for_it() {
+    let mut rounds = peer_b();
+    let without = View { id: ViewId(2), begins_at: 4, members: vec![view().members[2].clone()] };
+    rounds.arrived(Arrival::View(without)).unwrap();
+    let header = Header { view: ViewId(2), position: Position::of(9), ..said("a", 9).header().clone() };
+    let far = Arc::new(Contribution::seal(header, vec![], &Schema::default()).unwrap());
+    assert_eq!(rounds.arrived(Arrival::Heard(far)), Ok(false));
+}

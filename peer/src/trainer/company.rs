@@ -41,6 +41,10 @@ impl Live {
         self.seat.common()
     }
 
+    pub(super) fn epoch(&self) -> u64 {
+        self.seat.epoch()
+    }
+
     pub(super) fn completed(&mut self) {
         self.seat.completed();
     }

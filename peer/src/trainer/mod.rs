@@ -94,6 +94,8 @@ pub enum News {
         step: Step,
         /// All that are on disk now, ascending.
         held: Vec<Step>,
+        /// Which time that this peer started; until it starts elsewhere, which may remove some.
+        epoch: u64,
     },
     /// The answer to [`Word::Flush`].
     Received {
@@ -342,7 +344,7 @@ impl Training<'_> {
         saved?;
         self.saving = Some(Timing { act: SAVE.to_owned(), ms: seconds * 1e3 });
         let held = self.held.iter().copied().collect();
-        self.tell(News::Saved { step: self.saved, held })
+        self.tell(News::Saved { step: self.saved, held, epoch: self.company.epoch() })
     }
 
     fn save(&mut self) -> Result<(), PeerError> {

@@ -85,6 +85,11 @@ impl Seat {
         self.common
     }
 
+    /// Which time that this peer starts.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Bytes that the contribution log holds.
     pub fn log_bytes(&self) -> u64 {
         self.shared.log.byte_len()

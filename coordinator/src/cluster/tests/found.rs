@@ -266,3 +266,191 @@ fn one_that_did_not_hear_of_a_fall_back_before_another_view_is_told_again() {
     }
     assert_eq!(told, vec![(0, 3)]);
 }
+
+/// A coordinator of three that was started again, after c had left them at step 12. So many steps of a and b are on record,
+/// and b has taken so many.
+fn found_again(recorded: Step, b: Step) -> (World, Vec<Action>) {
+    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 1\n");
+    let before = three();
+    let mut views: Views = before.cluster.view().unwrap().clone().into();
+    let members = views[0].members[..2].to_vec();
+    views.insert(View { id: ViewId(2), begins_at: 12, members });
+    let record = |completed| PeerRecord { completed, checkpoints: vec![10], said: vec![] };
+    let records = vec![record(recorded), record(recorded), record(12)];
+    let data = before.cluster.members().data();
+    let history = History { starts: 1, views, data, lease_until: 16, records, ..history() };
+    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history);
+    let mut told = vec![];
+    for (peer, steps_done) in [("a", recorded), ("b", b)] {
+        let standing = Some(Standing { session: 4, steps_done, log_from: 10, lease_until: 16 });
+        let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![10] });
+        let request = JoinRequest { standing, checkpoints, ..world.request(peer) };
+        let session = world.present(request, "127.0.0.1").unwrap().session;
+        world.sessions.insert(peer, session);
+        told = world.attend(peer);
+    }
+    (world, told)
+}
+
+/// b has what c said to step 11, which a still waits for, and only the last start of the coordinator knew that.
+#[test]
+fn a_coordinator_that_was_started_again_finds_out_who_relays() {
+    let (mut world, told) = found_again(11, 12);
+    let flush = flushes(&told)[0].clone();
+    assert_eq!((flush.1, flush.2), (vec!["c"], 2));
+    world.say("a", received(flush.0, &[("c", 11)]));
+    let actions = world.say("b", received(flush.0, &[("c", 12)]));
+    assert_eq!(views(&actions), vec![(3, 16, 2)], "nothing is taken again");
+    assert_eq!(going_on::said_address(&actions, 1, 2), "127.0.0.1:4098");
+    assert_eq!(flushes(&found_again(13, 13).1), vec![], "nobody lacks anything");
+}
+
+/// What is asked for is behind all of them when the last answer comes, and a has gone on.
+#[test]
+fn an_answer_about_one_who_left_long_ago_stops_nobody() {
+    let (mut world, told) = found_again(11, 12);
+    let (id, ..) = flushes(&told)[0];
+    for (peer, other) in [("a", "b"), ("b", "a")] {
+        assert_eq!(stops(&world.say(peer, report_in(1, peer, 11, &[other, "c"]))), vec![]);
+    }
+    train(&mut world, 2, &["a", "b"], 12..14);
+    for peer in ["a", "b"] {
+        world.say(peer, FromPeer::CheckpointSaved { step: 14, held: vec![14] });
+        assert_eq!(stops(&world.say(peer, received(id, &[("c", 12)]))), vec![]);
+    }
+    assert_eq!(world.cluster.phase(), Phase::Running);
+}
+
+/// c was where a is when b was lost. Then a comes back from a replay of which the coordinator knew nothing.
+#[test]
+fn one_that_turns_out_to_be_ahead_of_the_others_is_put_out_too() {
+    let mut world = three_that_need_nobody();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("c");
+    started_again(&mut world, "c", &[10]);
+    let until = world.cluster.lease_until();
+    world.say("a", received(1, &[("c", 12)]));
+    world.say("b", received(1, &[("c", 12)]));
+    train(&mut world, 2, &["a", "b"], 12..until);
+    world.hang_up("b");
+    assert_eq!(flushes(&world.wait(5_000, &["a", "c"])), vec![(2, vec!["b"], 2)]);
+    world.say("c", received(2, &[("b", until)]));
+    world.hang_up("a");
+    let standing =
+        Some(Standing { session: world.sessions["a"], steps_done: 13, log_from: 10, lease_until: until });
+    let request = JoinRequest { standing, ..world.request("a") };
+    let session = world.present(request, "127.0.0.1").unwrap().session;
+    world.sessions.insert("a", session);
+    world.attend("a");
+    let actions = world.say("a", received(2, &[("b", 13)]));
+    assert_eq!((views(&actions), flushes(&actions)), (vec![], vec![(3, vec!["b", "c"], 1)]));
+    let actions = world.say("a", received(3, &[("b", 13), ("c", until)]));
+    assert_eq!(views(&actions)[0], (4, 13, 1));
+}
+
+/// b has what c said to step 11 and a lacks, and is lost too.
+#[test]
+fn who_had_left_before_the_coordinator_died_is_asked_for_as_well() {
+    let (mut world, told) = found_again(11, 12);
+    let (id, ..) = flushes(&told)[0];
+    world.say("a", received(id, &[("c", 11)]));
+    world.hang_up("b");
+    assert_eq!(flushes(&world.wait(5_000, &["a"])), vec![(id + 1, vec!["b", "c"], 1)]);
+    let actions = world.say("a", received(id + 1, &[("b", 12), ("c", 11)]));
+    assert_eq!(views(&actions), vec![(3, 11, 1)], "a takes step 11 alone");
+}
+
+/// A peer dies, is started again with these checkpoints, and comes in again; all take a step together. Returns since when.
+fn comes_in(world: &mut World, peer: &'static str, held: &[Step], others: [&'static str; 2]) -> Step {
+    let view = world.cluster.view().unwrap().id.0;
+    let (flush, done) = (world.cluster.flushes + 1, world.cluster.steps_done(0));
+    world.hang_up(peer);
+    started_again(world, peer, held);
+    for other in others {
+        world.say(other, received(flush, &[(peer, done)]));
+    }
+    let begins_at = world.cluster.view().unwrap().begins_at;
+    let held = held.iter().copied().chain([begins_at]).collect();
+    world.say(peer, FromPeer::CheckpointSaved { step: begins_at, held });
+    slowly(world, view + 1, &others, done..begins_at);
+    slowly(world, view + 2, &["a", "b", "c"], begins_at..begins_at + 1);
+    begins_at
+}
+
+/// A step takes a second, so that leases are short.
+fn slowly(world: &mut World, view: u64, peers: &[&'static str], steps: std::ops::Range<Step>) {
+    for step in steps {
+        world.now = world.now.plus(1_000);
+        train(world, view, peers, step..step + 1);
+    }
+}
+
+/// First c comes in, with nothing, then b, which still has what it had saved with a. Then a and c die.
+#[test]
+fn one_that_came_in_again_goes_back_to_what_it_saved_before() {
+    let mut world = three();
+    slowly(&mut world, 1, &["a", "b", "c"], 0..12);
+    let since = comes_in(&mut world, "c", &[], ["a", "b"]);
+    comes_in(&mut world, "b", &[10], ["a", "c"]);
+    world.hang_up("a");
+    world.hang_up("c");
+    started_again(&mut world, "a", &[10]);
+    let actions = started_again(&mut world, "c", &[since]);
+    let view = views(&actions)[0];
+    assert_eq!((view.1, view.2), (10, 2), "{actions:?}");
+    assert_eq!(starts(&actions)[0], (10, 2), "c comes in again later");
+}
+
+/// c has completed a step that a and b took without it, and has saved that: of 20 steps they have other weights.
+#[test]
+fn a_checkpoint_of_steps_that_were_taken_without_its_owner_does_not_count() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..19);
+    world.hang_up("c");
+    started_again(&mut world, "c", &[10, 20]);
+    world.say("a", received(1, &[("c", 19)]));
+    let actions = world.say("b", received(1, &[("c", 19)]));
+    let begins_at = world.cluster.view().unwrap().begins_at;
+    let start = Start { step: begins_at, checkpoint: 10 };
+    assert!(
+        actions.iter().any(
+            |action| matches!(action, Action::Send { message: ToPeer::Start(told), .. } if *told == start)
+        )
+    );
+    world.say("c", FromPeer::CheckpointSaved { step: begins_at, held: vec![10, 20, begins_at] });
+    train(&mut world, 2, &["a", "b"], 19..begins_at);
+    train(&mut world, 3, &["a", "b", "c"], begins_at..begins_at + 1);
+    ["a", "b", "c"].iter().for_each(|peer| _ = world.hang_up(peer));
+    for (peer, held) in [("a", &[10, 20][..]), ("c", &[10, 20, begins_at]), ("b", &[10, 20])] {
+        let actions = started_again(&mut world, peer, held);
+        if peer == "b" {
+            assert_eq!((views(&actions)[0].1, starts(&actions)), (10, vec![(10, 3)]));
+        }
+    }
+}
+
+/// As many as must be are a and b, but only a has what all held once.
+#[test]
+fn one_that_is_needed_comes_in_where_the_others_go_back_to() {
+    let mut world = three();
+    slowly(&mut world, 1, &["a", "b", "c"], 0..12);
+    let since = comes_in(&mut world, "b", &[], ["a", "c"]);
+    world.hang_up("c");
+    world.wait(5_000, &["a", "b"]);
+    let flush = world.cluster.flushes;
+    for peer in ["a", "b"] {
+        world.say(peer, received(flush, &[("c", since + 1)]));
+    }
+    world.hang_up("a");
+    let actions = started_again(&mut world, "a", &[10]);
+    assert_eq!((views(&actions)[0].1, views(&actions)[0].2), (10, 2));
+    let told = |action: &Action| match action {
+        Action::Send { message: ToPeer::Start(start), streams } => Some((*start, streams[0])),
+        _ => None,
+    };
+    let expected = [
+        (Start { step: 10, checkpoint: 0 }, world.streams["b"]),
+        (Start { step: 10, checkpoint: 10 }, world.streams["a"]),
+    ];
+    assert_eq!(actions.iter().filter_map(told).collect::<Vec<_>>(), expected);
+}

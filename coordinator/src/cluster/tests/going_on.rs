@@ -62,7 +62,7 @@ pub(super) fn views(actions: &[Action]) -> Vec<(u64, Step, usize)> {
 }
 
 /// The address of a member, by the last time that a view was said.
-fn said_address(actions: &[Action], view: u64, member: usize) -> String {
+pub(super) fn said_address(actions: &[Action], view: u64, member: usize) -> String {
     let address = |action: &Action| match action {
         Action::Send { message: ToPeer::View(said), .. } if said.id.0 == view => {
             said.members.iter().find(|said| said.index == member).map(|member| member.address.clone())

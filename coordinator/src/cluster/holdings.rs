@@ -1,0 +1,33 @@
+//! Which of a member's checkpoints count. One that was left behind may have saved steps that the others took without it: such
+//! a checkpoint is as good as any to come in with, but nobody goes back to it.
+
+use cohort_proto::id::Step;
+use cohort_proto::view::{View, Views};
+
+use super::Training;
+
+impl Training {
+    /// What a member has on its disk.
+    pub(super) fn holds(&mut self, index: usize, held: impl IntoIterator<Item = Step>) {
+        let counting: Vec<Step> = held.into_iter().filter(|step| counts(&self.views, index, *step)).collect();
+        self.lease.holds(index, counting);
+    }
+
+    /// After a change of views: what does not count any more is forgotten.
+    pub(super) fn forget_what_does_not_count(&mut self) {
+        let Self { lease, views, .. } = self;
+        lease.retain_checkpoints(|index, step| counts(views, index, step));
+    }
+}
+
+/// Whether a checkpoint is one that its owner can go back to: it took the step before it, or came in there, in a view that
+/// holds. Who is no member may hold any.
+pub(super) fn counts(views: &Views, index: usize, step: Step) -> bool {
+    let at = |step| views.at(step).or(views.first()).is_some_and(|view| has(view, index));
+    let is_member = views.last().is_some_and(|view| has(view, index));
+    step == 0 || !is_member || at(step) || at(step - 1)
+}
+
+pub(super) fn has(view: &View, index: usize) -> bool {
+    view.members.iter().any(|member| member.index == index)
+}
