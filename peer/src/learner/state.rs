@@ -4,7 +4,7 @@
 //! whether the field is saved, or this does not compile. A loss that must remember something from step to step keeps it
 //! in such a field; [`Method`](crate::methods::Method) itself is only ever borrowed unchanged.
 
-use candle_core::Result;
+use candle_core::{Device, Result, Tensor};
 
 use super::adversary::ADVERSARY_PREFIX;
 use super::{BANK_PREFIX, Learner, MATCHING_PREFIX, generations};
@@ -15,6 +15,9 @@ use crate::models::{StateDict, StateError, Strictness};
 
 /// The name of what a network said of every training sample, in a checkpoint.
 pub const PAST: &str = "past";
+
+/// The name of the weights of an epoch, in a checkpoint.
+pub const WEIGHTS: &str = "kdcl.weights";
 
 /// Everything that a step changes, as it was before.
 #[derive(Debug)]
@@ -27,7 +30,7 @@ pub struct Before {
 
 impl Learner {
     /// Copies of all parameters and buffers, and of the rest: the state of both optimisers, whose names differ since no
-    /// parameter has two, and the memory banks, the past, the
+    /// parameter has two, and the memory banks, the past, the weights of the epoch, the
     /// network of the generation before and the discriminator with what trains it, which no network has.
     ///
     /// # Errors
@@ -39,6 +42,7 @@ impl Learner {
             matching_optimizer,
             memory,
             past,
+            weights,
             predecessor,
             adversary,
             // The run spec and the number of steps say these, and they are the same after a restart.
@@ -60,6 +64,9 @@ impl Learner {
         }
         if let Some(past) = past {
             rest.insert(PAST.to_owned(), past.to_tensor()?);
+        }
+        if let Some(weights) = weights {
+            rest.insert(WEIGHTS.to_owned(), Tensor::new(weights.as_slice(), &Device::Cpu)?);
         }
         if let Some(model) = predecessor {
             rest.extend(generations::state_of(model)?);
@@ -104,6 +111,7 @@ impl Learner {
             matching_optimizer,
             memory,
             past,
+            weights,
             predecessor,
             adversary,
             // Its parameters are loaded by whoever calls this; the rest of it is built from the run spec.
@@ -124,7 +132,8 @@ impl Learner {
             })?;
             *past = Past::from_tensor(rows, past.samples(), past.classes())?;
         }
-        let others = rest.iter().filter(|(name, _)| *name != PAST);
+        *weights = rest.get(WEIGHTS).map(|weights| weights.to_vec1::<f64>()).transpose()?;
+        let others = rest.iter().filter(|(name, _)| *name != PAST && *name != WEIGHTS);
         let mut rest: StateDict = others.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
         generations::load(predecessor.as_ref(), &mut rest)?;
         let (contested, rest): (StateDict, StateDict) =

@@ -1,11 +1,11 @@
 //! What makes no sense in a graph, refused before anything is trained.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::peer::Role;
 use super::super::run::FailurePolicy;
 use super::super::{MethodSpec, RunSpec, SpecError};
-use super::{EdgeSpec, Gate, TermSpec, When};
+use super::{EdgeSpec, Gate, KdclTarget, TermSpec, When};
 
 impl RunSpec {
     /// # Errors
@@ -31,6 +31,7 @@ impl RunSpec {
         self.check_members()?;
         self.check_norms()?;
         self.check_maps()?;
+        self.check_held_out()?;
         self.check_learners()?;
         self.check_coupling()
     }
@@ -120,25 +121,31 @@ impl RunSpec {
 
     /// A gated ensemble is one term of all its members: each minimises the same cross-entropy by its own logits and gate.
     fn check_members(&self) -> Result<(), SpecError> {
-        let gated = |to: usize| self.edges_to(to).filter(|edge| matches!(edge.term, TermSpec::One { .. }));
-        let members = |of: usize| gated(of).map(|edge| edge.from).chain([of]).collect::<BTreeSet<usize>>();
-        for edge in (0..self.peers.len()).flat_map(gated) {
+        // An edge into each peer, whose numbers all others into it have, and the members of its ensemble.
+        let mut ensembles: BTreeMap<usize, (&EdgeSpec, BTreeSet<usize>)> = BTreeMap::new();
+        let gated = |edge: &&EdgeSpec| edge.is_open() && matches!(edge.term, TermSpec::One { .. });
+        for edge in self.edges.iter().filter(gated) {
+            let (_, members) = ensembles.entry(edge.to).or_insert_with(|| (edge, [edge.to].into()));
+            members.insert(edge.from);
+        }
+        for (edge, members) in ensembles.values() {
             if self.data.batch < 2 {
                 let problem = "has a gate that normalises over the batch, so a batch has two samples or more";
                 return Err(self.about(edge, problem));
             }
-            let differs = |other: &usize| {
-                let student = self.peers.get(*other).is_some_and(|peer| peer.role == Role::Student);
-                let same = gated(*other).all(|theirs| theirs.has_numbers_of(edge));
-                student && (members(*other) != members(edge.to) || !same)
+            let joins = |other: &usize| {
+                let theirs = ensembles.get(other);
+                theirs.is_some_and(|(theirs, those)| theirs.has_numbers_of(edge) && those == members)
             };
-            if let Some(other) = members(edge.to).iter().find(|other| differs(other)) {
-                let name = self.peers.get(*other).map_or("?", |peer| peer.name.as_str());
-                let problem = format!(
-                    "is of an ensemble whose students all learn from all its members with the same numbers, and {name} \
-                     does not; write from and to with the same names"
-                );
-                return Err(self.about(edge, problem));
+            for (other, peer) in members.iter().filter_map(|index| Some((index, self.peers.get(*index)?))) {
+                if peer.role == Role::Student && !joins(other) {
+                    let problem = format!(
+                        "is of an ensemble whose students all learn from all its members with the same numbers, and {} \
+                         does not; write from and to with the same names",
+                        peer.name
+                    );
+                    return Err(self.about(edge, problem));
+                }
             }
         }
         Ok(())
@@ -191,6 +198,32 @@ impl RunSpec {
             return Err(self.about(edge, problem));
         }
         Ok(())
+    }
+
+    /// Weights by errors on held-out samples need these, and all networks of the epoch.
+    fn check_held_out(&self) -> Result<(), SpecError> {
+        let general =
+            |edge: &&EdgeSpec| matches!(edge.term, TermSpec::Kdcl { target: KdclTarget::General, .. });
+        let Some(edge) = self.edges.iter().filter(|edge| edge.is_open()).find(general) else { return Ok(()) };
+        let size = (self.data.validation, self.data.dataset.classes());
+        let said = self.contribution_schema(edge.from).and_then(|schema| schema.for_held_out(size));
+        let problem = match said {
+            _ if size.0 == 0 => {
+                "has target = \"general\", which weighs networks by their errors on samples that nobody trains on; write \
+                 validation = 500 in [data]"
+                    .to_owned()
+            }
+            _ if matches!(self.method, MethodSpec::LMcl(_)) => {
+                "has target = \"general\" beside l-mcl; a step has the further rounds of one of them".to_owned()
+            }
+            _ if self.policy.on_failure == FailurePolicy::Continue => {
+                "has target = \"general\", whose weights are of all networks for an epoch; write on_failure = \"wait\""
+                    .to_owned()
+            }
+            Err(error) => format!("has held-out logits that are too large to say: {error}; hold fewer samples out"),
+            Ok(_) => return Ok(()),
+        };
+        Err(self.about(edge, problem))
     }
 
     /// Whoever has nothing to learn from is a teacher.
