@@ -157,6 +157,7 @@ fn random_batch(step: u64, image: ImageShape, classes: usize, batch: usize) -> B
         images: (0..pixels).map(|_| (rng.unit_f64() * 2.0 - 1.0) as f32).collect(),
         labels: (0..batch).map(|_| rng.below(classes as u64) as u32).collect(),
         shape: [batch, channels, height, width],
+        held_out: None,
     }
 }
 

@@ -1,4 +1,5 @@
-//! The exchanges of a meta-update: which round of a step is what, and what is said in it.
+//! The further exchanges of a step: which round of it is what, and what is said in it. Those of a meta-update, and one in the
+//! first step of an epoch in runs in which networks are weighed by their errors on held-out samples.
 //!
 //! After the exchange of the step itself (round 0) come T rounds in which the networks say what they have become in the
 //! inner steps 0 to T-1. Then, for each inner step from the last back to the first, come a round of norms, from which
@@ -9,6 +10,12 @@
 use crate::id::Round;
 use crate::schema::{DType, Schema, SchemaError, TensorSpec};
 use crate::spec::RunSpec;
+
+/// The name of the logits `[samples, classes]` of held-out samples.
+pub const HELD_OUT: &str = "held_out";
+
+/// The round of an epoch's first step in which they are said. Such a run makes no meta-updates.
+pub const HELD_OUT_ROUND: Round = 1;
 
 /// The name of the numbers of a round of norms.
 pub const NORMS: &str = "norms";
@@ -110,29 +117,38 @@ impl RoundPlan {
 pub struct Agenda {
     plan: RoundPlan,
     precision: DType,
+    /// Held-out samples and their classes, if networks are weighed by them.
+    held_out: Option<(usize, usize)>,
 }
 
 impl Agenda {
-    /// That of a run: with the rounds of a meta-update if it ever makes one, else of the step alone.
+    /// That of a run: with the rounds of a meta-update if it ever makes one, or that of held-out samples, else of the step
+    /// alone.
     pub fn of(spec: &RunSpec) -> Self {
         let (times, precision) =
             spec.meta().map_or((0, DType::F32), |meta| (meta.times, meta.precision.dtype()));
-        Self { plan: RoundPlan::new(times), precision }
+        let held_out = spec.weighs_by_held_out().then(|| (spec.data.validation, spec.data.dataset.classes()));
+        Self { plan: RoundPlan::new(times), precision, held_out }
     }
 
     /// The last round that any step may have.
     pub fn last_round(&self) -> Round {
-        self.plan.rounds().saturating_sub(1)
+        if self.held_out.is_some() { HELD_OUT_ROUND } else { self.plan.rounds().saturating_sub(1) }
     }
 
     /// What a peer says in a round, by what it says in a step; `None` if the run has no such round.
     pub fn schema(self, step: &Schema, round: Round) -> Option<Schema> {
-        step.for_round(self.plan.kind(round)?, self.precision).ok()
+        match (self.held_out, round) {
+            (None, _) => step.for_round(self.plan.kind(round)?, self.precision).ok(),
+            (Some(_), 0) => Some(step.clone()),
+            (Some(size), HELD_OUT_ROUND) => step.for_held_out(size).ok(),
+            (Some(_), _) => None,
+        }
     }
 
     /// Bytes of the largest contribution of a peer to any round.
     pub fn byte_len_max(self, step: &Schema) -> usize {
-        let rounds = (0..self.plan.rounds()).filter_map(|round| self.schema(step, round));
+        let rounds = (0..=self.last_round()).filter_map(|round| self.schema(step, round));
         rounds.map(|schema| schema.byte_len()).max().unwrap_or(0)
     }
 }
@@ -144,6 +160,16 @@ pub fn follows(place_in_epoch: u64, freq: u64) -> bool {
 }
 
 impl Schema {
+    /// What a peer that says this in a step says of held-out samples: its logits, or nothing if it says nothing.
+    ///
+    /// # Errors
+    /// If that exceeds what a contribution may have.
+    pub fn for_held_out(&self, (samples, classes): (usize, usize)) -> Result<Self, SchemaError> {
+        let tensor =
+            || TensorSpec { name: HELD_OUT.into(), dtype: DType::F32, shape: vec![samples, classes] };
+        Self::new((!self.tensors().is_empty()).then(tensor).into_iter().collect())
+    }
+
     /// What a peer that says this in a step says in a round of it: embeddings and matching features in the precision of
     /// the meta-update, or its norms.
     ///
@@ -208,6 +234,27 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn held_out_samples_are_a_round_of_those_who_speak() {
+        let run = |target: &str| {
+            let peers = ["a", "b"].map(|name| format!("[[peer]]\nname = \"{name}\"\narch = \"resnet6\"\n"));
+            let text = format!(
+                "[run]\nsteps = 4\n[data]\ndataset = \"mnist\"\nvalidation = 30\n\
+                 [method]\nname = \"kdcl\"\ntarget = \"{target}\"\n{}",
+                peers.concat()
+            );
+            RunSpec::parse(&text).unwrap()
+        };
+        let general = run("general");
+        let (agenda, step) = (Agenda::of(&general), general.contribution_schema(0).unwrap());
+        assert_eq!((agenda.last_round(), Agenda::of(&run("mean")).last_round()), (HELD_OUT_ROUND, 0));
+        assert_eq!(agenda.schema(&step, 0), Some(step.clone()));
+        assert_eq!(agenda.schema(&step, 1).unwrap().to_string(), "[held_out F32[30, 10]]");
+        assert_eq!(agenda.schema(&Schema::default(), 1), Some(Schema::default()));
+        assert_eq!(agenda.schema(&step, 2), None);
+        assert_eq!(agenda.byte_len_max(&step), 128 * 10 * 4);
     }
 
     #[test]

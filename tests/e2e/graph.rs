@@ -22,7 +22,9 @@ fn teach(site: &Site) -> Result<()> {
 fn site(method: &str, edges: &str) -> Result<Site> {
     let students = [("a", "resnet8"), ("b", "wrn_10_1")];
     let run = format!("steps = {STEPS}\ncheckpoint_every = 4");
-    let text = run_toml(method, &students, &run)
+    // Seven steps to an epoch, where networks are weighed by what they make of held-out samples.
+    let held_out = if edges.contains("general") { "validation = 60\nbatch = 20" } else { "batch = 20" };
+    let text = run_toml(method, &students, &run).replace("batch = 20", held_out)
         + "[[peer]]\nname = \"t\"\narch = \"resnet6\"\nrole = \"teacher\"\ninit = \"t.safetensors\"\n"
         + edges;
     let site = Site::new(PROGRAM, &text)?;
@@ -80,5 +82,20 @@ fn a_mixed_cohort_survives_the_death_of_one_that_remembers() -> Result<()> {
                  [[edge]]\nto = \"b\"\nterm = \"ps-kd\"\n";
     let weights = undisturbed("graph", edges)?;
     ensure!(killed("graph", edges, "b")? == weights, "other weights");
+    Ok(())
+}
+
+/// A gated ensemble, adversaries and weights by held-out samples in one run: what is said once an epoch is heard again, and a
+/// discriminator goes on from its checkpoint.
+#[test]
+fn gates_adversaries_and_weights_survive_a_death() -> Result<()> {
+    let students = "from = [\"a\", \"b\"]\nto = [\"a\", \"b\"]";
+    let edges = format!(
+        "[[edge]]\n{students}\nterm = \"one\"\nramp = 2\n[[edge]]\n{students}\nterm = \"afd\"\nlr_g = 0.001\n\
+         [[edge]]\nfrom = \"all\"\nto = \"all\"\nterm = \"kdcl\"\ntarget = \"general\"\n"
+    );
+    let weights = undisturbed("graph", &edges)?;
+    ensure!(killed("graph", &edges, "b")? == weights, "other weights after a student's death");
+    ensure!(killed("graph", &edges, "t")? == weights, "other weights after the teacher's death");
     Ok(())
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use candle_core::Device;
-use cohort_peer::data::{self, loader::Batch, loader::Loader};
-use cohort_peer::learner::{BANK_PREFIX, Before, Learner};
+use cohort_peer::data::{self, loader::Batch, loader::HeldOut, loader::Loader};
+use cohort_peer::learner::{BANK_PREFIX, Before, Learner, Scores, widened};
 use cohort_peer::methods::Own;
 use cohort_peer::models::{ImageShape, Pass, StateDict};
 use cohort_peer::step::{backward, forward, load, update};
@@ -64,6 +64,9 @@ impl Joint {
                 fresh.in_run(spec, &self.labels)
             };
             learner.enter(batch.step, &fresh)?;
+        }
+        if let Some(held_out) = batch.held_out.as_ref().filter(|_| self.spec.weighs_by_held_out()) {
+            weigh(&mut self.learners, held_out)?;
         }
         let input = load::load(&batch, &Device::Cpu)?;
         let forward = |learner: &Learner| match learner.role {
@@ -160,6 +163,34 @@ impl Joint {
         let weights = self.learners.iter().map(|learner| learner.model.params.state_dict());
         Ok(weights.collect::<candle_core::Result<Vec<_>>>()?)
     }
+}
+
+/// Gives every network its weights for the epoch that begins: w of `Σ w_i z_i` with the least squared error of probabilities on
+/// the held-out samples, where w adds up to 1, for two networks in closed form (Guo et al., CVPR 2020).
+fn weigh(learners: &mut [Learner], held_out: &HeldOut) -> Result<()> {
+    let HeldOut { samples, normalisation } = held_out;
+    let mut errors = Vec::with_capacity(learners.len());
+    for learner in learners.iter() {
+        let scores = Scores::of(&learner.model, samples, normalisation, &Device::Cpu)?;
+        let logits = widened(&scores.logits);
+        let rows = logits.chunks(learner.model.network.classes()).zip(samples.labels.iter());
+        let of_row = |(row, label): (&[f64], &u8)| {
+            let total: f64 = row.iter().map(|z| z.exp()).sum();
+            let hit = |k: usize| f64::from(u8::from(k == usize::from(*label)));
+            row.iter().enumerate().map(|(k, z)| z.exp() / total - hit(k)).collect::<Vec<f64>>()
+        };
+        errors.push(rows.flat_map(of_row).collect::<Vec<f64>>());
+    }
+    for learner in learners {
+        if let [other] = *learner.node.weighed() {
+            let (a, b) = (&errors[learner.index.min(other)], &errors[learner.index.max(other)]);
+            let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+            let (aa, ab, bb) = (dot(a, a), dot(a, b), dot(b, b));
+            let first = (bb - ab) / (aa - 2.0 * ab + bb);
+            learner.weights = Some(vec![first, 1.0 - first]);
+        }
+    }
+    Ok(())
 }
 
 /// What a network that never changes makes of a batch: running statistics, no graph.

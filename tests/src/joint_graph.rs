@@ -61,6 +61,7 @@ pub fn graph_loss(
             heard: &heard,
             labels,
             past: pasts[index].as_ref(),
+            weights: learner.weights.as_deref(),
         };
         // A gated ensemble is one term of all its members, below; their shares of it would count it once for each.
         let terms = learner.node.terms(&scene)?.into_iter().filter(|(name, ..)| !name.starts_with("one"));

@@ -22,7 +22,7 @@ pub use model::{
 };
 pub use node::{Extent, Named, Node, Scene};
 pub use scores::{Scores, widened};
-pub use state::{Before, PAST};
+pub use state::{Before, PAST, WEIGHTS};
 
 use std::path::Path;
 
@@ -70,6 +70,8 @@ pub struct Learner {
     pub predecessor: Option<Model>,
     /// What it said of every training sample the last time, if it learns from that.
     pub past: Option<Past>,
+    /// How it weighs the networks that it learns from in this epoch, itself among them by ascending index, if it does.
+    pub weights: Option<Vec<f64>>,
     /// The memory banks of all networks, if the method contrasts with them.
     pub memory: Option<Memory>,
     /// The discriminator that its maps are to deceive, if it has one.
@@ -166,6 +168,7 @@ impl Learner {
             generation: 0,
             predecessor: None,
             past: None,
+            weights: None,
             memory: None,
             adversary: None,
             device,

@@ -24,6 +24,8 @@ pub struct Node {
     pub coupled: Option<BTreeSet<usize>>,
     /// The names of what it says; whatever the method says, if this is not said.
     pub says: Option<BTreeSet<String>>,
+    /// Whether the networks of the run are weighed by their errors on held-out samples, whoever learns from that.
+    pub weighs: bool,
     terms: Vec<NodeTerm>,
 }
 
@@ -73,6 +75,8 @@ pub struct Scene<'a> {
     pub labels: &'a Tensor,
     /// What the network said of these samples the last time `[B, C]`, if it remembers.
     pub past: Option<&'a Tensor>,
+    /// The weights of the networks in this epoch, if any are learned from by weight.
+    pub weights: Option<&'a [f64]>,
 }
 
 /// A term with its name, the factor that it has at this moment, and its scalar without that.
@@ -101,8 +105,17 @@ impl Node {
             plain_ce: spec.has_plain_ce(index),
             coupled: spec.links.as_ref().map(|_| spec.coupling_sources(index).into_iter().collect()),
             says: Some(schema.tensors().iter().map(|tensor| tensor.name.clone()).collect()),
+            weighs: spec.weighs_by_held_out(),
             terms,
         }
+    }
+
+    /// Those whose networks it weighs by their errors on held-out samples, by ascending index without itself; none if it does
+    /// not.
+    pub fn weighed(&self) -> &[usize] {
+        let general =
+            |term: &&NodeTerm| matches!(term.term, TermSpec::Kdcl { target: KdclTarget::General, .. });
+        self.terms.iter().find(general).map_or(&[], |term| &term.sources)
     }
 
     /// Whether it says a tensor of a name that its network makes. `by_method`: whether the method by itself would.
@@ -308,9 +321,10 @@ impl NodeTerm {
                     KdclTarget::MinLogit => Target::MinLogit,
                     KdclTarget::Naive => Target::Naive,
                     KdclTarget::Linear => Target::Linear,
+                    KdclTarget::General => Target::General,
                     KdclTarget::Mean => Target::Mean,
                 };
-                let goal = kdcl::target(&self.logits_of_all(scene)?, labels, target, None)?;
+                let goal = kdcl::target(&self.logits_of_all(scene)?, labels, target, scene.weights)?;
                 kdcl::rows(&own.logits, &goal, &KdclParams { t: *t, target })
             }
             TermSpec::One { .. } => one::ensemble_rows(&self.ensemble(scene)?, labels),
@@ -427,6 +441,7 @@ mod tests {
             heard,
             labels: &labels,
             past: None,
+            weights: None,
         };
         let number = |value: Tensor| value.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap();
         let terms = node.terms(&scene).unwrap().into_iter();

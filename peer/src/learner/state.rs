@@ -4,7 +4,7 @@
 //! whether the field is saved, or this does not compile. A loss that must remember something from step to step keeps it
 //! in such a field; [`Method`](crate::methods::Method) itself is only ever borrowed unchanged.
 
-use candle_core::Result;
+use candle_core::{Device, Result, Tensor};
 
 use super::adversary::ADVERSARY_PREFIX;
 use super::{BANK_PREFIX, Learner, MATCHING_PREFIX, Remembrance, generations};
@@ -15,6 +15,9 @@ use crate::models::{StateDict, StateError, Strictness};
 
 /// The name of what a network said of every training sample, in a checkpoint.
 pub const PAST: &str = "past";
+
+/// The name of the weights of an epoch, in a checkpoint.
+pub const WEIGHTS: &str = "kdcl.weights";
 
 /// Everything that a step changes, as it was before.
 #[derive(Debug)]
@@ -29,7 +32,7 @@ pub struct Before {
 
 impl Learner {
     /// Copies of all parameters and buffers, and of the rest: the state of both optimisers, whose names differ since no
-    /// parameter has two, and the memory banks, the past, the
+    /// parameter has two, and the memory banks, the past, the weights of the epoch, the
     /// network of the generation before and the discriminator with what trains it, which no network has.
     ///
     /// # Errors
@@ -48,6 +51,7 @@ impl Learner {
             optimizer,
             matching_optimizer,
             past,
+            weights,
             predecessor,
             adversary,
             // All of it in a checkpoint, the rows of a batch before a step: whoever calls this says.
@@ -68,6 +72,9 @@ impl Learner {
         rest.extend(matching_optimizer.state_dict()?);
         if let Some(past) = past {
             rest.insert(PAST.to_owned(), past.to_tensor()?);
+        }
+        if let Some(weights) = weights {
+            rest.insert(WEIGHTS.to_owned(), Tensor::new(weights.as_slice(), &Device::Cpu)?);
         }
         if let Some(model) = predecessor {
             rest.extend(generations::state_of(model)?);
@@ -119,6 +126,7 @@ impl Learner {
             optimizer,
             matching_optimizer,
             past,
+            weights,
             predecessor,
             adversary,
             // Loaded or put back by whoever calls this.
@@ -142,6 +150,7 @@ impl Learner {
             })?;
             *past = Past::from_tensor(&rows, past.samples(), past.classes())?;
         }
+        *weights = rest.remove(WEIGHTS).map(|weights| weights.to_vec1::<f64>()).transpose()?;
         generations::load(predecessor.as_ref(), &mut rest)?;
         let (contested, rest): (StateDict, StateDict) =
             rest.into_iter().partition(|(name, _)| adversary.is_some() && name.starts_with(ADVERSARY_PREFIX));

@@ -17,6 +17,8 @@ pub struct Input {
     pub images: Tensor,
     /// Classes [B], u32.
     pub labels: Tensor,
+    /// How networks are weighed in this epoch, by the time that the loss is formed.
+    pub weights: Option<Vec<f64>>,
 }
 
 /// Moves a batch to the device.
@@ -26,5 +28,6 @@ pub struct Input {
 pub fn load(batch: &Batch, device: &Device) -> Result<Input> {
     let images = Tensor::from_slice(&batch.images, batch.shape.as_slice(), device)?;
     let labels = Tensor::from_slice(&batch.labels, batch.labels.len(), device)?;
-    Ok(Input { step: batch.step, epoch: batch.epoch, indices: batch.indices.clone(), images, labels })
+    let (step, epoch, indices) = (batch.step, batch.epoch, batch.indices.clone());
+    Ok(Input { step, epoch, indices, images, labels, weights: None })
 }

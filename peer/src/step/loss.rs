@@ -35,6 +35,7 @@ pub fn loss(learner: &Learner, forward: &Forward, heard: &[Heard], input: &Input
         heard,
         labels: &input.labels,
         past: past.as_ref(),
+        weights: input.weights.as_deref(),
     };
     terms.extend(learner.node.terms(&scene)?);
     Terms::sum(terms, own.logits.dtype())

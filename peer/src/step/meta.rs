@@ -75,7 +75,7 @@ pub fn meta(
 
 impl Exchanged {
     /// Appends rounds; what there is becomes the digest of all digests in order.
-    fn add(&mut self, said: Vec<Digest>, heard: Vec<Vec<(PeerName, Digest)>>) {
+    pub(super) fn add(&mut self, said: Vec<Digest>, heard: Vec<Vec<(PeerName, Digest)>>) {
         self.own = of_rounds(self.own.into_iter().chain(said));
         for (source, digest) in &mut self.consumed {
             let later = heard.iter().flatten().filter(|(name, _)| name == source).map(|(_, digest)| *digest);

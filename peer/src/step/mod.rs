@@ -7,6 +7,7 @@ pub mod load;
 pub mod forward;
 pub mod say;
 pub mod listen;
+pub mod held_out;
 pub mod loss;
 pub mod backward;
 pub mod update;
@@ -95,7 +96,7 @@ pub fn run(
     let at = Position::of(batch.step);
     let mut acts = Acts::new();
 
-    let input = load::load(batch, &learner.device)?;
+    let mut input = load::load(batch, &learner.device)?;
     acts.done("load");
     let forward = compute(|| forward::forward(learner, &input))?;
     acts.done("forward");
@@ -103,6 +104,11 @@ pub fn run(
     acts.done("say");
     let listen::Listened { consumed, heard } = listen::listen(company, at, batch.hash, &learner.device)?;
     acts.done("listen");
+    let held_out = held_out::held_out(learner, company, batch)?;
+    input.weights = held_out.weights.or_else(|| learner.weights.clone());
+    if learner.node.weighs {
+        acts.done("held_out");
+    }
     let mut loss = compute(|| loss::loss(learner, &forward, &heard, &input))?;
     let contest = compute(|| loss::contest(learner, &forward, &heard, &mut loss))?;
     let matching = compute(|| report::matching(&forward, &heard, &consumed))?;
@@ -118,6 +124,7 @@ pub fn run(
     compute(|| update::update_and_remember(learner, change, &forward.outputs, &heard, &input))?;
     acts.done("update");
     let mut exchanged = Exchanged { own: said.digest, tensors: said.tensors, consumed };
+    exchanged.add(held_out.said, held_out.consumed);
     if let (Some(schedule), Some(before)) = (schedule, before) {
         match meta::meta(learner, company, &schedule, (batch, &input), &mut exchanged) {
             Ok(term) => terms.extend(term),

@@ -6,7 +6,7 @@ use cohort_proto::control::StepReport;
 
 use super::listen::Listened;
 use super::meta::{self, Exchanged};
-use super::{Company, Interruption, forward, load, report, say};
+use super::{Company, Interruption, forward, held_out, load, report, say};
 use crate::clock::Acts;
 use crate::data::loader::Batch;
 use crate::kernels::threads::compute;
@@ -32,7 +32,12 @@ pub fn teach(
     acts.done("say");
     let consumed = Listened::digests(&company.listen(at, batch.hash)?);
     acts.done("listen");
+    let held_out = held_out::held_out(learner, company, batch)?;
+    if learner.node.weighs {
+        acts.done("held_out");
+    }
     let mut exchanged = Exchanged { own: own.digest, tensors: own.tensors, consumed };
+    exchanged.add(held_out.said, held_out.consumed);
     let mut terms = Vec::new();
     if let Some(schedule) = meta::due(learner, batch, exchanged.consumed.len()) {
         terms.extend(meta::meta(learner, company, &schedule, (batch, &input), &mut exchanged)?);

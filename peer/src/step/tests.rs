@@ -106,6 +106,7 @@ fn batch() -> Batch {
         images: (0..count * 64).map(|i| (i as f32 * 0.7).sin()).collect(),
         labels: (0..count).map(|i| i % 3).collect(),
         shape: [count as usize, 1, 8, 8],
+        held_out: None,
     }
 }
 

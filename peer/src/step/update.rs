@@ -32,7 +32,8 @@ pub fn update(learner: &mut Learner, pass: Pass, gradients: Gradients, lr: f64) 
 }
 
 /// As [`update`], then what the network and its adversary learn of each other, and then the memory banks of all networks,
-/// if the method has them, and the own past remember what was said of the batch.
+/// if the method has them, and the own past remember what was said of the batch. The weights
+/// of an epoch hold from its first step on.
 /// What can go wrong with them does so before anything has changed.
 ///
 /// # Errors
@@ -56,6 +57,7 @@ pub fn update_and_remember(
     if let (Some(past), Some(said)) = (&mut learner.past, said) {
         past.remember(&said);
     }
+    learner.weights.clone_from(&input.weights);
     if let (Some(memory), Some(remembrance)) = (&mut learner.memory, remembrance) {
         memory.remember(&remembrance);
     }

@@ -1,7 +1,7 @@
 //! What follows from a run spec alone, so that coordinator and peers cannot disagree about it: the batch plan, and
 //! what every peer says in a step.
 
-use super::graph::{FN_LOGITS, LOGITS, MAP, SCORE};
+use super::graph::{FN_LOGITS, KdclTarget, LOGITS, MAP, SCORE, TermSpec};
 use super::{
     Length, LogitKd, MATCH_DIM, MetaSpec, MethodSpec, RunSpec, SamplerSpec, ScheduleSpec, stages_of,
 };
@@ -110,18 +110,28 @@ impl RunSpec {
         }
     }
 
-    /// Bytes of tensor data that a peer with this schema says in so many steps in a row, meta-updates included. How many
-    /// of these there are depends on the steps of an epoch, which without a `train_limit` are taken to be many.
+    /// Whether networks are weighed by their errors on held-out samples, once an epoch.
+    pub fn weighs_by_held_out(&self) -> bool {
+        let general = |term: &TermSpec| matches!(term, TermSpec::Kdcl { target: KdclTarget::General, .. });
+        self.edges.iter().any(|edge| edge.is_open() && general(&edge.term))
+    }
+
+    /// Bytes of tensor data that a peer with this schema says in so many steps in a row, meta-updates and held-out samples
+    /// included. How many of these there are depends on the steps of an epoch, which without a `train_limit` are taken to be many.
     ///
     /// # Errors
-    /// If a round of a meta-update would exceed what a contribution may have.
+    /// If a further round would exceed what a contribution may have.
     pub fn contributed_bytes(&self, schema: &Schema, steps: u64) -> Result<u64, SchemaError> {
         let in_steps = (schema.byte_len() as u64).saturating_mul(steps);
-        let Some(meta) = self.meta() else { return Ok(in_steps) };
-        let samples = self.data.train_limit.unwrap_or(usize::MAX);
+        let samples = self.data.train_limit.unwrap_or(usize::MAX).saturating_sub(self.data.validation);
         let per_epoch = (samples / self.data.batch.max(1)).max(1) as u64;
         // Every epoch begins with one; the steps may touch one epoch more than they fill.
         let epochs = (steps / per_epoch).saturating_add(2);
+        if self.weighs_by_held_out() {
+            let each = schema.for_held_out((self.data.validation, self.data.dataset.classes()))?;
+            return Ok(in_steps.saturating_add((each.byte_len() as u64).saturating_mul(epochs)));
+        }
+        let Some(meta) = self.meta() else { return Ok(in_steps) };
         let updates = (steps / meta.freq).saturating_add(epochs).min(steps);
         let each = RoundPlan::new(meta.times).meta_bytes(schema, meta.precision.dtype())?;
         Ok(in_steps.saturating_add(each.saturating_mul(updates)))

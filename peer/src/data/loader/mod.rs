@@ -39,6 +39,17 @@ pub struct Batch {
     pub labels: Vec<u32>,
     /// Images, channels, rows, columns.
     pub shape: [usize; 4],
+    /// What the run holds out, in the first batch of an epoch.
+    pub held_out: Option<HeldOut>,
+}
+
+/// Samples that nobody trains on, and how their pixels become network input. Clones share the samples.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeldOut {
+    /// The samples.
+    pub samples: Arc<Samples>,
+    /// How their pixels become network input.
+    pub normalisation: Normalisation,
 }
 
 /// Why there is no next batch.
@@ -125,9 +136,12 @@ impl Loader {
         if step > end {
             return Err(PlanError::StepOutOfRange { step, total: end }.into());
         }
-        let LoaderInputs { samples, held_out: _, mut plan, augment, normalisation } = inputs;
+        let LoaderInputs { samples, held_out, mut plan, augment, normalisation } = inputs;
+        let held_out = held_out.map(|samples| HeldOut { samples, normalisation: normalisation.clone() });
         Self::spawn(step, end, move |step| {
-            prepare(&samples, plan.batch(step)?, plan.inputs().seed, augment, &normalisation)
+            let batch = prepare(&samples, plan.batch(step)?, plan.inputs().seed, augment, &normalisation)?;
+            let held_out = held_out.clone().filter(|_| batch.position_in_epoch == 0);
+            Ok(Batch { held_out, ..batch })
         })
     }
 
@@ -230,7 +244,7 @@ fn prepare(
         labels.push(u32::from(label));
     }
     let shape = [indices.len(), shape.channels, shape.height, shape.width];
-    Ok(Batch { step, epoch, position_in_epoch, lr, indices, hash, images, labels, shape })
+    Ok(Batch { step, epoch, position_in_epoch, lr, indices, hash, images, labels, shape, held_out: None })
 }
 
 /// A batch of images to measure a network on.

@@ -72,7 +72,8 @@ fn meta_update_with(
     precision: DType,
     (images, labels): &(Tensor, Tensor),
 ) -> Outcome {
-    let input = Input { step: 0, epoch: 0, indices: vec![], images: images.clone(), labels: labels.clone() };
+    let (images, labels) = (images.clone(), labels.clone());
+    let input = Input { step: 0, epoch: 0, indices: vec![], images, labels, weights: None };
     let of = |learner| OfLearner::new(learner, &input, precision).unwrap();
     let mut peers: Vec<OfLearner<'_>> = learners.iter_mut().map(of).collect();
     let r = if precision == DType::F64 { R_F64 } else { R_F32 };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::super::peer::Role;
 use super::super::run::FailurePolicy;
 use super::super::{MethodSpec, RunSpec, SpecError};
-use super::{EdgeSpec, Gate, TermSpec, When};
+use super::{EdgeSpec, Gate, KdclTarget, TermSpec, When};
 
 impl RunSpec {
     /// # Errors
@@ -33,6 +33,7 @@ impl RunSpec {
         self.check_members()?;
         self.check_norms()?;
         self.check_maps()?;
+        self.check_held_out()?;
         self.check_learners()?;
         self.check_coupling()
     }
@@ -199,6 +200,32 @@ impl RunSpec {
             return Err(self.about(edge, problem));
         }
         Ok(())
+    }
+
+    /// Weights by errors on held-out samples need these, and all networks of the epoch.
+    fn check_held_out(&self) -> Result<(), SpecError> {
+        let general =
+            |edge: &&EdgeSpec| matches!(edge.term, TermSpec::Kdcl { target: KdclTarget::General, .. });
+        let Some(edge) = self.edges.iter().filter(|edge| edge.is_open()).find(general) else { return Ok(()) };
+        let size = (self.data.validation, self.data.dataset.classes());
+        let said = self.contribution_schema(edge.from).and_then(|schema| schema.for_held_out(size));
+        let problem = match said {
+            _ if size.0 == 0 => {
+                "has target = \"general\", which weighs networks by their errors on samples that nobody trains on; write \
+                 validation = 500 in [data]"
+                    .to_owned()
+            }
+            _ if matches!(self.method, MethodSpec::LMcl(_)) => {
+                "has target = \"general\" beside l-mcl; a step has the further rounds of one of them".to_owned()
+            }
+            _ if self.policy.on_failure == FailurePolicy::Continue => {
+                "has target = \"general\", whose weights are of all networks for an epoch; write on_failure = \"wait\""
+                    .to_owned()
+            }
+            Err(error) => format!("has held-out logits that are too large to say: {error}; hold fewer samples out"),
+            Ok(_) => return Ok(()),
+        };
+        Err(self.about(edge, problem))
     }
 
     /// Whoever has nothing to learn from is a teacher.

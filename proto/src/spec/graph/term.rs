@@ -127,6 +127,8 @@ pub enum KdclTarget {
     Naive,
     /// For each sample the mixture with the least cross-entropy.
     Linear,
+    /// One mixture for all samples of an epoch, by errors on held-out samples.
+    General,
     /// The mean of the logits.
     Mean,
 }
@@ -201,6 +203,7 @@ impl TermSpec {
                     ("minlogit", KdclTarget::MinLogit),
                     ("naive", KdclTarget::Naive),
                     ("linear", KdclTarget::Linear),
+                    ("general", KdclTarget::General),
                     ("mean", KdclTarget::Mean),
                 ];
                 let target = section.choice("target", &targets)?.unwrap_or(KdclTarget::MinLogit);

@@ -212,6 +212,18 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
+    let general = |rest: &str| {
+        let text = with("[method]\nname = \"kdcl\"\ntarget = \"general\"\n").replace("batch = 20", rest);
+        RunSpec::parse(&text).map_err(|error| error.to_string())
+    };
+    let continued = "validation = 9\n[policy]\non_failure = \"continue\"";
+    assert!(general("batch = 20\nvalidation = 100").unwrap().weighs_by_held_out());
+    assert!(general("batch = 20").unwrap_err().contains("samples that nobody trains on"));
+    assert!(general(continued).unwrap_err().contains("write on_failure = \"wait\""));
+    assert!(general("validation = 2000000").unwrap_err().contains("too large to say"));
+    let beside = "[method]\nname = \"l-mcl\"\n[[edge]]\nfrom = \"t\"\nto = \"a\"\nterm = \"kdcl\"\ntarget = \"general\"\n";
+    let beside = with(beside).replace("batch = 20", "validation = 9");
+    assert!(RunSpec::parse(&beside).unwrap_err().to_string().contains("one of them"));
     let afd = |rest: &str| with(&edge("\"b\"", "\"a\"", &format!("term = \"afd\"\n{rest}")));
     for (text, words) in [
         (afd("").replace("resnet14", "resnet6"), "maps of 14x14 with maps of 7x7"),
