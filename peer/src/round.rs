@@ -220,6 +220,11 @@ impl Rounds {
         }
     }
 
+    /// What this peer did so far may be void: nothing is done before it is told where to start.
+    pub fn stand_down(&mut self) {
+        self.has_started = false;
+    }
+
     /// The step that comes next.
     pub fn next_step(&self) -> Step {
         self.next
@@ -269,7 +274,7 @@ impl Rounds {
 
     /// Whether a step that began in a view must be given up: training starts elsewhere, or another view holds.
     pub fn restarts(&self, began_in: ViewId) -> bool {
-        self.start.is_some() || self.view().is_none_or(|view| view.id != began_in)
+        !self.has_started || self.start.is_some() || self.view().is_none_or(|view| view.id != began_in)
     }
 
     /// The sources whose contribution to a round has not arrived.

@@ -270,7 +270,8 @@ pub enum ToPeer {
     Stop(Stop),
     /// Take the weights of a checkpoint and train from a step.
     Start(Start),
-    /// These members are gone: take nothing more of theirs, and say how much has arrived.
+    /// These members are gone: take nothing more of theirs, and say how much has arrived. One that is named itself does
+    /// nothing more before it is told where to start.
     Flush {
         /// Names the question; a later one takes its place.
         id: u64,

@@ -283,7 +283,7 @@ fn small_worlds_that_wait_are_searched_completely() {
 
 #[test]
 fn small_worlds_that_go_on_are_searched_completely() {
-    check(Size { min_peers: Some(1), ..waiting(2, 2) }, 1, 74634);
+    check(Size { min_peers: Some(1), ..waiting(2, 2) }, 1, 74498);
 }
 
 #[test]

@@ -101,9 +101,10 @@ impl Timed {
             rarity: 10 << rng.below(6),
             damage: rng.below(4) == 0,
             absence: gives_up || (goes_on && rng.below(2) == 0),
-            latency_ms: 1 << rng.below(7),
+            // Who gives up soon must be able to come back soon.
+            latency_ms: 1 << rng.below(if gives_up { 5 } else { 7 }),
             compute_ms: 1 << rng.below(6),
-            slowness: 1 << rng.below(6),
+            slowness: 1 << rng.below(if gives_up { 3 } else { 6 }),
         };
         let world = World::new(Arc::new(Setting::new(size)), planted, false);
         let slow = (0..=peers).map(|_| 1 + rng.below(weather.slowness)).collect();

@@ -62,6 +62,9 @@ impl Process {
                 self.free(|_| true);
                 Arrival::Start(start)
             }
+            Word::Flush { peers, .. } if peers.contains(around.setting.name(around.peer)) => {
+                return trainer.rounds.stand_down();
+            }
             Word::Flush { id, peers } => {
                 trainer.flush = Some((id, peers));
                 return;

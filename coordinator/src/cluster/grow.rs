@@ -38,6 +38,7 @@ impl Cluster {
             brought.insert(*index, training.lease.newest_until(*index, begins_at));
         }
         self.begin_view(now, begins_at, &members, data, out);
+        self.stand_down(brought.keys().copied(), out);
         self.say_views(&self.members.streams(), out);
         for (index, checkpoint) in brought {
             let Some(training) = &mut self.training else { return };

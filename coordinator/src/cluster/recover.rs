@@ -65,6 +65,16 @@ impl Cluster {
         self.moved(now);
     }
 
+    /// Those who have a memory do nothing more with it, not even in a view that begins where they are, before they are told
+    /// where to start: others would let go of what they need for doing it once more.
+    pub(super) fn stand_down(&self, members: impl Iterator<Item = usize>, out: &mut Vec<Action>) {
+        let members: Vec<usize> = members.collect();
+        let name = |index: &usize| self.members.peer(*index).map(|peer| peer.name.clone());
+        let (streams, peers) =
+            (self.members.streams_of(members.clone()), members.iter().filter_map(name).collect());
+        out.push(Action::Send { streams, message: ToPeer::Flush { id: 0, peers } });
+    }
+
     /// Everybody in the view falls back, if all are here.
     pub(super) fn fall_back(&mut self, now: Tick, why: &str, out: &mut Vec<Action>) {
         if matches!(self.stage, Stage::Running) && self.all_here() && self.flush.is_none() {
@@ -99,6 +109,7 @@ impl Cluster {
         self.begin_view(now, *step, members, data, out);
         let out_of_it = (0..self.members.peers().len()).filter(|index| !members.contains(index));
         out_of_it.for_each(|index| self.members.forgets(index));
+        self.stand_down(members.iter().copied(), out);
         self.start(now, &from, *step, out);
         self.after_progress(now, out);
     }

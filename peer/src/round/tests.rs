@@ -196,6 +196,19 @@ fn one_who_does_not_listen_misses_nobody() {
     assert_eq!(rounds.take(Position::of(2)), Some(vec![]));
 }
 
+/// All go back, in a view that begins where it is.
+#[test]
+fn one_that_stands_down_does_not_begin_before_it_is_told_where() {
+    let mut rounds = peer_b();
+    rounds.stand_down();
+    assert!(rounds.restarts(ViewId(1)), "the step under way is given up");
+    rounds.arrived(Arrival::View(View { id: ViewId(2), begins_at: 2, ..view() })).unwrap();
+    assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::View));
+    rounds.arrived(Arrival::Start(Start::at(2))).unwrap();
+    rounds.started();
+    assert_eq!(rounds.permission(), Permission::Go(ViewId(2)));
+}
+
 /// It was left behind at step 4, and still follows those with whom it has steps to take before.
 #[test]
 fn what_others_say_after_they_left_it_behind_is_not_for_it() {

@@ -149,6 +149,10 @@ impl Seat {
                 self.places.clear();
                 Arrival::Start(start)
             }
+            Word::Flush { peers, .. } if peers.contains(&self.identity.me) => {
+                self.rounds.stand_down();
+                return Ok(());
+            }
             Word::Flush { id, peers } => {
                 self.flush = Some((id, peers));
                 return Ok(());

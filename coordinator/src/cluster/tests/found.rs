@@ -429,28 +429,51 @@ fn a_checkpoint_of_steps_that_were_taken_without_its_owner_does_not_count() {
     }
 }
 
-/// As many as must be are a and b, but only a has what all held once.
+/// As many as must be are a and b, but only a has what all held once: b was not there.
 #[test]
 fn one_that_is_needed_comes_in_where_the_others_go_back_to() {
     let mut world = three();
     slowly(&mut world, 1, &["a", "b", "c"], 0..12);
-    let since = comes_in(&mut world, "b", &[], ["a", "c"]);
+    world.hang_up("b");
+    world.wait(5_000, &["a", "c"]);
+    world.say("a", received(1, &[("b", 12)]));
+    world.say("c", received(1, &[("b", 12)]));
+    slowly(&mut world, 2, &["a", "c"], 12..21);
+    started_again(&mut world, "b", &[10]);
+    let since = world.cluster.view().unwrap().begins_at;
+    world.say("b", FromPeer::CheckpointSaved { step: since, held: vec![10, since] });
+    slowly(&mut world, 2, &["a", "c"], 21..since);
+    slowly(&mut world, 3, &["a", "b", "c"], since..since + 1);
     world.hang_up("c");
     world.wait(5_000, &["a", "b"]);
-    let flush = world.cluster.flushes;
-    for peer in ["a", "b"] {
-        world.say(peer, received(flush, &[("c", since + 1)]));
-    }
+    world.say("a", received(2, &[("c", since + 1)]));
+    assert_eq!(views(&world.say("b", received(2, &[("c", since + 1)]))), vec![(4, since + 1, 2)]);
     world.hang_up("a");
-    let actions = started_again(&mut world, "a", &[10]);
-    assert_eq!((views(&actions)[0].1, views(&actions)[0].2), (10, 2));
+    let actions = started_again(&mut world, "a", &[20]);
+    assert_eq!(views(&actions)[0], (5, 20, 2));
     let told = |action: &Action| match action {
         Action::Send { message: ToPeer::Start(start), streams } => Some((*start, streams[0])),
         _ => None,
     };
     let expected = [
-        (Start { step: 10, checkpoint: 0 }, world.streams["b"]),
-        (Start { step: 10, checkpoint: 10 }, world.streams["a"]),
+        (Start { step: 20, checkpoint: 10 }, world.streams["b"]),
+        (Start { step: 20, checkpoint: 20 }, world.streams["a"]),
     ];
     assert_eq!(actions.iter().filter_map(told).collect::<Vec<_>>(), expected);
+}
+
+/// All fall back to where a may be: it must not go on from there by itself, and then once more when it is told to.
+#[test]
+fn all_stand_down_before_they_hear_of_the_view_in_which_they_fall_back() {
+    let mut world = trained(25);
+    world.hang_up("b");
+    let actions = started_again(&mut world, "b", &[10]);
+    let place = |wanted: fn(&ToPeer) -> bool| {
+        actions.iter().position(|action| matches!(action, Action::Send { message, .. } if wanted(message)))
+    };
+    let named = ToPeer::Flush { id: 0, peers: vec![name("a"), name("b")] };
+    assert!(actions.contains(&Action::Send { streams: world.both(), message: named }), "{actions:?}");
+    let view = place(|message| matches!(message, ToPeer::View(view) if view.id == ViewId(2)));
+    let flush = place(|message| matches!(message, ToPeer::Flush { .. }));
+    assert!(flush < view && view < place(|message| matches!(message, ToPeer::Start(_))), "{actions:?}");
 }

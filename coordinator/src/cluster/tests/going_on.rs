@@ -41,7 +41,8 @@ pub(super) fn train(world: &mut World, view: u64, peers: &[&'static str], steps:
 
 pub(super) fn flushes(actions: &[Action]) -> Vec<(u64, Vec<&str>, usize)> {
     let flush = |action| match action {
-        &Action::Send { ref streams, message: ToPeer::Flush { id, ref peers } } => {
+        // Without a number nothing is asked: those who are named stand down.
+        &Action::Send { ref streams, message: ToPeer::Flush { id, ref peers } } if id > 0 => {
             Some((id, peers.iter().map(PeerName::as_str).collect(), streams.len()))
         }
         _ => None,
