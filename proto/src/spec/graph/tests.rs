@@ -171,6 +171,25 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
+    let banks = "[method]\nname = \"l-mcl\"\nmatching = \"uniform\"\nbank = true\n[[edge]]\nto = \"a\"\nterm = \"ps-kd\"\n";
+    let students = with(banks).replace("role = \"teacher\"", "");
+    assert!(RunSpec::parse(&students).unwrap_err().to_string().contains("with l-mcl and memory banks"));
     let no_teacher = with("[method]\nname = \"kd\"\n").replace("role = \"teacher\"", "");
     assert!(RunSpec::parse(&no_teacher).unwrap_err().to_string().contains("needs a teacher"));
+}
+
+/// Every stage of l-mcl has a cross-entropy; a term of labels stands in the place of the last one's.
+#[test]
+fn layer_wise_learning_with_labels_of_ones_own() {
+    let spec = spec("[method]\nname = \"l-mcl\"\n[[edge]]\nto = \"b\"\nterm = \"label-smoothing\"\n");
+    assert_eq!([1, 2].map(|peer| spec.is_relabelled(peer)), [false, true]);
+    assert_eq!([1, 2].map(|peer| spec.has_plain_ce(peer)), [false, false]);
+    let text = spec.graph().text();
+    for line in [
+        "a <- a  ce of every stage and of their aggregation",
+        "b <- b  label-smoothing",
+        "b <- b  ce of every stage but the last, and of their aggregation",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
 }
