@@ -199,6 +199,23 @@ fn l_mcl_with_two_peers_and_meta_updates_in_f32() {
     assert!(gap.matching < MATCHING_F32, "{gap:?}");
 }
 
+/// A term of labels in the place of the last stage's cross-entropy; what the stages and the meta-updates do stays.
+#[test]
+fn l_mcl_with_terms_of_labels() {
+    let edges = "[[edge]]\nto = \"p0\"\nterm = \"label-smoothing\"\n[[edge]]\nto = \"p1\"\nterm = \"ps-kd\"\n\
+                 [[edge]]\nto = \"p2\"\nterm = \"hypersphere\"\n[[edge]]\nto = \"p2\"\nterm = \"confidence-penalty\"";
+    let of = |edges: &str| {
+        let extra = format!("meta_freq = 2\nmeta_precision = \"f64\"\n{edges}");
+        l_mcl_spec(&["resnet6", "wrn_10_1", "resnet8"], 4, (4, 8), &extra)
+    };
+    let gap = gap(&of(edges), 4);
+    assert!(gap.all < TOLERANCE && gap.matching < MATCHING_F64, "{gap:?}");
+    let [with, without] = [edges, ""].map(|edges| cluster::train(&of(edges), &data(), 1).unwrap());
+    for (with, without) in with.iter().zip(&without).take(1) {
+        assert!(max_difference(with, without).unwrap().0 > 10.0 * TOLERANCE);
+    }
+}
+
 /// No meta-update, but what else can be chosen.
 #[test]
 fn l_mcl_of_other_kinds() {

@@ -13,6 +13,8 @@ use cohort_peer::step::forward::Forward;
 use cohort_peer::step::load::Input;
 use cohort_proto::spec::{Gate, MethodSpec, Role, RunSpec, TermSpec, WeightSchedule};
 
+use crate::joint_lmcl;
+
 /// What each network remembers of the samples of the batch `[B, C]`, if it does.
 pub type Pasts = Vec<Option<Tensor>>;
 
@@ -154,6 +156,10 @@ fn coupling(spec: &RunSpec, learners: &[Learner], outputs: &[Forward], labels: &
                     total = (total + logit_kd::ensemble_kl(place, &logits, params.kd_t)?)?;
                 }
             }
+        }
+        (MethodSpec::LMcl(_), Some(Method::LMcl(params))) => {
+            let relabelled: Vec<usize> = (0..own.len()).filter(|index| spec.is_relabelled(*index)).collect();
+            total = (total + joint_lmcl::step(&own, labels, params, &relabelled)?)?;
         }
         (MethodSpec::Alone, _) => {}
         (other, _) => candle_core::bail!("no joint graph of {}", other.name()),

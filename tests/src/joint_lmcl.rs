@@ -33,16 +33,24 @@ impl Stages {
     }
 }
 
-/// What all networks, given in ascending index, minimise in a training step: λ and the teachers are constants.
+/// What all networks, given in ascending index, minimise in a training step: λ and the teachers are constants. Of the networks
+/// in `relabelled` the cross-entropy of the last stage is left out.
 ///
 /// # Errors
 /// Outputs missing that the method makes; shapes that do not fit.
-pub fn step(cohort: &[Own<'_>], labels: &Tensor, params: &LMclParams) -> Result<Tensor> {
+pub fn step(
+    cohort: &[Own<'_>],
+    labels: &Tensor,
+    params: &LMclParams,
+    relabelled: &[usize],
+) -> Result<Tensor> {
     let mut total = Tensor::zeros((), DType::F64, &Device::Cpu)?;
     let mut teachers = Vec::new();
-    for own in cohort {
+    for (index, own) in cohort.iter().enumerate() {
         let Some(aggregated) = own.aggregated else { candle_core::bail!("a network aggregated nothing") };
-        for z in own.stage_logits.iter().chain([aggregated]) {
+        let last = usize::from(relabelled.contains(&index));
+        let stages = own.stage_logits.iter().rev().skip(last).rev();
+        for z in stages.chain([aggregated]) {
             total = (total + cross_entropy(z, labels)?.to_dtype(DType::F64)?)?;
         }
         teachers.push(widen(aggregated)?);

@@ -28,7 +28,7 @@ pub fn joint_loss(method: &Method, cohort: &[Own<'_>], labels: &Tensor) -> Resul
             }
             total + logit_kd::joint(&logits, params.logit_kd, params.kd_t)?
         }
-        Method::LMcl(params) => joint_lmcl::step(cohort, labels, params),
+        Method::LMcl(params) => joint_lmcl::step(cohort, labels, params, &[]),
     }
 }
 

@@ -117,7 +117,7 @@ impl Learner {
         };
         let params = Params::new(spec.run.seed, &name, DType::F32, &device)?;
         let method = match spec.is_coupled(index) {
-            true => method_of(&spec.method),
+            true => method_of(&spec.method, spec.is_relabelled(index)),
             false => Method::Alone,
         };
         let shape = (image, spec.data.dataset.classes());
@@ -256,8 +256,8 @@ fn bank_of(spec: BankSpec) -> BankParams {
     BankParams { positives, negatives, momentum, bug }
 }
 
-/// The run spec's method as the losses take it.
-fn method_of(spec: &MethodSpec) -> Method {
+/// The run spec's method as the losses take it, for a peer with or without a term in the place of its cross-entropy.
+fn method_of(spec: &MethodSpec, relabelled: bool) -> Method {
     match spec {
         MethodSpec::Alone => Method::Alone,
         MethodSpec::Dml(dml) => Method::Dml(DmlParams {
@@ -295,6 +295,7 @@ fn method_of(spec: &MethodSpec) -> Method {
             kd_t: l_mcl.kd_t,
             feat_dim: l_mcl.feat_dim,
             match_dim: MATCH_DIM,
+            final_ce: !relabelled,
             kd: l_mcl.kd,
             double: l_mcl.double,
             matching: match l_mcl.matching {

@@ -33,7 +33,7 @@ pub fn aggregate(weights: &Tensor, stage_logits: &[Tensor]) -> Result<Tensor> {
     Ok(sum)
 }
 
-/// `Σ_k CE(z_ik)`, `CE(a_i)` and `Σ_j KL(z_i ‖ a_j)`, the own aggregated logits included, for one network.
+/// `Σ_k CE(z_ik)` (of all stages, or of all but the last), `CE(a_i)` and `Σ_j KL(z_i ‖ a_j)`, the own aggregated logits included, for one network.
 pub(super) fn terms(
     own: Own<'_>,
     heard: &[Heard],
@@ -42,7 +42,7 @@ pub(super) fn terms(
 ) -> Result<Vec<Weighted>> {
     let aggregated = aggregated_of(own)?;
     let mut terms = vec![
-        ("ce", 1.0, stage_cross_entropy(own, labels)?),
+        ("ce", 1.0, stage_cross_entropy(own, labels, params.final_ce)?),
         ("ce_aggregated", 1.0, cross_entropy(aggregated, labels)?),
     ];
     if params.kd {
@@ -66,8 +66,9 @@ fn aggregated_of(own: Own<'_>) -> Result<&Tensor> {
     }
 }
 
-fn stage_cross_entropy(own: Own<'_>, labels: &Tensor) -> Result<Tensor> {
-    let Some((first, rest)) = own.stage_logits.split_first() else {
+fn stage_cross_entropy(own: Own<'_>, labels: &Tensor, with_last: bool) -> Result<Tensor> {
+    let stages = own.stage_logits.len().saturating_sub(usize::from(!with_last));
+    let Some((first, rest)) = own.stage_logits[..stages].split_first() else {
         candle_core::bail!("the own network made no logits of its stages");
     };
     let mut sum = cross_entropy(first, labels)?;

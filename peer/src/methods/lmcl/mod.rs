@@ -72,6 +72,9 @@ pub struct LMclParams {
     pub feat_dim: usize,
     /// Width of the matching features.
     pub match_dim: usize,
+    /// Whether the cross-entropy of the last stage's logits is among the terms; not where a term of labels stands in its
+    /// place.
+    pub final_ce: bool,
     /// Whether networks learn from the aggregated logits of all of them.
     pub kd: bool,
     /// Whether each pair of stages counts twice, as in the authors' code.
@@ -93,6 +96,7 @@ impl Default for LMclParams {
             kd_t: 3.0,
             feat_dim: 128,
             match_dim: 128,
+            final_ce: true,
             kd: true,
             double: true,
             matching: Matching::Learned,

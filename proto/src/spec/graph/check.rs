@@ -269,8 +269,8 @@ impl RunSpec {
             );
         }
         let relabelled = self.edges.iter().find(|edge| edge.term.is_of_labels());
-        if let Some(edge) = relabelled.filter(|_| layerwise) {
-            return Err(self.about(edge, "would stand beside l-mcl, which has cross-entropies of its own"));
+        if let Some(edge) = relabelled.filter(|_| layerwise && self.banks().is_some()) {
+            return Err(self.about(edge, "cannot be had with l-mcl and memory banks; write bank = false"));
         }
         if self.policy.on_failure == FailurePolicy::Continue && self.run.generations > 1 {
             let problem =

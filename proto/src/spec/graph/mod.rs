@@ -237,8 +237,12 @@ impl RunSpec {
     /// labels, and its coupling has no cross-entropies of its own.
     pub fn has_plain_ce(&self, target: usize) -> bool {
         let student = self.peers.get(target).is_some_and(|peer| peer.role == Role::Student);
-        let of_labels = |edge: &EdgeSpec| edge.to == target && edge.term.is_of_labels();
-        student && !matches!(self.method, MethodSpec::LMcl(_)) && !self.edges.iter().any(of_labels)
+        student && !matches!(self.method, MethodSpec::LMcl(_)) && !self.is_relabelled(target)
+    }
+
+    /// Whether a term of labels stands in the place of a peer's cross-entropy.
+    pub fn is_relabelled(&self, target: usize) -> bool {
+        self.edges.iter().any(|edge| edge.to == target && edge.term.is_of_labels())
     }
 
     /// What people call the method.

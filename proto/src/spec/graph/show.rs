@@ -86,7 +86,11 @@ impl RunSpec {
     /// The coupling's terms of a network by itself.
     fn coupling_local(&self, target: usize) -> Option<EdgeView> {
         let l_mcl = matches!(self.method, MethodSpec::LMcl(_));
-        let what = if l_mcl { "ce of every stage and of their aggregation" } else { "vcl" };
+        let what = match (l_mcl, self.is_relabelled(target)) {
+            (true, false) => "ce of every stage and of their aggregation",
+            (true, true) => "ce of every stage but the last, and of their aggregation",
+            (false, _) => "vcl",
+        };
         let is_local = l_mcl || (self.method.contrasts() && self.is_coupled(target));
         is_local.then(|| EdgeView { term: what.to_owned(), ..self.coupling_view(target, target, 1.0) })
     }

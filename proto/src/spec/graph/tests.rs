@@ -240,6 +240,9 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
     }
     let alone = with("[method]\nname = \"one\"\n").replace("batch = 20", "batch = 1");
     assert!(RunSpec::parse(&alone).unwrap_err().to_string().contains("normalises over the batch"));
+    let banks = "[method]\nname = \"l-mcl\"\nmatching = \"uniform\"\nbank = true\n[[edge]]\nto = \"a\"\nterm = \"ps-kd\"\n";
+    let students = with(banks).replace("role = \"teacher\"", "");
+    assert!(RunSpec::parse(&students).unwrap_err().to_string().contains("with l-mcl and memory banks"));
     let no_teacher = with("[method]\nname = \"kd\"\n").replace("role = \"teacher\"", "");
     assert!(RunSpec::parse(&no_teacher).unwrap_err().to_string().contains("needs a teacher"));
 }
@@ -253,4 +256,20 @@ fn maps_have_a_common_number_of_channels() {
     let wide = with(&edge("\"b\"", "\"a\"", "term = \"afd\"")).replace("resnet14", "resnet8x4");
     assert_eq!(RunSpec::parse(&wide).unwrap().map_of(2), Some([64, 7, 7]));
     assert!(afd("").graph().text().contains("a <- b  afd  (weight 1, lr_d 0.0002, lr_g 0.00002, says map)"));
+}
+
+/// Every stage of l-mcl has a cross-entropy; a term of labels stands in the place of the last one's.
+#[test]
+fn layer_wise_learning_with_labels_of_ones_own() {
+    let spec = spec("[method]\nname = \"l-mcl\"\n[[edge]]\nto = \"b\"\nterm = \"label-smoothing\"\n");
+    assert_eq!([1, 2].map(|peer| spec.is_relabelled(peer)), [false, true]);
+    assert_eq!([1, 2].map(|peer| spec.has_plain_ce(peer)), [false, false]);
+    let text = spec.graph().text();
+    for line in [
+        "a <- a  ce of every stage and of their aggregation",
+        "b <- b  label-smoothing",
+        "b <- b  ce of every stage but the last, and of their aggregation",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
 }
