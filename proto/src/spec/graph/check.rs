@@ -230,9 +230,11 @@ impl RunSpec {
 
     /// Whoever has nothing to learn from is a teacher.
     fn check_learners(&self) -> Result<(), SpecError> {
+        // A discriminator is no term of the loss.
+        let learns = |edge: &EdgeSpec| !matches!(edge.term, TermSpec::Afd { .. });
         let idle = |index: &usize| {
             let coupled = self.is_coupled(*index);
-            !coupled && !self.has_plain_ce(*index) && self.edges_to(*index).next().is_none()
+            !coupled && !self.has_plain_ce(*index) && !self.edges_to(*index).any(learns)
         };
         let student = |index: &usize| self.peers.get(*index).is_some_and(|peer| peer.role == Role::Student);
         match (0..self.peers.len()).filter(student).find(idle) {

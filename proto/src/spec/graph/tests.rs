@@ -168,6 +168,13 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
         (one("\"b\"", "\"a\"", "term = \"afd\"\nweight = 2.0"), "no part of the loss"),
         (one("\"b\"", "\"a\"", "term = \"afd\"\ngate = \"linear\""), "no part of the loss"),
         (one("\"b\"", "\"a\"", "term = \"afd\"\nlr_g = 0"), "greater than 0"),
+        (
+            error(
+                &(edge("\"b\"", "\"a\"", "term = \"afd\"")
+                    + &edge("\"a\"", "\"a\"", "term = \"ce\"\nweight = 0")),
+            ),
+            "it would learn nothing",
+        ),
         (one("[\"t\", \"b\"]", "\"a\"", "term = \"afd\""), "one discriminator"),
         (
             error(
