@@ -37,7 +37,11 @@ pub fn check_log_bytes(spec: &RunSpec, schema: &Schema) -> Result<(), String> {
         "make the batch or the tensors smaller".to_owned()
     };
     let each = schema.byte_len();
-    let meta = if spec.meta().is_some() { " and those of meta-updates" } else { "" };
+    let meta = match (spec.meta().is_some(), spec.weighs_by_held_out()) {
+        (true, _) => " and those of meta-updates",
+        (_, true) => " and those of held-out samples",
+        (false, false) => "",
+    };
     Err(format!(
         "a contribution of {each} bytes a step{meta}, kept for checkpoint_every = {} and {LEASE_STEPS_MAX} more steps, needs a \
          log of {bytes} bytes, but at most {LOG_BYTES_MAX} are allowed; {advice}",

@@ -36,6 +36,9 @@ pub const EXCHANGE_MESSAGE_BYTES_MAX: usize = CONTRIBUTION_BYTES_MAX + (1 << 20)
 /// Bytes of one gRPC message of the control plane: a status with a thousand members at about 2 kB each.
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
+/// Bytes of a run spec, which a status carries beside its members: some 20,000 edges.
+pub const RUN_SPEC_BYTES_MAX: usize = CONTROL_MESSAGE_BYTES_MAX / 2;
+
 /// Bytes that a peer's contribution log may hold: what accumulates between two checkpoints. A run whose contributions
 /// would exceed it is refused before training with the advice to write checkpoints more often.
 pub const LOG_BYTES_MAX: u64 = 2 << 30;

@@ -88,7 +88,10 @@ pub(super) fn plan(args: &PlanArgs) -> Result<Exit, Failure> {
         .map_err(bad_data)?;
     let labels = dataset::load_labels(&folder, *dataset, Split::Train, *train_limit).map_err(bad_data)?;
     let wrong = |error: PlanError| Failure::new(Exit::BadSpec, format!("run.toml: {error}"));
-    let mut plan = spec.batch_plan(spec.trained_on(&labels)).map_err(wrong)?;
+    let trained_on = spec
+        .trained_on(&labels)
+        .map_err(|error| Failure::new(Exit::BadSpec, format!("run.toml: {error}")))?;
+    let mut plan = spec.batch_plan(trained_on).map_err(wrong)?;
     let steps = args.steps.unwrap_or(u64::MAX).min(plan.total_steps());
     for step in 0..steps {
         let PlannedBatch { step, epoch, lr, indices, .. } = plan.batch(step).map_err(wrong)?;

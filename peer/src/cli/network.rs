@@ -52,7 +52,7 @@ impl Weights {
         let weights = state::load_safetensors(&self.file).map_err(|error| self.unusable(error))?;
         let classes = match classes.or_else(|| classes_of(&weights)) {
             Some(classes) => classes,
-            None => return Err(self.unusable("they hold no classifier (fc.weight)")),
+            None => return Err(self.unusable("they hold no classifier (fc.weight) of a few classes")),
         };
         let has = |prefix: &str| weights.keys().any(|name| name.contains(prefix));
         let (stages, aggregator) = (has(AUXILIARY_PREFIX), has(AGGREGATOR_PREFIX));
@@ -67,8 +67,12 @@ impl Weights {
     }
 }
 
+/// Most classes of a network whose file says how many it has.
+const CLASSES_MAX: usize = 65_536;
+
 fn classes_of(weights: &StateDict) -> Option<usize> {
-    weights.get("fc.weight").and_then(|weight| weight.dims().first().copied())
+    let [classes, _] = weights.get("fc.weight")?.dims() else { return None };
+    Some(*classes).filter(|classes| *classes <= CLASSES_MAX)
 }
 
 /// A data set on disk, and how its pixels become network input.

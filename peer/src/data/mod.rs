@@ -33,6 +33,7 @@ pub fn folder(data: &DataSpec, told: Option<&Path>) -> Result<PathBuf, DatasetEr
 /// # Errors
 /// A batch plan or a normalisation that these samples do not allow.
 pub fn loader_inputs(spec: &RunSpec, samples: Samples) -> Result<LoaderInputs, PeerError> {
+    spec.trained_on(&samples.labels)?;
     let (samples, held_out) = samples.hold_out(spec.data.validation);
     let plan = spec.batch_plan(&samples.labels)?;
     let augment = augmentation(&spec.data);

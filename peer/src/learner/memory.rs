@@ -102,20 +102,17 @@ impl Memory {
         Ok(Remembrance(blended))
     }
 
-    /// Remembers a batch, and returns what was there before: remembering that takes it back, bit for bit. It cannot fail, so
-    /// that either all of a step is done or nothing.
-    pub fn remember(&mut self, remembrance: &Remembrance) -> Remembrance {
-        let mut before = Vec::with_capacity(remembrance.0.len());
+    /// Remembers a batch. It cannot fail, so that either all of a step is done or nothing.
+    pub fn remember(&mut self, remembrance: &Remembrance) {
         for (index, blended) in &remembrance.0 {
             if let Some(bank) = self.banks.get_mut(index) {
-                before.push((*index, bank.rows_of(&blended.samples)));
                 bank.remember(blended);
             }
         }
-        Remembrance(before)
     }
 
-    /// What all banks hold of the samples `indices`.
+    /// What all banks hold of the samples `indices`: to remember that again takes back, bit for bit, what they are told of
+    /// these samples meanwhile.
     pub fn held(&self, indices: &[u32]) -> Remembrance {
         Remembrance(self.banks.iter().map(|(index, bank)| (*index, bank.rows_of(indices))).collect())
     }

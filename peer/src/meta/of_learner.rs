@@ -143,7 +143,8 @@ impl Bilevel for OfLearner<'_> {
         let Learner { memory: Some(memory), index, .. } = &mut *self.learner else { return Ok(()) };
         let own = (*index, &forward.outputs.embeddings[..]);
         let new = memory.blend(own, &as_heard(heard), &self.batch.0)?;
-        let old = memory.remember(&new);
+        let old = memory.held(&self.batch.0);
+        memory.remember(&new);
         self.remembered.push((new, old));
         Ok(())
     }

@@ -3,7 +3,8 @@
 
 use super::graph::{FN_LOGITS, KdclTarget, LOGITS, MAP, SCORE, TermSpec};
 use super::{
-    Length, LogitKd, MATCH_DIM, MetaSpec, MethodSpec, RunSpec, SamplerSpec, ScheduleSpec, stages_of,
+    Length, LogitKd, MATCH_DIM, MetaSpec, MethodSpec, RunSpec, SamplerSpec, ScheduleSpec, SpecError,
+    stages_of,
 };
 use crate::meta::RoundPlan;
 use crate::plan::{BatchPlan, LrSchedule, PlanError, PlanInputs, RunLength, Sampler};
@@ -14,9 +15,20 @@ const MULTISTEP_FACTOR: f64 = 0.1;
 
 impl RunSpec {
     /// Of the labels of the training samples as they are loaded, those that are not held out for validation.
-    pub fn trained_on<'a>(&self, labels: &'a [u8]) -> &'a [u8] {
-        let kept = labels.len().saturating_sub(self.data.validation);
-        if kept == 0 { labels } else { labels.get(..kept).unwrap_or_default() }
+    ///
+    /// # Errors
+    /// If none is left.
+    pub fn trained_on<'a>(&self, labels: &'a [u8]) -> Result<&'a [u8], SpecError> {
+        let held_out = self.data.validation;
+        let kept = labels.len().saturating_sub(held_out);
+        if kept == 0 && held_out > 0 {
+            let problem = format!(
+                "is {held_out}, but there are only {} training images, so that none is left",
+                labels.len()
+            );
+            return Err(SpecError::value("[data]", "validation", problem));
+        }
+        Ok(labels.get(..kept).unwrap_or_default())
     }
 
     /// The batch plan of this run over the labels of the samples that it trains on.

@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Digest, PeerName};
-use crate::limits::SPEC_BYTES_MAX;
+use crate::limits::{RUN_SPEC_BYTES_MAX, SPEC_BYTES_MAX};
 use graph::Couplings;
 use section::Section;
 
@@ -158,6 +158,16 @@ impl RunSpec {
     /// What only all sections together can show.
     fn check(&self) -> Result<(), SpecError> {
         peer::check_all(&self.peers)?;
+        let bytes = self.to_json().len();
+        if bytes > RUN_SPEC_BYTES_MAX {
+            let problem = format!(
+                "of {} and {} peers takes {bytes} bytes with all its edges, more than the {RUN_SPEC_BYTES_MAX} that peers \
+                 are told; take fewer peers, or topology = \"groups\"",
+                self.method_name(),
+                self.peers.len()
+            );
+            return Err(SpecError::value("[method]", "the graph", problem));
+        }
         if self.optim.warmup_epochs > 0
             && let Length::Epochs(epochs) = self.run.length
             && self.optim.warmup_epochs >= epochs

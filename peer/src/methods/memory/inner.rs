@@ -22,22 +22,22 @@ impl Problem<'_> {
         let [alpha, gamma, beta, lam] = self.params.weights();
         let (keys, positives) = (self.draws.keys(n), self.draws.positives());
         let intra = keys.get(1..).unwrap_or_default();
+        let at = |network, bank, keys| self.scored(network, bank, keys, n);
+        let at_home = at(&self.own, self.own.bank, intra)?;
         let mut slopes = Vec::new();
         for other in &self.others {
-            let at = |network, bank, keys| self.scored(network, bank, keys, n);
-            let confused = self.params.form.confuses_banks();
-            // The authors' code visits a pair from both sides, each time with one bank for both.
-            let visits = match confused {
-                true => vec![(self.own.bank, self.own.bank, 0.5), (other.bank, other.bank, 0.5)],
-                false => vec![(self.own.bank, other.bank, 1.0)],
-            };
             let mut sums = vec![0.0; self.own.stages.len() * other.stages.len()];
-            for (ours, theirs, share) in visits {
-                let sides = [at(&self.own, ours, intra)?, at(other, theirs, intra)?];
-                self.add(&mut sums, &sides, positives, [share * alpha, share * gamma]);
+            let theirs = at(other, other.bank, intra)?;
+            if self.params.form.confuses_banks() {
+                // The authors' code visits a pair from both sides, each time with one bank for both.
+                let half = [0.5 * alpha, 0.5 * gamma];
+                self.add(&mut sums, [&at_home, &at(other, self.own.bank, intra)?], positives, half);
+                self.add(&mut sums, [&at(&self.own, other.bank, intra)?, &theirs], positives, half);
+            } else {
+                self.add(&mut sums, [&at_home, &theirs], positives, [alpha, gamma]);
             }
-            let sides = [at(&self.own, other.bank, keys)?, at(other, self.own.bank, keys)?];
-            self.add(&mut sums, &sides, positives + 1, [beta, lam]);
+            let across = [&at(&self.own, other.bank, keys)?, &at(other, self.own.bank, keys)?];
+            self.add(&mut sums, across, positives + 1, [beta, lam]);
             slopes.extend(sums);
         }
         Ok(slopes)
@@ -57,7 +57,7 @@ impl Problem<'_> {
     fn add(
         &self,
         sums: &mut [f64],
-        [own, other]: &[Scored; 2],
+        [own, other]: [&Scored; 2],
         positives: usize,
         [contrasts, diverges]: [f64; 2],
     ) {

@@ -11,6 +11,9 @@ impl RunSpec {
     /// # Errors
     /// The first thing that makes no sense.
     pub(in crate::spec) fn check_graph(&self) -> Result<(), SpecError> {
+        if !self.edges.is_sorted_by_key(|edge| edge.to) {
+            return Err(SpecError::value("[[edge]]", "the list", "is not in the order of targets"));
+        }
         for (place, edge) in self.edges.iter().enumerate() {
             self.check_ends(edge)?;
             self.check_term(edge)?;
@@ -145,7 +148,7 @@ impl RunSpec {
                 let name = self.peers.get(other).map_or("?", |peer| peer.name.as_str());
                 let problem = format!(
                     "is of an ensemble whose students all learn from all its members with the same numbers, and {name} \
-                     does not; write from and to with the same names"
+                     does not; take topology = \"all\" or \"groups\", or write from and to with the same names"
                 );
                 return Err(self.about(edge, problem));
             }
@@ -230,18 +233,24 @@ impl RunSpec {
 
     /// Whoever has nothing to learn from is a teacher.
     fn check_learners(&self) -> Result<(), SpecError> {
-        // A discriminator is no term of the loss.
-        let learns = |edge: &EdgeSpec| !matches!(edge.term, TermSpec::Afd { .. });
+        let generations = if self.run.generations > 1 { 0..2 } else { 0..1 };
         let idle = |index: &usize| {
-            let coupled = self.is_coupled(*index);
-            !coupled && !self.has_plain_ce(*index) && !self.edges_to(*index).any(learns)
+            // A discriminator is no term of the loss, and the first generation has no past.
+            let learns = |edge: &EdgeSpec, generation: u64| {
+                let past = edge.is_local() && !edge.term.is_local();
+                let of_loss = !matches!(edge.term, TermSpec::Afd { .. });
+                of_loss && edge.when.includes(generation) && (generation > 0 || !past)
+            };
+            let nothing = |generation| !self.edges_to(*index).any(|edge| learns(edge, generation));
+            !self.is_coupled(*index) && !self.has_plain_ce(*index) && generations.clone().any(nothing)
         };
         let student = |index: &usize| self.peers.get(*index).is_some_and(|peer| peer.role == Role::Student);
         match (0..self.peers.len()).filter(student).find(idle) {
             Some(index) => {
                 let name = self.peers.get(index).map_or("?", |peer| peer.name.as_str());
                 let problem = format!(
-                    "of {name} are all cut off or of weight 0, so it would learn nothing; write role = \"teacher\""
+                    "of {name} are all cut off, of weight 0 or of other generations, so it would learn nothing in one at \
+                     least; write role = \"teacher\", or a term that is always there"
                 );
                 Err(SpecError::value("[[edge]]", "the terms", problem))
             }

@@ -1,6 +1,6 @@
 //! `[method]` and the `[[edge]]` tables, which together say the graph.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::method::NOT_NEGATIVE;
 use super::super::peer::{PeerSpec, Role};
@@ -54,7 +54,14 @@ pub(in crate::spec) fn read_graph(
     }
     section.finish()?;
     let said = read_edges(tables, peers, coupling.as_ref(), optim)?;
-    edges.retain(|edge| !said.edges.iter().any(|other| other.is_parallel(edge)));
+    let mut replaced: BTreeMap<(usize, usize), Vec<&EdgeSpec>> = BTreeMap::new();
+    for edge in &said.edges {
+        replaced.entry((edge.from, edge.to)).or_default().push(edge);
+    }
+    edges.retain(|edge| {
+        let tables = replaced.get(&(edge.from, edge.to)).into_iter().flatten();
+        !tables.into_iter().any(|other| other.is_parallel(edge))
+    });
     edges.extend(said.edges);
     // By target, so that every term of a peer stands in one order whatever order the tables had.
     edges.sort_by_key(|edge| (edge.to, !edge.is_local(), edge.from));

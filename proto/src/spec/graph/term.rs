@@ -210,7 +210,7 @@ impl TermSpec {
                 Self::Kdcl { t: positive(section, "t", 2.0)?, target }
             }
             "afd" => Self::Afd {
-                channels: section.whole("channels", 1..=65_536)?.map(|channels| channels as usize),
+                channels: section.whole("channels", 1..=1024)?.map(|channels| channels as usize),
                 lr_g: positive(section, "lr_g", 2e-5)?,
                 lr_d: positive(section, "lr_d", 2e-4)?,
             },
