@@ -96,6 +96,10 @@ fn labels_that_banks_cannot_draw_from_are_refused() {
     assert!(error("", &[4; 9]).unwrap_err().contains("all training samples have one class"));
     let few = error("bank_positives = 3", &[0, 0, 0, 3, 3]).unwrap_err();
     assert!(few.contains("bank_positives is 3") && few.contains("class 3 has only 2"), "{few}");
+    let held_out = RunSpec::parse(&GOOD.replace("[data]", "[data]\nvalidation = 5")).unwrap();
+    assert_eq!(held_out.trained_on(&[1, 2, 3, 4, 5, 6]).unwrap(), [1]);
+    let none = held_out.trained_on(&[1; 5]).unwrap_err().to_string();
+    assert!(none.contains("validation is 5") && none.contains("only 5 training images"), "{none}");
     let labels: Vec<u8> = (0..20_000).map(|x| (x % 2) as u8).collect();
     let large = error("feat_dim = 65536", &labels).unwrap_err();
     assert!(large.contains("10000 MB at every peer, more than 4096 MB"), "{large}");

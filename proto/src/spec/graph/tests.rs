@@ -192,6 +192,8 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
             "of an ensemble whose students all learn from all its members",
         ),
         (one("\"t\"", "\"a\"", "term = \"one\"\ngate = \"correct\""), "of several"),
+        (one("\"a\"", "\"a\"", "term = \"ce\"\ngenerations = \"later\""), "of other generations"),
+        (one("\"b\"", "\"a\"", "term = \"afd\"\nchannels = 1025"), "1 to 1024"),
         (
             error(
                 &(edge("\"b\"", "\"a\"", "term = \"one\"")
@@ -279,4 +281,20 @@ fn layer_wise_learning_with_labels_of_ones_own() {
     ] {
         assert!(text.contains(line), "{line}: {text}");
     }
+}
+
+/// What peers are told of a run fits into a message; until then the checks of a graph take no time to speak of.
+#[test]
+fn a_graph_that_no_status_can_carry_is_refused() {
+    let run = |peers: usize, topology: &str| {
+        let peers = (0..peers).map(|i| format!("[[peer]]\nname = \"p{i}\"\narch = \"resnet8\"\n"));
+        RunSpec::parse(&format!(
+            "[run]\nsteps = 1\n[data]\ndataset = \"mnist\"\n[method]\nname = \"one\"\n{topology}\n{}",
+            peers.collect::<String>()
+        ))
+    };
+    assert!(run(100, "").is_ok());
+    let error = run(300, "").unwrap_err().to_string();
+    assert!(error.contains("of one and 300 peers") && error.contains("topology = \"groups\""), "{error}");
+    assert!(run(300, "topology = \"groups\"\ngroup = 3").is_ok());
 }
