@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cohort_peer::round::{Arrival, Permission};
 use cohort_proto::contribution::{Contribution, Header, Position};
 use cohort_proto::control::{Start, StepReport, Stop};
-use cohort_proto::id::ViewId;
+use cohort_proto::id::{Step, ViewId};
 use cohort_proto::limits::RELAY_STEPS;
 
 use crate::disk::Disk;
@@ -150,9 +150,13 @@ impl Process {
         let (state, trail) = match around.disk.load(from) {
             _ if from == 0 => (fresh(around.peer), Trail::new()),
             Some((state, trail)) => (state, trail.clone()),
+            None if !self.trainer.held.contains(&from) => {
+                self.trainer.rounds.started();
+                self.trainer.rounds.stand_down();
+                return self.tell_what_is_held();
+            }
             None => {
-                let what =
-                    format!("peer {} was told to start at {from}, which it does not hold", around.peer);
+                let what = format!("peer {} was told to start at {from}, which is damaged", around.peer);
                 return around.watch.fail(what);
             }
         };
@@ -263,8 +267,12 @@ impl Process {
 
     fn save_and_tell(&mut self, around: &mut Around<'_>) {
         self.save(around);
-        let held = self.trainer.held.iter().copied().collect();
-        let (step, epoch) = (self.trainer.saved, self.trainer.epoch);
+        self.tell_what_is_held();
+    }
+
+    fn tell_what_is_held(&mut self) {
+        let held: Vec<Step> = self.trainer.held.iter().copied().collect();
+        let (step, epoch) = (held.last().copied().unwrap_or(0), self.trainer.epoch);
         self.news.push_back(News::Saved { step, held, epoch });
     }
 

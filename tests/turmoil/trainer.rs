@@ -152,6 +152,11 @@ impl Training {
     async fn start_at(&mut self, start: Start) -> Result<(), PeerError> {
         let Start { step, checkpoint: from } = start;
         self.compute().await;
+        if from > 0 && !self.held.contains(&from) {
+            self.seat.stand_down();
+            self.tell_what_is_held().await;
+            return Ok(());
+        }
         let loaded =
             if from == 0 { Some(fresh(self.desk.peer)) } else { self.desk.disk.lock().unwrap().load(from) };
         self.state = loaded.ok_or_else(|| PeerError::Internal(format!("no good checkpoint {from}")))?;
@@ -246,8 +251,12 @@ impl Training {
 
     async fn save_and_tell(&mut self) {
         self.save();
-        let held = self.held.iter().copied().collect();
-        let (step, epoch) = (self.saved, self.seat.epoch());
+        self.tell_what_is_held().await;
+    }
+
+    async fn tell_what_is_held(&mut self) {
+        let held: Vec<Step> = self.held.iter().copied().collect();
+        let (step, epoch) = (held.last().copied().unwrap_or(0), self.seat.epoch());
         _ = self.outbox.send(News::Saved { step, held, epoch }).await;
     }
 

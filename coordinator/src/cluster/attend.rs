@@ -187,12 +187,17 @@ impl Cluster {
             return self.fault(now, index, "saved a checkpoint before the run began", out);
         };
         let held = held.iter().copied().chain([step]).filter(|held| counts(&training.views, index, *held));
+        // What all were told to go back to may have been let go meanwhile.
+        let start = training.lease.next(index);
+        let held_it = training.lease.counts(index, start);
         match training.lease.saved(index, step, &held.collect::<Vec<_>>()) {
             Err(error) => {
                 let what = format!("saved a checkpoint of {step} steps, but {error}");
                 self.fault(now, index, &what, out);
             }
             Ok(grown) => {
+                let lets_go = held_it && !training.lease.counts(index, start);
+                training.unheard |= lets_go && training.falling_back.contains(&index);
                 if training.lease.counts(index, step) {
                     let peer = self.members.peers()[index].name.clone();
                     out.push(Action::Record(Entry::Checkpoint { peer, step }));

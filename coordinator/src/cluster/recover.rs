@@ -9,6 +9,7 @@
 //! Logs are kept back to the newest step that has the first two properties, and the third follows; only if a checkpoint
 //! is damaged there may be no such step, and all fall back together.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_proto::control::{Start, ToPeer};
@@ -142,17 +143,20 @@ impl Cluster {
         let goes = |index: &usize, step| lease.completed(*index) >= step && lease.counts(*index, step);
         let together =
             |step| (members.iter().copied().filter(|index| goes(index, step)).collect::<BTreeSet<_>>(), step);
-        let most = steps.into_iter().map(together).max_by_key(|(those, step)| (those.len(), *step));
-        let Some((those, step)) = most else { return (members.clone(), common) };
-        if those.len() >= policy.min_peers.max(1) {
-            return (those, step);
+        let mut ways: Vec<(BTreeSet<usize>, Step)> = steps.into_iter().map(together).collect();
+        ways.sort_by_key(|(those, step)| Reverse((those.len(), *step)));
+        for (those, step) in ways {
+            if those.len() >= policy.min_peers.max(1) {
+                return (those, step);
+            }
+            // Whoever took the step before it with them cannot come in after it.
+            let was_there =
+                |index: &usize| views.at(step.saturating_sub(1)).is_none_or(|view| has(view, *index));
+            if step > 0 && !members.difference(&those).any(was_there) {
+                return (members.clone(), step);
+            }
         }
-        // Whoever took the step before it with them cannot come in after it.
-        let was_there = |index: &usize| views.at(step.saturating_sub(1)).is_none_or(|view| has(view, *index));
-        match members.difference(&those).any(was_there) {
-            true => (members.clone(), common),
-            false => (members.clone(), step),
-        }
+        (members.clone(), common)
     }
 }
 

@@ -53,6 +53,10 @@ impl Live {
         self.seat.started(step);
     }
 
+    pub(super) fn stand_down(&mut self) {
+        self.seat.stand_down();
+    }
+
     pub(super) fn retakes(&mut self) {
         self.seat.retakes();
     }

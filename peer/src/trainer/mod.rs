@@ -295,6 +295,11 @@ impl Training<'_> {
     /// replay of what was trained before.
     fn start_at(&mut self, start: Start) -> Result<(), PeerError> {
         let Start { step, checkpoint: from } = start;
+        if from > 0 && !self.held.contains(&from) {
+            // It was let go while all decided to go back there. Who says what there is instead is told anew.
+            self.company.stand_down();
+            return self.tell_what_is_held();
+        }
         if from == 0 && self.progress.steps_done > 0 {
             self.learner = (self.fresh)(0)?;
         }
@@ -343,8 +348,13 @@ impl Training<'_> {
         let (saved, seconds) = seconds_of(|| self.save());
         saved?;
         self.saving = Some(Timing { act: SAVE.to_owned(), ms: seconds * 1e3 });
-        let held = self.held.iter().copied().collect();
-        self.tell(News::Saved { step: self.saved, held, epoch: self.company.epoch() })
+        self.tell_what_is_held()
+    }
+
+    fn tell_what_is_held(&self) -> Result<(), PeerError> {
+        let held: Vec<Step> = self.held.iter().copied().collect();
+        let step = held.last().copied().unwrap_or(0);
+        self.tell(News::Saved { step, held, epoch: self.company.epoch() })
     }
 
     fn save(&mut self) -> Result<(), PeerError> {

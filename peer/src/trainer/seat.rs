@@ -109,6 +109,12 @@ impl Seat {
         self.rounds.started();
     }
 
+    /// It cannot start where it was told to: it waits to be told anew.
+    pub fn stand_down(&mut self) {
+        self.rounds.started();
+        self.rounds.stand_down();
+    }
+
     /// A step was given up: what was said to it is said again, in the view that holds now.
     pub fn retakes(&mut self) {
         self.shared.log.cut_from(self.rounds.next_step());

@@ -477,3 +477,15 @@ fn all_stand_down_before_they_hear_of_the_view_in_which_they_fall_back() {
     let flush = place(|message| matches!(message, ToPeer::Flush { .. }));
     assert!(flush < view && view < place(|message| matches!(message, ToPeer::Start(_))), "{actions:?}");
 }
+
+/// a let go of checkpoint 10, since all had one of 20, while b came back with that one damaged.
+#[test]
+fn one_that_no_longer_holds_what_all_go_back_to_is_told_anew() {
+    let mut world = trained(25);
+    world.hang_up("b");
+    assert_eq!(starts(&started_again(&mut world, "b", &[10])), vec![(10, 2)]);
+    let actions = world.say("a", FromPeer::CheckpointSaved { step: 20, held: vec![20] });
+    assert_eq!(starts(&actions), vec![(0, 2)]);
+    let other = world.say("a", FromPeer::CheckpointSaved { step: 20, held: vec![20] });
+    assert_eq!(starts(&other), vec![], "everybody has fresh weights");
+}
