@@ -6,7 +6,7 @@
 
 use candle_core::Result;
 
-use super::{BANK_PREFIX, Learner, MATCHING_PREFIX, generations};
+use super::{BANK_PREFIX, CACHE_PREFIX, Learner, MATCHING_PREFIX, generations};
 use crate::checkpoint::Checkpoint;
 use crate::methods::terms::past::Past;
 use crate::models::state::Mismatch;
@@ -26,8 +26,8 @@ pub struct Before {
 
 impl Learner {
     /// Copies of all parameters and buffers, and of the rest: the state of both optimisers, whose names differ since no
-    /// parameter has two, and the memory banks, the past and the network of the
-    /// generation before, which no network has.
+    /// parameter has two, and the memory banks, what a teacher keeps, the past
+    /// and the network of the generation before, which no network has.
     ///
     /// # Errors
     /// If the device fails.
@@ -37,6 +37,7 @@ impl Learner {
             optimizer,
             matching_optimizer,
             memory,
+            cache,
             past,
             predecessor,
             // The run spec and the number of steps say these, and they are the same after a restart.
@@ -55,6 +56,9 @@ impl Learner {
         rest.extend(matching_optimizer.state_dict()?);
         if let Some(memory) = memory {
             rest.extend(memory.state_dict()?);
+        }
+        if let Some(cache) = cache {
+            rest.extend(cache.state_dict()?);
         }
         if let Some(past) = past {
             rest.insert(PAST.to_owned(), past.to_tensor()?);
@@ -98,6 +102,7 @@ impl Learner {
             optimizer,
             matching_optimizer,
             memory,
+            cache,
             past,
             predecessor,
             // Its parameters are loaded by whoever calls this; the rest of it is built from the run spec.
@@ -121,6 +126,8 @@ impl Learner {
         let others = rest.iter().filter(|(name, _)| *name != PAST);
         let mut rest: StateDict = others.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
         generations::load(predecessor.as_ref(), &mut rest)?;
+        let (said, rest): (StateDict, StateDict) =
+            rest.into_iter().partition(|(name, _)| cache.is_some() && name.starts_with(CACHE_PREFIX));
         let (banks, optimizers): (StateDict, StateDict) =
             rest.into_iter().partition(|(name, _)| memory.is_some() && name.starts_with(BANK_PREFIX));
         let (matching, every_step): (StateDict, StateDict) =
@@ -129,6 +136,9 @@ impl Learner {
         matching_optimizer.load(&matching)?;
         if let Some(memory) = memory {
             memory.load(&banks)?;
+        }
+        if let Some(cache) = cache {
+            cache.load(&said)?;
         }
         Ok(())
     }
