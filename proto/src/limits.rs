@@ -121,3 +121,6 @@ pub const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Bytes of the memory banks of all networks, which every peer holds: 1.3 million samples of width 128 are 656 MB a
 /// network, so six networks on ImageNet fit.
 pub const BANKS_BYTES_MAX: u64 = 4 << 30;
+
+/// Bytes of what a teacher keeps of all training samples: 1000 logits of a million samples are 4 GB.
+pub const CACHE_BYTES_MAX: u64 = 4 << 30;

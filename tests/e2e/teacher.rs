@@ -70,6 +70,28 @@ fn a_teacher_stays_as_it_is_and_the_run_goes_on_from_a_checkpoint() -> Result<()
     Ok(())
 }
 
+/// What a teacher keeps changes nothing that its student ends in, and is in its checkpoints.
+#[test]
+fn a_teacher_that_keeps_what_it_said_teaches_the_same() -> Result<()> {
+    let weights = trained("dml")?;
+    let taught = |cache: &str| -> Result<Site> {
+        let text = toml("dml", &[("s", "resnet6"), ("t", ARCH)]);
+        let text = text.replace("batch = 20", "augment = \"none\"\nbatch = 20");
+        let teacher = format!("role = \"teacher\"\ninit = \"teacher.safetensors\"\n{cache}");
+        let site = Site::new(PROGRAM, &(text + &teacher))?;
+        fs::write(site.path().join("teacher.safetensors"), &weights)?;
+        site.finish(&["s", "t"])?;
+        Ok(site)
+    };
+    let [plain, kept] = [taught("")?, taught("cache = true\n")?];
+    let learnt = plain.weights("s", STEPS)?;
+    ensure!(kept.weights("s", STEPS)? == learnt, "the student ends in other weights");
+    damage(&kept.state("t").join(format!("checkpoint-{STEPS}/optimizer.safetensors")))?;
+    kept.finish(&["s", "t"])?;
+    ensure!(kept.weights("s", STEPS)? == learnt, "the student ends in other weights after a restart");
+    Ok(())
+}
+
 #[test]
 fn weights_that_lack_a_head_make_no_teacher() -> Result<()> {
     let site = taught(&trained("mcl")?)?;

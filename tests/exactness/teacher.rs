@@ -2,9 +2,11 @@
 //! bit of it changes.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use cohort_peer::checkpoint::{Checkpoint, Store};
 use cohort_peer::models::{StateDict, state};
-use cohort_proto::spec::RunSpec;
+use cohort_proto::spec::{Augment, RunSpec, SamplerSpec};
 use cohort_tests::cluster::{self, State};
 use cohort_tests::joint::{Joint, max_difference};
 use tempfile::TempDir;
@@ -101,4 +103,56 @@ fn the_teacher_is_heard() {
     alone.peers.remove(TEACHER);
     let [with, without] = [&spec, &alone].map(|spec| cluster::train(spec, &data(), 2).unwrap().remove(0));
     assert!(max_difference(&with, &without).unwrap().0 > 10.0 * TOLERANCE);
+}
+
+/// The bits of everything that a checkpoint holds of a peer, but for what begins with a word.
+fn bits(checkpoint: &Checkpoint, without: &str) -> Vec<u8> {
+    let rest = checkpoint.optimizer.iter().filter(|(name, _)| !name.starts_with(without));
+    let rest: StateDict = rest.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+    [state::encode(&checkpoint.model).unwrap(), state::encode(&rest).unwrap()].concat()
+}
+
+/// A teacher that keeps what it said says the same bits as one that looks at every image again. All samples are known after the
+/// three steps of the first epoch.
+#[test]
+fn a_teacher_that_keeps_what_it_said() {
+    const STEPS: usize = 8;
+    const HALF: usize = 5;
+    for method in ["name = \"dml\"", "name = \"mcl\"\nlogit_kd = \"all\""] {
+        let (mut plain, _folder) = taught(method, (STEPS, 20, 60));
+        (plain.data.augment, plain.data.sampler) = (Augment::None, SamplerSpec::Shuffle);
+        let mut kept = plain.clone();
+        kept.peers[TEACHER].cache = true;
+        let [looked, recalled] =
+            [&plain, &kept].map(|spec| cluster::train_from(spec, &data(), &[], STEPS).unwrap());
+        for (looked, recalled) in looked.iter().zip(&recalled) {
+            assert!(bits(looked, "cache.") == bits(recalled, "cache."), "{method}");
+        }
+        assert!(recalled[TEACHER].optimizer.contains_key("cache.logits"));
+
+        let folder = tempfile::tempdir().unwrap();
+        let half = cluster::train_from(&kept, &data(), &[], HALF).unwrap();
+        let stores: Vec<Store> = half
+            .iter()
+            .enumerate()
+            .map(|(index, held)| {
+                let store = Store::open(&folder.path().join(index.to_string()), 1).unwrap();
+                store.save(&held.progress, &held.model, &held.optimizer, 0).unwrap();
+                store
+            })
+            .collect();
+        let held = || stores.iter().map(|store| store.load(HALF as u64).unwrap()).collect::<Vec<_>>();
+        let go_on = |held: Vec<Checkpoint>| {
+            let held: Vec<Arc<Checkpoint>> = held.into_iter().map(Arc::new).collect();
+            cluster::train_from(&kept, &data(), &held, STEPS - HALF).unwrap()
+        };
+        for (whole, resumed) in recalled.iter().zip(&go_on(held())) {
+            assert!(bits(whole, "nothing") == bits(resumed, "nothing"), "{method}");
+        }
+        // It is what was kept that is said, not what the network would say.
+        let mut other = held();
+        let logits = other[TEACHER].optimizer["cache.logits"].affine(-1.0, 0.0).unwrap();
+        other[TEACHER].optimizer.insert("cache.logits".to_owned(), logits);
+        assert!(bits(&go_on(other)[0], "nothing") != bits(&recalled[0], "nothing"), "{method}");
+    }
 }

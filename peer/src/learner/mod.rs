@@ -3,6 +3,7 @@
 mod model;
 mod draws;
 mod memory;
+mod cache;
 mod state;
 mod node;
 mod generations;
@@ -13,6 +14,7 @@ mod scores;
 mod tests;
 
 pub use adversary::{Adversary, Contest, Moves};
+pub use cache::{CACHE_PREFIX, Cache};
 pub use draws::Classes;
 pub use generations::Fresh;
 pub use memory::{BANK_PREFIX, Memory, Remembrance};
@@ -76,6 +78,8 @@ pub struct Learner {
     pub memory: Option<Memory>,
     /// The discriminator that its maps are to deceive, if it has one.
     pub adversary: Option<Adversary>,
+    /// What it has said of every training sample, if it is a teacher that keeps that.
+    pub cache: Option<Cache>,
     /// Where it computes.
     pub device: Device,
     /// The network in another precision; its values are those of some earlier time.
@@ -171,6 +175,7 @@ impl Learner {
             weights: None,
             memory: None,
             adversary: None,
+            cache: None,
             device,
             twin: None,
         })
@@ -187,17 +192,18 @@ impl Learner {
     }
 
     /// Tells the learner how long its run is, by the labels of the training samples, and gives it its own past over these, if
-    /// it learns from that.
+    /// it learns from that, or room to keep what it says of them, if it is a teacher that does.
     ///
     /// # Errors
-    /// As [`Past::new`]; samples that make no batch.
+    /// As [`Past::new`] and [`Cache::new`]; samples that make no batch.
     pub fn in_run(self, spec: &RunSpec, labels: &[u8]) -> Result<Self, PeerError> {
         let plan = spec.batch_plan(labels)?;
         let extent = Extent { steps: plan.steps_per_generation(), epochs: plan.epochs() };
         let classes: Vec<usize> = labels.iter().copied().map(usize::from).collect();
         let remembers = self.node.remembers();
         let past = remembers.then(|| Past::new(&classes, spec.data.dataset.classes())).transpose()?;
-        Ok(Self { extent, past, ..self })
+        let cache = Cache::new(spec, self.index, labels.len())?;
+        Ok(Self { extent, past, cache, ..self })
     }
 
     /// Gives the network a twin in another precision with the values that it has now. It is kept, since a meta-update

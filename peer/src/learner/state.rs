@@ -7,7 +7,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::adversary::ADVERSARY_PREFIX;
-use super::{BANK_PREFIX, Learner, MATCHING_PREFIX, Remembrance, generations};
+use super::{BANK_PREFIX, CACHE_PREFIX, Learner, MATCHING_PREFIX, Remembrance, generations};
 use crate::checkpoint::Checkpoint;
 use crate::methods::terms::past::Past;
 use crate::models::state::Mismatch;
@@ -32,7 +32,7 @@ pub struct Before {
 
 impl Learner {
     /// Copies of all parameters and buffers, and of the rest: the state of both optimisers, whose names differ since no
-    /// parameter has two, and the memory banks, the past, the weights of the epoch, the
+    /// parameter has two, and the memory banks, what a teacher keeps, the past, the weights of the epoch, the
     /// network of the generation before and the discriminator with what trains it, which no network has.
     ///
     /// # Errors
@@ -50,6 +50,7 @@ impl Learner {
             model,
             optimizer,
             matching_optimizer,
+            cache,
             past,
             weights,
             predecessor,
@@ -70,6 +71,9 @@ impl Learner {
         } = self;
         let mut rest = optimizer.state_dict()?;
         rest.extend(matching_optimizer.state_dict()?);
+        if let Some(cache) = cache {
+            rest.extend(cache.state_dict()?);
+        }
         if let Some(past) = past {
             rest.insert(PAST.to_owned(), past.to_tensor()?);
         }
@@ -125,6 +129,7 @@ impl Learner {
         let Self {
             optimizer,
             matching_optimizer,
+            cache,
             past,
             weights,
             predecessor,
@@ -143,9 +148,9 @@ impl Learner {
             device: _,
             twin: _,
         } = self;
-        let said = rest.remove(PAST);
+        let of_past = rest.remove(PAST);
         if let Some(past) = past {
-            let rows = said.ok_or_else(|| {
+            let rows = of_past.ok_or_else(|| {
                 StateError::Mismatch(Mismatch { missing: vec![PAST.to_owned()], ..Mismatch::default() })
             })?;
             *past = Past::from_tensor(&rows, past.samples(), past.classes())?;
@@ -154,12 +159,17 @@ impl Learner {
         generations::load(predecessor.as_ref(), &mut rest)?;
         let (contested, rest): (StateDict, StateDict) =
             rest.into_iter().partition(|(name, _)| adversary.is_some() && name.starts_with(ADVERSARY_PREFIX));
+        let (said, rest): (StateDict, StateDict) =
+            rest.into_iter().partition(|(name, _)| cache.is_some() && name.starts_with(CACHE_PREFIX));
         let (matching, every_step): (StateDict, StateDict) =
             rest.into_iter().partition(|(name, _)| name.starts_with(MATCHING_PREFIX));
         optimizer.load(&every_step)?;
         matching_optimizer.load(&matching)?;
         if let Some(adversary) = adversary {
             adversary.load(&contested)?;
+        }
+        if let Some(cache) = cache {
+            cache.load(&said)?;
         }
         Ok(())
     }

@@ -31,14 +31,29 @@ pub fn say(
     batch_hash: u64,
     forward: &Forward,
 ) -> std::result::Result<Said, Interruption> {
-    let words = words(learner, &forward.outputs)?;
+    publish(company, at, batch_hash, words(learner, &forward.outputs)?)
+}
+
+/// Publishes words as they are.
+///
+/// # Errors
+/// If a value is not finite, or the log is full.
+pub fn publish(
+    company: &mut dyn Company,
+    at: Position,
+    batch_hash: u64,
+    words: Vec<Tensor>,
+) -> std::result::Result<Said, Interruption> {
     let tensors = words.iter().map(|word| TensorDigest::of(&word.spec.name, &word.data)).collect();
     Ok(Said { digest: company.say(at, batch_hash, words)?, tensors })
 }
 
 /// What somebody learns from, in the order of the schema: logits, those of normalised features, scores, maps, aggregated logits,
 /// the embeddings and then the matching features by stage.
-fn words(learner: &Learner, outputs: &Outputs) -> Result<Vec<Tensor>> {
+///
+/// # Errors
+/// If the device fails.
+pub fn words(learner: &Learner, outputs: &Outputs) -> Result<Vec<Tensor>> {
     let mut words = Vec::new();
     let mut word = |name: &str, tensor: Option<&candle_core::Tensor>, by_method: bool| -> Result<()> {
         if let Some(tensor) = tensor.filter(|_| learner.node.says(name, by_method)) {

@@ -1,5 +1,6 @@
 //! The step of a teacher: it says what its network makes of the batch and hears what the others say, in the same rounds
-//! as everybody. Nothing of it changes, so there is no loss, no update, and nothing to put back.
+//! as everybody. Nothing of its network changes, so there is no loss, no update, and nothing to put back; and if it keeps
+//! what it said of each sample, a batch of known ones does not pass through the network again.
 
 use cohort_proto::contribution::Position;
 use cohort_proto::control::StepReport;
@@ -26,9 +27,17 @@ pub fn teach(
     let mut acts = Acts::new();
     let input = load::load(batch, &learner.device)?;
     acts.done("load");
-    let forward = compute(|| forward::forward(learner, &input))?;
+    let known = learner.cache.as_ref().and_then(|cache| cache.recall(&batch.indices));
+    let is_new = known.is_none();
+    let words = match known {
+        Some(words) => words,
+        None => say::words(learner, &compute(|| forward::forward(learner, &input))?.outputs)?,
+    };
     acts.done("forward");
-    let own = say::say(learner, company, at, batch.hash, &forward)?;
+    let own = say::publish(company, at, batch.hash, words.clone())?;
+    if let Some(cache) = learner.cache.as_mut().filter(|_| is_new) {
+        cache.keep(&batch.indices, &words)?;
+    }
     acts.done("say");
     let consumed = Listened::digests(&company.listen(at, batch.hash)?);
     acts.done("listen");

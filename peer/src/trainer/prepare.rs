@@ -81,8 +81,9 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
     let dataset_fingerprint = Digest(dataset::fingerprint(&samples));
     let image = ImageShape::from(&samples.images);
     let loader = data::loader_inputs(&spec, samples)?;
-    // Before the network is built: it may be as much too large as the banks.
+    // Before the network is built: it may be as much too large as the banks, or the cache of a teacher.
     spec.check_banks(&loader.samples.labels)?;
+    spec.check_cache(index, loader.samples.labels.len())?;
     let device = device::open(device)?;
     let fresh: Fresh = {
         let (spec, peer, samples) = (spec.clone(), peer.clone(), loader.samples.clone());

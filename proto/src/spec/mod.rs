@@ -7,6 +7,7 @@ mod data;
 mod method;
 mod layerwise;
 mod bank;
+mod cache;
 mod optim;
 mod peer;
 mod graph;
@@ -184,6 +185,7 @@ impl RunSpec {
                            behind; write \"wait\", or bank = false";
             return Err(SpecError::value("[policy]", "on_failure", problem));
         }
+        self.check_caches()?;
         self.check_graph()
     }
 

@@ -67,6 +67,9 @@ pub struct PeerSpec {
     pub device: DeviceSpec,
     /// What it does in the cohort.
     pub role: Role,
+    /// Whether it keeps what it said of each sample; only a teacher can.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cache: bool,
 }
 
 /// Where a network computes.
@@ -128,8 +131,9 @@ impl PeerSpec {
             let hint = "a teacher never learns, so it needs weights: write init = \"teacher.safetensors\"";
             return Err(section.missing("init", hint));
         }
+        let cache = section.flag("cache")?.unwrap_or(false);
         section.finish()?;
-        Ok(Self { name, arch, init, device, role })
+        Ok(Self { name, arch, init, device, role, cache })
     }
 }
 

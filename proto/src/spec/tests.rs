@@ -133,6 +133,25 @@ fn classes_have_groups_if_they_are_given() {
     assert!(error_of(&with("[0, 1, 0.5]")).contains("groups must be whole numbers"));
 }
 
+#[test]
+fn a_teacher_may_keep_what_it_says_of_images_that_stay_the_same() {
+    let plain = |text: String| text.replace("train_limit", "augment = \"none\"\ntrain_limit");
+    let cached = format!("{TAUGHT}\ncache = true");
+    let spec = RunSpec::parse(&plain(teacher(&cached))).unwrap();
+    assert_eq!([spec.peers[0].cache, spec.peers[1].cache], [false, true]);
+    assert_eq!(RunSpec::from_json(&spec.to_json()).unwrap(), spec);
+    let without = RunSpec::parse(&teacher(TAUGHT)).unwrap().to_json();
+    assert!(!without.contains("cache"), "the hash of a run without a cache stays");
+    assert_eq!(spec.sample_bytes(1).unwrap(), (10 + 128) * 4);
+    assert_eq!((spec.check_cache(1, 1_300_000), spec.check_cache(0, usize::MAX)), (Ok(()), Ok(())));
+    let large = spec.check_cache(1, 10_000_000).unwrap_err().to_string();
+    assert!(large.contains("10000000 samples, 552 bytes each, takes 5264 MB, more than 4096 MB"), "{large}");
+    let student = error_of(&plain(teacher("cache = true")));
+    assert!(student.contains("[[peer]] b") && student.contains("a student says something else"), "{student}");
+    let augmented = error_of(&teacher(&cached));
+    assert!(augmented.contains("augmented images are never the same again"), "{augmented}");
+}
+
 fn l_mcl(extra: &str) -> String {
     GOOD.replace("\"mcl\"", &format!("\"l-mcl\"\n{extra}"))
 }
