@@ -169,30 +169,38 @@ impl Verdict {
         self.say(words);
     }
 
-    /// Every member of a view that stayed in took all its steps.
+    /// Every member of a view took all its steps, but for the last reports of one that was put out: they may be lost with it.
     fn by_itself(&mut self, setting: &Setting, actual: &Journal) {
         let mut words = Vec::new();
+        // By peer: the first step that the journal lacks, and the view that holds there.
+        let mut lacks: BTreeMap<&String, (u64, u64)> = BTreeMap::new();
         for step in 0..self.steps {
             let holds = actual.views.iter().rfind(|(_, (begins_at, _))| *begins_at <= step);
             let Some((view, (_, members))) = holds else {
                 self.failures.push(format!("no view holds for step {step}"));
                 return;
             };
-            let next = actual.views.range(view + 1..).next();
-            let stayed = |peer: &&String| next.is_none_or(|(_, (_, members))| members.contains(*peer));
-            for peer in members.iter().filter(stayed) {
+            lacks.retain(|peer, _| members.contains(*peer));
+            for peer in members {
                 if !actual.rows.contains_key(&(peer.clone(), step)) {
-                    self.lost += 1;
-                    words.push(format!(
-                        "step {step} of peer {peer}, a member of view {view}, is not in the journal"
-                    ));
+                    lacks.entry(peer).or_insert((step, *view));
+                } else if let Some(from) =
+                    lacks.remove(peer).filter(|from| !put_out(actual, peer, *from, step))
+                {
+                    words.push((peer, from));
                 }
             }
             if members.len() < setting.spec.policy.min_peers {
-                words.push(format!("view {view} has {} members", members.len()));
+                self.failures.push(format!("view {view} has {} members", members.len()));
             }
         }
-        self.say(words);
+        let at_the_end = lacks.into_iter().filter(|(peer, from)| !put_out(actual, peer, *from, self.steps));
+        words.extend(at_the_end);
+        self.lost += words.len() as u64;
+        let say = |(peer, (step, view)): (&String, (u64, u64))| {
+            format!("step {step} of peer {peer}, a member of view {view}, is not in the journal")
+        };
+        self.say(words.into_iter().map(say).collect());
     }
 
     /// What each peer consumed is what its source says it said.
@@ -275,6 +283,12 @@ pub(crate) fn meta_steps(folder: &Path) -> Result<BTreeSet<u64>> {
     let mut steps = connection.prepare("SELECT DISTINCT step FROM terms WHERE name = 'meta_gradient'")?;
     let steps = steps.query_map([], |row| Ok(row.get::<_, i64>(0)?.unsigned_abs()))?;
     Ok(steps.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Whether a peer was put out of a view after a step that is not on record, and not after one that is.
+fn put_out(journal: &Journal, peer: &String, (from, view): (u64, u64), until: u64) -> bool {
+    let mut later = journal.views.range(view + 1..).map(|(_, later)| later);
+    later.any(|(begins_at, members)| *begins_at > from && *begins_at <= until && !members.contains(peer))
 }
 
 fn hex(digest: &[u8]) -> String {

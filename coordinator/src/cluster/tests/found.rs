@@ -456,7 +456,8 @@ fn one_that_is_needed_comes_in_where_the_others_go_back_to() {
         _ => None,
     };
     let expected = [
-        (Start { step: 20, checkpoint: 10 }, world.streams["b"]),
+        // Its checkpoint of step 10 is of before all that is retained, and that of where it came in is of later.
+        (Start { step: 20, checkpoint: 0 }, world.streams["b"]),
         (Start { step: 20, checkpoint: 20 }, world.streams["a"]),
     ];
     assert_eq!(actions.iter().filter_map(told).collect::<Vec<_>>(), expected);
