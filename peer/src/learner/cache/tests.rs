@@ -118,7 +118,7 @@ fn a_frozen_network_makes_the_same_bits_of_an_image_in_any_batch_of_one_size() {
     let pixels: Vec<f32> =
         (0..IMAGES as usize * image.image_len()).map(|i| (i as f32 * 0.37).sin()).collect();
     let images = Tensor::from_vec(pixels, (IMAGES as usize, 1, 28, 28), &Device::Cpu).unwrap();
-    for (arch, stages) in [("resnet8", true), ("wrn_16_2", false), ("resnet8x4", false), ("resnet10", true)] {
+    for (arch, stages) in [("resnet8", true), ("wrn_16_2", false), ("resnet8x4", false), ("resnet6", true)] {
         let additions = Additions {
             stages,
             embedding: Some(128),
