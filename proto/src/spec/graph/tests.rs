@@ -237,7 +237,7 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
     for (text, words) in [
         (afd("").replace("resnet14", "resnet6"), "maps of 14x14 with maps of 7x7"),
         (afd("").replace("batch = 20", "batch = 1"), "two samples or more"),
-        (afd("channels = 4096").replace("batch = 20", "batch = 128"), "too large to say"),
+        (afd("channels = 1024").replace("batch = 20", "batch = 512"), "too large to say"),
         (
             with(&edge("\"a\"", "\"a\"", "term = \"afd\""))
                 .replace("steps = 4", "steps = 4\ngenerations = 2"),
