@@ -153,7 +153,8 @@ impl Process {
             None if !self.trainer.held.contains(&from) => {
                 self.trainer.rounds.started();
                 self.trainer.rounds.stand_down();
-                return self.tell_what_is_held();
+                let newest = self.trainer.held.last().copied().unwrap_or(0);
+                return self.tell_what_is_held(newest);
             }
             None => {
                 let what = format!("peer {} was told to start at {from}, which is damaged", around.peer);
@@ -267,12 +268,12 @@ impl Process {
 
     fn save_and_tell(&mut self, around: &mut Around<'_>) {
         self.save(around);
-        self.tell_what_is_held();
+        self.tell_what_is_held(self.trainer.saved);
     }
 
-    fn tell_what_is_held(&mut self) {
-        let held: Vec<Step> = self.trainer.held.iter().copied().collect();
-        let (step, epoch) = (held.last().copied().unwrap_or(0), self.trainer.epoch);
+    fn tell_what_is_held(&mut self, step: Step) {
+        let held = self.trainer.held.iter().copied().collect();
+        let epoch = self.trainer.epoch;
         self.news.push_back(News::Saved { step, held, epoch });
     }
 

@@ -154,7 +154,7 @@ impl Training {
         self.compute().await;
         if from > 0 && !self.held.contains(&from) {
             self.seat.stand_down();
-            self.tell_what_is_held().await;
+            self.tell_what_is_held(self.held.last().copied().unwrap_or(0)).await;
             return Ok(());
         }
         let loaded =
@@ -251,12 +251,12 @@ impl Training {
 
     async fn save_and_tell(&mut self) {
         self.save();
-        self.tell_what_is_held().await;
+        self.tell_what_is_held(self.saved).await;
     }
 
-    async fn tell_what_is_held(&mut self) {
-        let held: Vec<Step> = self.held.iter().copied().collect();
-        let (step, epoch) = (held.last().copied().unwrap_or(0), self.seat.epoch());
+    async fn tell_what_is_held(&mut self, step: Step) {
+        let held = self.held.iter().copied().collect();
+        let epoch = self.seat.epoch();
         _ = self.outbox.send(News::Saved { step, held, epoch }).await;
     }
 

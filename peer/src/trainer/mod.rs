@@ -298,7 +298,7 @@ impl Training<'_> {
         if from > 0 && !self.held.contains(&from) {
             // It was let go while all decided to go back there. Who says what there is instead is told anew.
             self.company.stand_down();
-            return self.tell_what_is_held();
+            return self.tell_what_is_held(self.held.last().copied().unwrap_or(0));
         }
         if from == 0 && self.progress.steps_done > 0 {
             self.learner = (self.fresh)(0)?;
@@ -348,12 +348,11 @@ impl Training<'_> {
         let (saved, seconds) = seconds_of(|| self.save());
         saved?;
         self.saving = Some(Timing { act: SAVE.to_owned(), ms: seconds * 1e3 });
-        self.tell_what_is_held()
+        self.tell_what_is_held(self.saved)
     }
 
-    fn tell_what_is_held(&self) -> Result<(), PeerError> {
-        let held: Vec<Step> = self.held.iter().copied().collect();
-        let step = held.last().copied().unwrap_or(0);
+    fn tell_what_is_held(&self, step: Step) -> Result<(), PeerError> {
+        let held = self.held.iter().copied().collect();
         self.tell(News::Saved { step, held, epoch: self.company.epoch() })
     }
 
