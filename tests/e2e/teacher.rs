@@ -87,7 +87,15 @@ fn a_teacher_that_keeps_what_it_said_teaches_the_same() -> Result<()> {
     let learnt = plain.weights("s", STEPS)?;
     ensure!(kept.weights("s", STEPS)? == learnt, "the student ends in other weights");
     damage(&kept.state("t").join(format!("checkpoint-{STEPS}/optimizer.safetensors")))?;
-    kept.finish(&["s", "t"])?;
+    let coordinator = kept.coordinator()?;
+    let url = coordinator.url();
+    let mut teacher = kept.peer(&url, "t", &[])?;
+    // One that has finished would not wait for it.
+    teacher.wait_for_words(&["joined run"])?;
+    let student = kept.peer(&url, "s", &[])?;
+    for process in [teacher, student, coordinator.process] {
+        process.wait()?.check(Exit::Finished, &[])?;
+    }
     ensure!(kept.weights("s", STEPS)? == learnt, "the student ends in other weights after a restart");
     Ok(())
 }
