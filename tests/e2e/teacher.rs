@@ -60,7 +60,10 @@ fn a_teacher_stays_as_it_is_and_the_run_goes_on_from_a_checkpoint() -> Result<()
     damage(&site.state("s").join(format!("checkpoint-{STEPS}/model.safetensors")))?;
     let coordinator = site.coordinator()?;
     let url = coordinator.url();
-    let (student, mut teacher) = (site.peer(&url, "s", &[])?, site.peer(&url, "t", &[])?);
+    let mut student = site.peer(&url, "s", &[])?;
+    // One that has finished would not wait for it.
+    student.wait_for_words(&["joined run"])?;
+    let mut teacher = site.peer(&url, "t", &[])?;
     teacher.wait_for_words(&["going on from", "checkpoint-4"])?;
     for process in [student, teacher, coordinator.process] {
         process.wait()?.check(Exit::Finished, &[])?;
