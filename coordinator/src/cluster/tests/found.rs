@@ -1,6 +1,6 @@
 //! What the simulation has found: orders of events in which a cohort that goes on came to a halt, or apart.
 
-use super::going_on::{flushes, received, report_in, three, train, views};
+use super::going_on::{flushes, received, report_in, three, train, views, with_c_to_come_in};
 use super::*;
 
 /// Three peers that go on as long as one is left.
@@ -61,13 +61,7 @@ fn one_that_has_still_to_come_in_is_not_counted() {
 /// What a reports last comes after b was given up: then c is where a is.
 #[test]
 fn one_that_was_waited_for_is_given_up_when_the_others_are_enough() {
-    let mut world = three();
-    train(&mut world, 1, &["a", "b", "c"], 0..12);
-    world.hang_up("c");
-    started_again(&mut world, "c", &[10]);
-    let until = world.cluster.lease_until();
-    world.say("a", received(1, &[("c", 12)]));
-    world.say("b", received(1, &[("c", 12)]));
+    let (mut world, until) = with_c_to_come_in(three());
     train(&mut world, 2, &["a", "b"], 12..until - 1);
     world.say("b", report_in(2, "b", until - 1, &["a"]));
     world.hang_up("b");
@@ -324,13 +318,7 @@ fn an_answer_about_one_who_left_long_ago_stops_nobody() {
 /// c was where a is when b was lost. Then a comes back from a replay of which the coordinator knew nothing.
 #[test]
 fn one_that_turns_out_to_be_ahead_of_the_others_is_put_out_too() {
-    let mut world = three_that_need_nobody();
-    train(&mut world, 1, &["a", "b", "c"], 0..12);
-    world.hang_up("c");
-    started_again(&mut world, "c", &[10]);
-    let until = world.cluster.lease_until();
-    world.say("a", received(1, &[("c", 12)]));
-    world.say("b", received(1, &[("c", 12)]));
+    let (mut world, until) = with_c_to_come_in(three_that_need_nobody());
     train(&mut world, 2, &["a", "b"], 12..until);
     world.hang_up("b");
     assert_eq!(flushes(&world.wait(5_000, &["a", "c"])), vec![(2, vec!["b"], 2)]);

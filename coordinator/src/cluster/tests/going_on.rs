@@ -39,6 +39,17 @@ pub(super) fn train(world: &mut World, view: u64, peers: &[&'static str], steps:
     }
 }
 
+/// c is lost after twelve steps, and is to come in again at the step that is returned: the end of the lease.
+pub(super) fn with_c_to_come_in(mut world: World) -> (World, Step) {
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("c");
+    started_again(&mut world, "c", &[10]);
+    let until = world.cluster.lease_until();
+    world.say("a", received(1, &[("c", 12)]));
+    world.say("b", received(1, &[("c", 12)]));
+    (world, until)
+}
+
 pub(super) fn flushes(actions: &[Action]) -> Vec<(u64, Vec<&str>, usize)> {
     let flush = |action| match action {
         // Without a number nothing is asked: those who are named stand down.
@@ -264,13 +275,7 @@ fn a_coordinator_that_was_started_again_does_not_wait_for_ever() {
 /// What it would have said begins where it comes in, and nobody has waited for it yet.
 #[test]
 fn one_that_is_lost_again_before_it_came_in() {
-    let mut world = three();
-    train(&mut world, 1, &["a", "b", "c"], 0..12);
-    world.hang_up("c");
-    started_again(&mut world, "c", &[10]);
-    let until = world.cluster.lease_until();
-    world.say("a", received(1, &[("c", 12)]));
-    world.say("b", received(1, &[("c", 12)]));
+    let (mut world, until) = with_c_to_come_in(three());
     train(&mut world, 2, &["a", "b"], 12..14);
     world.hang_up("c");
     assert_eq!(flushes(&world.wait(5_000, &["a", "b"])), vec![(2, vec!["c"], 2)]);

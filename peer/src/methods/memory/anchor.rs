@@ -74,7 +74,7 @@ impl Problem<'_> {
             let theirs = rows_of_teachers(other, n, width);
             let weight = |k: usize, z: usize| {
                 let pair = pairs + k * theirs.len() + z;
-                self.multiplicity((k, own.len()), (z, theirs.len())) * self.lambda(pair, n)
+                self.params.form.multiplicity((k, own.len()), (z, theirs.len())) * self.lambda(pair, n)
             };
             let half = |k: usize, z: usize| 0.5 * weight(k, z);
             let of_stage = |k: usize| (0..theirs.len()).map(|z| weight(k, z)).sum::<f64>();
@@ -99,11 +99,6 @@ impl Problem<'_> {
             pairs += own.len() * theirs.len();
         }
         Ok(found)
-    }
-
-    /// How often a stage k of so many counts with a stage z of so many.
-    pub(super) fn multiplicity(&self, own: (usize, usize), other: (usize, usize)) -> f64 {
-        self.params.form.multiplicity(own, other)
     }
 
     /// λ of a pair for anchor `n`.
@@ -193,12 +188,15 @@ impl Found {
 
 /// The embeddings of anchor `n`, by stage.
 pub(super) fn rows<'a>(network: &'a Remembering<'_>, n: usize, width: usize) -> Vec<&'a [f64]> {
-    network.stages.iter().map(|v| v.get(n * width..(n + 1) * width).unwrap_or_default()).collect()
+    of_anchor(&network.stages, n, width)
 }
 
 /// Those that are learned from.
 pub(super) fn rows_of_teachers<'a>(network: &'a Remembering<'_>, n: usize, width: usize) -> Vec<&'a [f64]> {
-    let stages = network.frozen.as_ref().unwrap_or(&network.stages);
+    of_anchor(network.frozen.as_ref().unwrap_or(&network.stages), n, width)
+}
+
+fn of_anchor(stages: &[Vec<f64>], n: usize, width: usize) -> Vec<&[f64]> {
     stages.iter().map(|v| v.get(n * width..(n + 1) * width).unwrap_or_default()).collect()
 }
 

@@ -86,7 +86,8 @@ impl Problem<'_> {
                         divergence(&ours[k], &their_targets[z]) + divergence(&theirs[z], &our_targets[k]);
                     pair += diverges * kd_t * kd_t * both;
                 }
-                sums[k * stages.1 + z] += pair * self.multiplicity((k, stages.0), (z, stages.1)) / batch;
+                sums[k * stages.1 + z] +=
+                    pair * self.params.form.multiplicity((k, stages.0), (z, stages.1)) / batch;
             }
         }
     }
