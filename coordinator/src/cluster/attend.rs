@@ -190,7 +190,8 @@ impl Cluster {
         // What all were told to go back to may have been let go meanwhile.
         let start = training.lease.next(index);
         let held_it = training.lease.counts(index, start);
-        let known = training.lease.checkpoints(index).cloned().unwrap_or_default();
+        let mut known = training.lease.checkpoints(index).cloned().unwrap_or_default();
+        known.remove(&step);
         match training.lease.saved(index, step, &held.collect::<Vec<_>>()) {
             Err(error) => {
                 let what = format!("saved a checkpoint of {step} steps, but {error}");
@@ -200,11 +201,7 @@ impl Cluster {
                 let lets_go = held_it && !training.lease.counts(index, start);
                 training.unheard |= lets_go && training.falling_back.contains(&index);
                 // Whatever logs may be let go for is durable first: this one, and others that count since views have changed.
-                let counting = training.lease.checkpoints(index).into_iter().flatten().copied();
-                for step in counting.filter(|held| *held == step || !known.contains(held)) {
-                    let peer = self.members.peers()[index].name.clone();
-                    out.push(Action::Record(Entry::Checkpoint { peer, step }));
-                }
+                training.record_what_counts(index, &known, &self.members.peers()[index].name, out);
                 if let Some(step) = grown {
                     training.retain_from(step);
                     let message = ToPeer::RetainFrom(step);

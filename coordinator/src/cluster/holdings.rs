@@ -1,16 +1,33 @@
 //! Which of a member's checkpoints count. One that was left behind may have saved steps that the others took without it: such
 //! a checkpoint is as good as any to come in with, but nobody goes back to it.
 
-use cohort_proto::id::Step;
+use std::collections::BTreeSet;
+
+use cohort_proto::id::{PeerName, Step};
 use cohort_proto::view::{View, Views};
 
 use super::Training;
+use crate::event::{Action, Entry};
 
 impl Training {
     /// What a member has on its disk.
     pub(super) fn holds(&mut self, index: usize, held: impl IntoIterator<Item = Step>) {
         let counting: Vec<Step> = held.into_iter().filter(|step| counts(&self.views, index, *step)).collect();
         self.lease.holds(index, counting);
+    }
+
+    /// What a member holds that counts goes on record, but for what is known.
+    pub(super) fn record_what_counts(
+        &self,
+        index: usize,
+        known: &BTreeSet<Step>,
+        name: &PeerName,
+        out: &mut Vec<Action>,
+    ) {
+        let counting = self.lease.checkpoints(index).into_iter().flatten();
+        for &step in counting.filter(|step| !known.contains(step)) {
+            out.push(Action::Record(Entry::Checkpoint { peer: name.clone(), step }));
+        }
     }
 
     /// After a change of views: what does not count any more is forgotten.

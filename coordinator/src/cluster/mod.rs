@@ -319,10 +319,7 @@ impl Cluster {
             let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied());
             let known = training.lease.checkpoints(index).cloned().unwrap_or_default();
             training.holds(index, held);
-            let counts = training.lease.checkpoints(index).into_iter().flatten();
-            for step in counts.copied().filter(|step| !known.contains(step)) {
-                out.push(Action::Record(Entry::Checkpoint { peer: request.name.clone(), step }));
-            }
+            training.record_what_counts(index, &known, &request.name, out);
             match request.standing {
                 Some(standing) if member => {
                     // Nobody knows whether it was told, so that what it says in this view cannot be understood.

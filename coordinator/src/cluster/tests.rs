@@ -138,6 +138,13 @@ impl World {
         Ok(accepted)
     }
 
+    /// One that joins with more to say than a fresh process has, and attends.
+    fn come_back(&mut self, peer: &'static str, request: JoinRequest) -> Vec<Action> {
+        let session = self.present(request, "127.0.0.1").unwrap().session;
+        self.sessions.insert(peer, session);
+        self.attend(peer)
+    }
+
     fn attend(&mut self, peer: &'static str) -> Vec<Action> {
         self.numbers += 1;
         let stream = StreamId(self.numbers);

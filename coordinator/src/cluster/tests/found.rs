@@ -137,9 +137,7 @@ fn a_coordinator_that_was_started_again_lets_nobody_forget_what_a_replay_needs()
         let standing = Some(Standing { session: 4, steps_done, log_from: 10, lease_until: 26 });
         let checkpoints = Some(Checkpoints { run: RunId(7), steps: held.clone() });
         let request = JoinRequest { standing, checkpoints, ..world.request(peer) };
-        let session = world.present(request, "127.0.0.1").unwrap().session;
-        world.sessions.insert(peer, session);
-        told.extend(told_to_retain(&world.attend(peer)));
+        told.extend(told_to_retain(&world.come_back(peer, request)));
         let step = held[held.len() - 1];
         told.extend(told_to_retain(&world.say(peer, FromPeer::CheckpointSaved { step, held })));
     }
@@ -224,9 +222,7 @@ fn nobody_comes_in_while_others_replay_what_it_said() {
     };
     // It is back at the coordinator, from a replay of which that knew nothing.
     let request = JoinRequest { standing: standing("c", 11), ..world.request("c") };
-    let session = world.present(request, "127.0.0.1").unwrap().session;
-    world.sessions.insert("c", session);
-    world.attend("c");
+    world.come_back("c", request);
     assert_eq!(views(&started_again(&mut world, "a", &[10])), vec![]);
     let actions = world.say("c", report_in(1, "c", 11, &["a", "b"]));
     assert_eq!(views(&actions).len(), 1, "it comes in when c is in the view without it");
@@ -254,9 +250,7 @@ fn one_that_did_not_hear_of_a_fall_back_before_another_view_is_told_again() {
     for (peer, steps_done) in [("a", 3), ("b", 0), ("c", 5)] {
         let standing = Some(Standing { session: 4, steps_done, log_from: 0, lease_until: 5 });
         let request = JoinRequest { standing, ..world.request(peer) };
-        let session = world.present(request, "127.0.0.1").unwrap().session;
-        world.sessions.insert(peer, session);
-        told = starts(&world.attend(peer));
+        told = starts(&world.come_back(peer, request));
     }
     assert_eq!(told, vec![(0, 3)]);
 }
@@ -279,9 +273,7 @@ fn found_again(recorded: Step, b: Step) -> (World, Vec<Action>) {
         let standing = Some(Standing { session: 4, steps_done, log_from: 10, lease_until: 16 });
         let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![10] });
         let request = JoinRequest { standing, checkpoints, ..world.request(peer) };
-        let session = world.present(request, "127.0.0.1").unwrap().session;
-        world.sessions.insert(peer, session);
-        told = world.attend(peer);
+        told = world.come_back(peer, request);
     }
     (world, told)
 }
@@ -327,9 +319,7 @@ fn one_that_turns_out_to_be_ahead_of_the_others_is_put_out_too() {
     let standing =
         Some(Standing { session: world.sessions["a"], steps_done: 13, log_from: 10, lease_until: until });
     let request = JoinRequest { standing, ..world.request("a") };
-    let session = world.present(request, "127.0.0.1").unwrap().session;
-    world.sessions.insert("a", session);
-    world.attend("a");
+    world.come_back("a", request);
     let actions = world.say("a", received(2, &[("b", 13)]));
     assert_eq!((views(&actions), flushes(&actions)), (vec![], vec![(3, vec!["b", "c"], 1)]));
     let actions = world.say("a", received(3, &[("b", 13), ("c", until)]));

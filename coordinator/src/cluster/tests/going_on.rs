@@ -261,10 +261,8 @@ fn a_coordinator_that_was_started_again_does_not_wait_for_ever() {
     let mut world = World::with(&toml, &history);
     for peer in ["a", "b"] {
         let standing = Some(Standing { session: 4, steps_done: 12, log_from: 10, lease_until: 14 });
-        let session =
-            world.present(JoinRequest { standing, ..world.request(peer) }, "127.0.0.1").unwrap().session;
-        world.sessions.insert(peer, session);
-        world.attend(peer);
+        let request = JoinRequest { standing, ..world.request(peer) };
+        world.come_back(peer, request);
     }
     assert_eq!(flushes(&world.wait(19_999, &["a", "b"])), vec![]);
     assert_eq!(flushes(&world.wait(1, &["a", "b"])), vec![(1, vec!["c"], 2)]);
