@@ -266,13 +266,13 @@ fn a_damaged_checkpoint_is_passed_over_for_the_one_before() -> Result<()> {
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     fs::write(&file, bytes)?;
-    let coordinator = site.coordinator()?;
+    let mut coordinator = site.coordinator()?;
     let url = coordinator.url();
+    // One that has finished waits for it, as long as it may still come.
+    let b = site.peer(&url, "b", &[])?;
+    coordinator.process.wait_for_words(&["peer b is complete"])?;
     let mut a = site.peer(&url, "a", &[])?;
     a.wait_for_words(&["checkpoint-6", "damaged", "passed over"])?;
-    // One that has finished would not wait for it.
-    a.wait_for_words(&["joined run"])?;
-    let b = site.peer(&url, "b", &[])?;
     a.wait_for_words(&["going on from", "checkpoint-4"])?;
     for process in [a, b, coordinator.process] {
         process.wait()?.check(Exit::Finished, &[])?;

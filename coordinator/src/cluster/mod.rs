@@ -10,6 +10,7 @@
 mod history;
 mod attend;
 mod ending;
+mod finished;
 mod recover;
 mod holdings;
 mod shrink;
@@ -27,7 +28,9 @@ use crate::admission;
 use crate::agreement::Agreement;
 use crate::event::{Action, Ended, Entry, Event, Phase, Tick};
 use crate::lease::{Lease, Progress};
-use crate::membership::Membership;
+use crate::membership::{Membership, Presence};
+
+use finished::Complete;
 
 pub use history::{History, PeerRecord};
 
@@ -56,6 +59,10 @@ pub struct Cluster {
     flushes: u64,
     /// Until when the members of a run that began under an earlier start may stay away.
     absent_until: Option<Tick>,
+    /// Until then those who live have come back to a coordinator that was started again.
+    returning_until: Tick,
+    /// Peers that came complete to a run that was found finished, and wait to hear whether all are.
+    complete: BTreeMap<usize, Complete>,
     /// Peers that live and were lost to the others: until when they may not come in again, and how often that was.
     barred: BTreeMap<usize, (Tick, u32)>,
     /// What [`Cluster::poll_timeout`] said after the last event, to notice being woken late.
@@ -109,6 +116,7 @@ impl Cluster {
         };
         let wait_ms = spec.policy.failure_timeout_ms.saturating_mul(2);
         let absent_until = (stage == Stage::Running).then(|| now.plus(wait_ms));
+        let returning_until = now.plus(spec.policy.failure_timeout_ms);
         Self {
             run: history.run,
             last_view: history.views.last().map_or(ViewId(0), |view| view.id),
@@ -124,6 +132,8 @@ impl Cluster {
             flush: None,
             flushes: 0,
             absent_until,
+            returning_until,
+            complete: BTreeMap::new(),
             barred: BTreeMap::new(),
             promised: None,
         }
@@ -135,8 +145,12 @@ impl Cluster {
         self.forgive_lateness(now, out);
         match event {
             Event::Join { ticket, remote, request } => {
-                let outcome = self.join(now, remote, &request, out);
-                out.push(Action::Answer { ticket, outcome });
+                if let Some(index) = self.came_complete(now, &request) {
+                    self.keep_waiting(index, Complete { ticket, remote, request }, out);
+                } else {
+                    let outcome = self.join(now, remote, &request, out);
+                    out.push(Action::Answer { ticket, outcome });
+                }
             }
             Event::Hello { stream, run, name, session } => self.hello(now, stream, run, &name, session, out),
             Event::Message { stream, message } => {
@@ -170,8 +184,14 @@ impl Cluster {
                 let moments = [give_up, members, self.absent_until, self.stalls_at(), self.next_unbarred()];
                 moments.into_iter().flatten().chain([self.remind_at]).min()
             }
-            Stage::Stopping { deadline, .. } | Stage::Finished { deadline } => {
-                Some(members.map_or(*deadline, |at| at.min(*deadline)))
+            Stage::Stopping { deadline, .. } => {
+                let returning =
+                    Some(self.returning_until).filter(|_| !self.members.any_present() && self.some_return());
+                [members, returning].into_iter().flatten().chain([*deadline]).min()
+            }
+            Stage::Finished { deadline } => {
+                let tells = Some(self.returning_until).filter(|_| !self.complete.is_empty());
+                [members, tells].into_iter().flatten().chain([*deadline]).min()
             }
             Stage::Over { .. } => None,
         }
@@ -292,16 +312,6 @@ impl Cluster {
         outcome
     }
 
-    /// A run that was found finished is not, if a peer comes without its last checkpoint.
-    fn reopen(&mut self, request: &JoinRequest) {
-        let Some(total) = self.members.data().map(|data| data.total_steps) else { return };
-        let holds = request.checkpoints.iter().any(|held| held.steps.contains(&total));
-        let untouched = !self.members.any_present() && !self.members.any_left();
-        if matches!(self.stage, Stage::Finished { .. }) && untouched && !holds && request.standing.is_none() {
-            self.stage = Stage::Running;
-        }
-    }
-
     fn take_in(
         &mut self,
         now: Tick,
@@ -351,17 +361,12 @@ impl Cluster {
 
     /// A run that ends takes nobody in.
     fn refuse_late(&mut self, request: &JoinRequest) -> Refusal {
-        let known = admission::check_version(request.protocol_version)
-            .and_then(|()| self.members.check_name(request))
-            .and_then(|index| admission::check_checkpoints(request, self.run).map(|()| index));
-        if let Err(refusal) = known {
+        if let Err(refusal) = self.known(request) {
             return refusal;
         }
         let finished =
             matches!(self.stage, Stage::Finished { .. } | Stage::Over { ended: Ended::Finished, .. });
-        let total = self.members.data().map(|data| data.total_steps);
-        let mut held = request.checkpoints.iter().flat_map(|held| &held.steps);
-        if finished && held.any(|step| Some(*step) == total) {
+        if finished && self.is_complete(request) {
             let sentence = "the run is finished, and so is this peer".to_owned();
             return admission::refusal(RefusalReason::Finished, sentence);
         }
@@ -375,9 +380,17 @@ impl Cluster {
         admission::refusal(RefusalReason::Closed, sentence)
     }
 
+    /// Whether members of a run that began under an earlier start have not been seen by this one: they may live, and be on
+    /// their way back to it.
+    fn some_return(&self) -> bool {
+        let unseen = |index| self.members.peer(index).is_some_and(|peer| peer.presence == Presence::Expected);
+        self.training.is_some() && self.in_view().into_iter().any(unseen)
+    }
+
     /// What follows from everything so far: the run begins when all attend, goes on when all are back, and is over when
     /// all have gone.
     fn settle(&mut self, now: Tick, out: &mut Vec<Action>) {
+        self.answer_complete(now, out);
         match self.stage {
             Stage::Gathering if self.members.all_attend() => self.begin(now, out),
             Stage::Running => {
@@ -387,7 +400,10 @@ impl Cluster {
                 self.ask_for_relays(out);
                 self.take_in_waiting(now, out);
             }
-            Stage::Stopping { .. } if !self.members.any_present() => self.over(out),
+            Stage::Stopping { .. } if self.members.any_present() => {}
+            // Whoever comes back only now is told that the run stops; nobody else would tell it.
+            Stage::Stopping { .. } if self.some_return() && now < self.returning_until => {}
+            Stage::Stopping { .. } => self.over(out),
             Stage::Finished { .. } if !self.members.any_present() && self.members.any_left() => {
                 self.over(out)
             }

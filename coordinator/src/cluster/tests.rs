@@ -1,6 +1,7 @@
 //! The machine by its lists of actions, then by random histories.
 
 mod going_on;
+mod finished;
 mod found;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +9,7 @@ use std::net::IpAddr;
 
 use cohort_proto::control::{Checkpoints, FromPeer, Standing, Start, StepReport, TensorDigest, Waiting};
 use cohort_proto::id::{Digest, PeerName};
-use cohort_proto::limits::LEASE_STEPS_MIN;
+use cohort_proto::limits::{LEASE_STEPS_MIN, PROTOCOL_VERSION};
 use proptest::prelude::*;
 
 use super::*;
@@ -99,7 +100,7 @@ impl World {
     fn request(&self, peer: &str) -> JoinRequest {
         let spec = self.cluster.spec();
         JoinRequest {
-            protocol_version: 1,
+            protocol_version: PROTOCOL_VERSION,
             name: name(peer),
             spec_hash: spec.hash(),
             arch: spec.peer(&name(peer)).map_or("resnet8".into(), |(_, peer)| peer.arch.clone()),
@@ -246,7 +247,7 @@ fn check_stopped(actions: &[Action], parts: &[&str]) {
 fn each_wrong_join_is_refused_with_its_reason() {
     type Case = (fn(&mut JoinRequest), RefusalReason, &'static [&'static str]);
     let cases: &[Case] = &[
-        (|j| j.protocol_version = 2, RefusalReason::ProtocolVersion, &["version 2", "version 1", "update"]),
+        (|j| j.protocol_version = 99, RefusalReason::ProtocolVersion, &["version 99", "version 2", "update"]),
         (|j| j.name = name("c"), RefusalReason::UnknownName, &["no peer c", "a, b"]),
         (|j| j.spec_hash = Digest::of("x"), RefusalReason::SpecHash, &["run spec"]),
         (|j| j.arch = "resnet20".into(), RefusalReason::Arch, &["resnet20", "wrn_16_1"]),
@@ -692,18 +693,38 @@ fn a_coordinator_that_was_started_again_goes_on_with_those_who_stand() {
     check_stopped(&world.say("b", FromPeer::Report(wrong)), &["step 25", "peer b consumed"]);
 }
 
+/// One that lives and is on its way back would wait for a coordinator that ended before it came.
+#[test]
+fn a_coordinator_that_was_started_again_ends_after_those_on_their_way_are_told() {
+    let mut world = World::with(TOML, &of_a_run(25, &[10, 20]));
+    started_again(&mut world, "a", &[10, 20]);
+    check_stopped(&world.event(Event::StopAsked { by: "SIGTERM".into() }), &["SIGTERM"]);
+    let leaving = FromPeer::Leaving { steps_done: 25, finished: false, reason: "SIGTERM".into() };
+    assert_eq!(exit(&world.say("a", leaving)), None);
+    let held = Some(Checkpoints { run: RunId(7), steps: vec![10, 20] });
+    let standing = Some(Standing { session: 4, steps_done: 27, log_from: 20, lease_until: 30 });
+    let request = JoinRequest { checkpoints: held, standing, ..world.request("b") };
+    check_stopped(&world.come_back("b", request), &["SIGTERM"]);
+    let leaving = FromPeer::Leaving { steps_done: 27, finished: false, reason: "SIGTERM".into() };
+    assert_eq!(exit(&world.say("b", leaving)), Some(Ended::Stopped));
+    assert_eq!(world.cluster.poll_timeout(), None);
+    // If one of them does not come, it is not waited for longer than it takes to notice a death.
+    let mut world = World::with(TOML, &of_a_run(25, &[10, 20]));
+    assert_eq!(exit(&world.event(Event::StopAsked { by: "SIGTERM".into() })), None);
+    let timeout = world.cluster.spec().policy.failure_timeout_ms;
+    assert_eq!(exit(&world.wait(timeout - 1, &[])), None);
+    assert_eq!(exit(&world.wait(1, &[])), Some(Ended::Stopped));
+    // Asked again, it does not wait.
+    let mut world = World::with(TOML, &of_a_run(25, &[10, 20]));
+    assert_eq!(exit(&world.event(Event::StopAsked { by: "SIGTERM".into() })), None);
+    assert_eq!(exit(&world.event(Event::StopAsked { by: "SIGTERM".into() })), Some(Ended::Stopped));
+}
+
 #[test]
 fn a_finished_run_has_nothing_to_do_when_it_is_started_again() {
     let mut world = World::with(TOML, &of_a_run(100, &[100]));
     assert_eq!(world.cluster.phase(), Phase::Finished);
-    let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![100] });
-    let refusal = world.present(JoinRequest { checkpoints, ..world.request("a") }, "127.0.0.1").unwrap_err();
-    assert_eq!(refusal.reason, RefusalReason::Finished);
     assert_eq!(exit(&world.wait(15_000, &[])), Some(Ended::Finished));
-    // Unless the last checkpoint of somebody is lost.
-    let mut world = World::with(TOML, &of_a_run(100, &[90, 100]));
-    assert_eq!(starts(&started_again(&mut world, "a", &[90])), vec![]);
-    assert_eq!(starts(&started_again(&mut world, "b", &[90, 100])), vec![(90, 2)]);
 }
 
 #[test]

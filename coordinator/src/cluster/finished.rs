@@ -1,0 +1,82 @@
+//! A run that was found finished when its coordinator was started again. Whoever comes with its last checkpoint has nothing
+//! to do, but hears so only when all have come, or could have: one that lost its last checkpoint needs the others to take
+//! the last steps with it once more.
+
+use std::net::IpAddr;
+
+use cohort_proto::control::{JoinRequest, Refusal};
+
+use super::{Cluster, Stage, note};
+use crate::admission;
+use crate::event::{Action, Tick, Ticket};
+
+/// A peer that came complete, and the answer that it waits for.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Complete {
+    pub(super) ticket: Ticket,
+    pub(super) remote: Option<IpAddr>,
+    pub(super) request: Box<JoinRequest>,
+}
+
+impl Cluster {
+    /// The peer that a request is of, if it may be answered.
+    pub(super) fn known(&self, request: &JoinRequest) -> Result<usize, Refusal> {
+        admission::check_version(request.protocol_version)?;
+        let index = self.members.check_name(request)?;
+        admission::check_checkpoints(request, self.run)?;
+        Ok(index)
+    }
+
+    /// Whether a peer comes with its last checkpoint.
+    pub(super) fn is_complete(&self, request: &JoinRequest) -> bool {
+        let total = self.members.data().map(|data| data.total_steps);
+        let mut held = request.checkpoints.iter().flat_map(|held| &held.steps);
+        held.any(|step| Some(*step) == total)
+    }
+
+    /// Whether the run was found finished, and nobody has taken part in it since.
+    fn found_finished(&self) -> bool {
+        matches!(self.stage, Stage::Finished { .. })
+            && !self.members.any_present()
+            && !self.members.any_left()
+    }
+
+    /// The member that comes complete to a run that was found finished, while others may still come.
+    pub(super) fn came_complete(&self, now: Tick, request: &JoinRequest) -> Option<usize> {
+        let early = self.found_finished() && now < self.returning_until;
+        let complete = early && request.standing.is_none() && self.is_complete(request);
+        let index = complete.then(|| self.known(request).ok())??;
+        self.in_view().contains(&index).then_some(index)
+    }
+
+    /// Its answer waits.
+    pub(super) fn keep_waiting(&mut self, index: usize, complete: Complete, out: &mut Vec<Action>) {
+        let name = complete.request.name.clone();
+        note(out, false, format!("peer {name} is complete; it is told so when the others have come, too"));
+        if let Some(Complete { ticket, request, .. }) = self.complete.insert(index, complete) {
+            out.push(Action::Answer { ticket, outcome: Err(self.refuse_late(&request)) });
+        }
+    }
+
+    /// Answers those who came complete once all have, or nobody else can be expected: that the run is finished, unless
+    /// somebody came who is not complete.
+    pub(super) fn answer_complete(&mut self, now: Tick, out: &mut Vec<Action>) {
+        let all = self.in_view().iter().all(|index| self.complete.contains_key(index));
+        if self.found_finished() && !all && now < self.returning_until {
+            return;
+        }
+        for Complete { ticket, remote, request } in std::mem::take(&mut self.complete).into_values() {
+            let outcome = self.join(now, remote, &request, out);
+            out.push(Action::Answer { ticket, outcome });
+        }
+    }
+
+    /// A run that was found finished is not, if a member comes without its last checkpoint.
+    pub(super) fn reopen(&mut self, request: &JoinRequest) {
+        let member = self.known(request).is_ok_and(|index| self.in_view().contains(&index));
+        let lacks = self.members.data().is_some() && !self.is_complete(request) && request.standing.is_none();
+        if self.found_finished() && member && lacks {
+            self.stage = Stage::Running;
+        }
+    }
+}
