@@ -1,5 +1,7 @@
 //! What one peer says about one (step, round): tensors that were checked once, when the value was made.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
@@ -51,6 +53,38 @@ pub struct Tensor {
     pub data: Bytes,
 }
 
+/// A tensor of a contribution as it reaches a follower.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// One to learn from.
+    Whole(Tensor),
+    /// One that others learn from: what it looks like, and the SHA-256 of its bytes.
+    Digest {
+        /// Name, type and shape.
+        spec: TensorSpec,
+        /// Of its bytes.
+        digest: Digest,
+    },
+}
+
+impl Part {
+    /// Name, type and shape.
+    pub fn spec(&self) -> &TensorSpec {
+        match self {
+            Self::Whole(tensor) => &tensor.spec,
+            Self::Digest { spec, .. } => spec,
+        }
+    }
+
+    /// The SHA-256 of its bytes.
+    fn digest(&self) -> Digest {
+        match self {
+            Self::Whole(tensor) => Digest::of(&tensor.data),
+            Self::Digest { digest, .. } => *digest,
+        }
+    }
+}
+
 /// Tensors that do not make a contribution.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ContributionError {
@@ -90,6 +124,12 @@ pub enum ContributionError {
         /// Its Euclidean length.
         length: f64,
     },
+    /// A tensor that was asked for did not come.
+    #[error("tensor {name} was asked for, but only its digest came")]
+    Omitted {
+        /// The tensor.
+        name: String,
+    },
     /// The bytes are not those that were sent.
     #[error("its digest is {claimed}, but its bytes have {actual}: it was damaged on the way")]
     Digest {
@@ -105,31 +145,36 @@ pub enum ContributionError {
 const UNIT_LENGTH_MAX: f64 = 1.001;
 
 /// A checked entry of a contribution log: fits its schema, finite, no longer than unit rows where these were agreed, and
-/// with the digest of all it says.
+/// with the digest of all it says. That is the same for all followers, also where a tensor reaches some of them as its
+/// digest only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contribution {
     header: Header,
-    tensors: Vec<Tensor>,
+    /// In the order of the schema, each with the SHA-256 of its bytes.
+    parts: Vec<(Part, Digest)>,
     digest: Digest,
 }
 
 impl Contribution {
     /// Checks tensors against the agreed schema and seals them with their digest.
     pub fn seal(header: Header, tensors: Vec<Tensor>, schema: &Schema) -> Result<Self, ContributionError> {
-        check_schema(&tensors, schema)?;
-        tensors.iter().try_for_each(check_tensor)?;
-        let digest = digest(&header, &tensors);
-        Ok(Self { header, tensors, digest })
+        Self::check(header, tensors.into_iter().map(Part::Whole).collect(), schema)
     }
 
-    /// As [`Contribution::seal`], for one that came from elsewhere with the digest that its sender computed.
+    /// As [`Contribution::seal`], for one that came from elsewhere with the digest that its sender computed, to one who
+    /// asked for the tensors with certain names.
     pub fn open(
         header: Header,
-        tensors: Vec<Tensor>,
+        parts: Vec<Part>,
         claimed: Digest,
         schema: &Schema,
+        wanted: &BTreeSet<String>,
     ) -> Result<Self, ContributionError> {
-        let contribution = Self::seal(header, tensors, schema)?;
+        let missing = |part: &&Part| matches!(part, Part::Digest { spec, .. } if wanted.contains(&spec.name));
+        if let Some(missing) = parts.iter().find(missing) {
+            return Err(ContributionError::Omitted { name: missing.spec().name.clone() });
+        }
+        let contribution = Self::check(header, parts, schema)?;
         if contribution.digest == claimed {
             Ok(contribution)
         } else {
@@ -138,14 +183,48 @@ impl Contribution {
         }
     }
 
+    fn check(header: Header, parts: Vec<Part>, schema: &Schema) -> Result<Self, ContributionError> {
+        check_schema(&parts, schema)?;
+        for part in &parts {
+            if let Part::Whole(tensor) = part {
+                check_tensor(tensor)?;
+            }
+        }
+        let with_digest = |part: Part| {
+            let digest = part.digest();
+            (part, digest)
+        };
+        let parts: Vec<(Part, Digest)> = parts.into_iter().map(with_digest).collect();
+        let digest = digest(&header, &parts);
+        Ok(Self { header, parts, digest })
+    }
+
     /// What it belongs to.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// Its tensors, in the order of the schema.
-    pub fn tensors(&self) -> &[Tensor] {
-        &self.tensors
+    /// The tensors that are here, in the order of the schema.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.parts.iter().filter_map(|(part, _)| match part {
+            Part::Whole(tensor) => Some(tensor),
+            Part::Digest { .. } => None,
+        })
+    }
+
+    /// The tensor of a name, if it is here.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors().find(|tensor| tensor.spec.name == name)
+    }
+
+    /// What reaches one who asked for the tensors with certain names: of the others only their digests.
+    pub fn parts_for(&self, wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = Part> {
+        self.parts.iter().map(move |(part, digest)| match part {
+            Part::Whole(tensor) if !wanted(&tensor.spec.name) => {
+                Part::Digest { spec: tensor.spec.clone(), digest: *digest }
+            }
+            part => part.clone(),
+        })
     }
 
     /// SHA-256 of header and tensors.
@@ -153,17 +232,17 @@ impl Contribution {
         self.digest
     }
 
-    /// Bytes of tensor data.
+    /// Bytes of tensor data that are here.
     pub fn byte_len(&self) -> usize {
-        self.tensors.iter().map(|tensor| tensor.data.len()).sum()
+        self.tensors().map(|tensor| tensor.data.len()).sum()
     }
 }
 
-fn check_schema(tensors: &[Tensor], schema: &Schema) -> Result<(), ContributionError> {
-    if tensors.iter().map(|tensor| &tensor.spec).eq(schema.tensors()) {
+fn check_schema(parts: &[Part], schema: &Schema) -> Result<(), ContributionError> {
+    if parts.iter().map(Part::spec).eq(schema.tensors()) {
         return Ok(());
     }
-    let got: Vec<String> = tensors.iter().map(|tensor| tensor.spec.to_string()).collect();
+    let got: Vec<String> = parts.iter().map(|part| part.spec().to_string()).collect();
     Err(ContributionError::Schema { got: format!("[{}]", got.join(", ")), expected: schema.to_string() })
 }
 
@@ -199,12 +278,12 @@ fn long_row<const BYTES: usize>(
     lengths.enumerate().find(|(_, length)| *length > UNIT_LENGTH_MAX)
 }
 
-/// SHA-256 of: the text `cohort.contribution.v1`; run, view, step, round and batch hash as u64; the source's name;
-/// then per tensor its name, type (0 for f32, 1 for f64), rank and dimensions as u64, and its data. All numbers are
-/// little-endian; each name is preceded by its length as u64.
-fn digest(header: &Header, tensors: &[Tensor]) -> Digest {
+/// SHA-256 of: the text `cohort.contribution.v2`; run, view, step, round and batch hash as u64; the source's name;
+/// then per tensor its name, type (0 for f32, 1 for f64), rank and dimensions as u64, and the SHA-256 of its data. All
+/// numbers are little-endian; each name is preceded by its length as u64.
+fn digest(header: &Header, parts: &[(Part, Digest)]) -> Digest {
     let mut sha = Sha256::new();
-    sha.update(b"cohort.contribution.v1");
+    sha.update(b"cohort.contribution.v2");
     let Header { run, view, position, source, batch_hash } = header;
     for number in [run.0, view.0, position.step, u64::from(position.round), *batch_hash] {
         sha.update(number.to_le_bytes());
@@ -214,16 +293,17 @@ fn digest(header: &Header, tensors: &[Tensor]) -> Digest {
         sha.update(text.as_bytes());
     };
     text(&mut sha, source.as_str());
-    for tensor in tensors {
-        text(&mut sha, &tensor.spec.name);
-        let dtype = match tensor.spec.dtype {
+    for (part, data) in parts {
+        let spec = part.spec();
+        text(&mut sha, &spec.name);
+        let dtype = match spec.dtype {
             DType::F32 => 0u64,
             DType::F64 => 1,
         };
         sha.update(dtype.to_le_bytes());
-        sha.update((tensor.spec.shape.len() as u64).to_le_bytes());
-        tensor.spec.shape.iter().for_each(|&dim| sha.update((dim as u64).to_le_bytes()));
-        sha.update(&tensor.data);
+        sha.update((spec.shape.len() as u64).to_le_bytes());
+        spec.shape.iter().for_each(|&dim| sha.update((dim as u64).to_le_bytes()));
+        sha.update(data.0);
     }
     Digest(sha.finalize().into())
 }
@@ -243,6 +323,10 @@ mod tests {
         Tensor { spec, data: data.into() }
     }
 
+    fn all(tensor: &Tensor) -> BTreeSet<String> {
+        [tensor.spec.name.clone()].into()
+    }
+
     fn schema(tensor: &Tensor) -> Schema {
         Schema::new(vec![tensor.spec.clone()]).unwrap()
     }
@@ -251,13 +335,46 @@ mod tests {
     fn sealed_then_opened() {
         let t = tensor(&[1.0, -2.5]);
         let sealed = Contribution::seal(header(), vec![t.clone()], &schema(&t)).unwrap();
-        let opened = Contribution::open(header(), vec![t.clone()], sealed.digest(), &schema(&t)).unwrap();
+        let parts = vec![Part::Whole(t.clone())];
+        let opened = Contribution::open(header(), parts, sealed.digest(), &schema(&t), &all(&t)).unwrap();
         assert_eq!(sealed, opened);
+    }
+
+    #[test]
+    fn whoever_asks_for_less_finds_the_same_digest() {
+        let t = tensor(&[1.0, -2.5]);
+        let other =
+            Tensor { spec: TensorSpec { name: "embed.0".into(), ..t.spec.clone() }, ..tensor(&[0.6, 0.8]) };
+        let agreed = Schema::new(vec![t.spec.clone(), other.spec.clone()]).unwrap();
+        let sealed = Contribution::seal(header(), vec![t.clone(), other.clone()], &agreed).unwrap();
+        let parts = |wanted: &str| sealed.parts_for(|name| name == wanted).collect::<Vec<Part>>();
+        let open = |parts, wanted: &Tensor| {
+            Contribution::open(header(), parts, sealed.digest(), &agreed, &all(wanted))
+        };
+        for (wanted, bytes) in [(&t, 8), (&other, 8)] {
+            let opened = open(parts(&wanted.spec.name), wanted).unwrap();
+            assert_eq!((opened.digest(), opened.byte_len()), (sealed.digest(), bytes));
+            assert_eq!(opened.tensors().collect::<Vec<_>>(), [wanted]);
+            assert_eq!(opened.tensor("logits").is_some(), wanted == &t);
+        }
+        let omitted = ContributionError::Omitted { name: "logits".into() };
+        assert_eq!(open(parts("embed.0"), &t), Err(omitted));
+        let mut forged = parts("logits");
+        forged[1] = Part::Digest { spec: other.spec.clone(), digest: Digest::of(b"something else") };
+        assert!(matches!(open(forged, &t), Err(ContributionError::Digest { .. })));
+        let mut missing = parts("logits");
+        missing.truncate(1);
+        assert!(matches!(open(missing, &t), Err(ContributionError::Schema { .. })));
     }
 
     #[test]
     fn every_part_enters_the_digest() {
         let t = tensor(&[1.0, -2.5]);
+        let digest = |header: &Header, tensors: &[Tensor]| {
+            let specs = tensors.iter().map(|tensor| tensor.spec.clone()).collect();
+            let agreed = Schema::new(specs).unwrap();
+            Contribution::seal(header.clone(), tensors.to_vec(), &agreed).unwrap().digest()
+        };
         let base = digest(&header(), std::slice::from_ref(&t));
         let mut others = vec![digest(&header(), &[tensor(&[1.0, -2.0])]), digest(&header(), &[])];
         let mut renamed = t.clone();
@@ -294,7 +411,7 @@ mod tests {
         let expected = ContributionError::Length { name: "logits".into(), got: 7, expected: 8 };
         assert_eq!(Contribution::seal(header(), vec![short], &agreed), Err(expected));
         let other = Digest::of(b"");
-        let damaged = Contribution::open(header(), vec![t], other, &agreed);
+        let damaged = Contribution::open(header(), vec![Part::Whole(t.clone())], other, &agreed, &all(&t));
         assert!(matches!(damaged, Err(ContributionError::Digest { .. })));
     }
 

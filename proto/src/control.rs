@@ -1,5 +1,6 @@
 //! The words of the control plane, as both sides use them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::contribution::Position;
@@ -310,6 +311,8 @@ pub struct Follow {
     pub source: PeerName,
     /// The first entry wanted.
     pub from: Position,
+    /// The names of the tensors that the follower learns from.
+    pub wanted: BTreeSet<String>,
 }
 
 impl fmt::Display for StopKind {

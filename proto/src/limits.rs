@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Version of the wire protocol. A peer of another version is refused at join.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Peers in one run. The coordinator's work per step report is O(members); a cohort is usually 2 to 16.
 pub const PEERS_MAX: usize = 1024;
@@ -22,6 +22,9 @@ pub const THREADS_MAX: usize = 1024;
 
 /// Tensors in one contribution: 4 stages, each with an embedding and a matching feature, and logits, with room.
 pub const TENSORS_MAX: usize = 64;
+
+/// Names of tensors that a follower may ask for: all of a step, and those of its further rounds.
+pub const WANTED_MAX: usize = 2 * TENSORS_MAX;
 
 /// Dimensions of a tensor; feature maps have 4.
 pub const RANK_MAX: usize = 8;

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use cohort_proto::contribution::Position;
 use cohort_proto::exit::Exit;
-use cohort_proto::id::{PeerName, RunId, ViewId};
+use cohort_proto::id::{Digest, PeerName, RunId, ViewId};
 use cohort_proto::schema::{DType, Schema, TensorSpec};
 use cohort_proto::wire;
 use cohort_tests::process::Site;
@@ -66,6 +66,17 @@ fn a_nan() -> Result<()> {
         then(speaker.honest(0)?, message)
     };
     attack(script, Exit::BadData, &["peer b", "step 1", "logits", "not finite", "element 10"])
+}
+
+#[test]
+fn a_digest_where_a_tensor_was_asked_for() -> Result<()> {
+    let script: Script = |speaker| {
+        let mut message = speaker.honest(1)?;
+        let data = std::mem::take(&mut message.tensors[0].data);
+        message.tensors[0].digest = Digest::of(&data).0.to_vec();
+        then(speaker.honest(0)?, message)
+    };
+    attack(script, Exit::BadData, &["peer b", "step 1", "logits was asked for, but only its digest came"])
 }
 
 /// Finite, but one step with it would leave the weights of all who listen beyond all numbers.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use cohort_proto::contribution::{Contribution, Header, Position, Tensor};
+use cohort_proto::convert::contribution_for;
 use cohort_proto::dataset;
 use cohort_proto::id::{PeerName, RunId, Step, ViewId};
 use cohort_proto::plan::BatchPlan;
@@ -51,7 +52,7 @@ impl Speaker {
             Ok(Tensor { spec: spec.clone(), data: vec![0; bytes].into() })
         };
         let tensors: Result<Vec<Tensor>> = schema.tensors().iter().map(zeros).collect();
-        Ok((&Contribution::seal(header, tensors?, schema)?).into())
+        Ok(contribution_for(&Contribution::seal(header, tensors?, schema)?, |_| true))
     }
 
     /// What an honest peer might say.

@@ -138,7 +138,7 @@ impl Setting {
 
 /// The word in a contribution.
 pub(crate) fn word_of(contribution: &Contribution) -> u64 {
-    let numbers = contribution.tensors()[0].data.as_chunks::<4>().0;
+    let numbers = contribution.tensors().next().unwrap().data.as_chunks::<4>().0;
     let part = |i: usize| (f32::from_le_bytes(numbers[i]) as u64) << (16 * i);
     (0..4).map(part).sum()
 }

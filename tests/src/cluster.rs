@@ -31,11 +31,30 @@ struct Board {
 struct Seat {
     board: Arc<Board>,
     index: usize,
-    /// Those that it learns from, by ascending index.
-    sources: BTreeSet<usize>,
+    /// Those that it learns from, by ascending index, with their schemas and the names of the tensors that it does so by.
+    sources: BTreeMap<usize, (Schema, BTreeSet<String>)>,
     name: PeerName,
     schema: Schema,
     agenda: Agenda,
+}
+
+impl Seat {
+    /// A contribution as it travels to this peer: of what it does not learn from only digests.
+    fn receive(
+        &self,
+        at: Position,
+        index: usize,
+        said: &Contribution,
+    ) -> Result<(usize, Arc<Contribution>), Interruption> {
+        let internal = |what: String| cohort_peer::error::PeerError::Internal(what);
+        let (schema, wanted) =
+            self.sources.get(&index).ok_or_else(|| internal(format!("no source {index}")))?;
+        let schema = self.agenda.schema(schema, at.round);
+        let schema = schema.ok_or_else(|| internal(format!("there is no round {}", at.round)))?;
+        let parts = said.parts_for(|name| wanted.contains(name)).collect();
+        let opened = Contribution::open(said.header().clone(), parts, said.digest(), &schema, wanted);
+        Ok((index, Arc::new(opened.map_err(|error| internal(error.to_string()))?)))
+    }
 }
 
 impl Company for Seat {
@@ -69,9 +88,9 @@ impl Company for Seat {
     fn listen(&mut self, at: Position, _: u64) -> Result<Vec<(usize, Arc<Contribution>)>, Interruption> {
         let mut said = self.board.said.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let heard = self.sources.iter().map(|index| Some((*index, said.get(&(at, *index))?.clone())));
+            let heard = self.sources.keys().map(|index| Some((*index, said.get(&(at, *index))?.clone())));
             if let Some(heard) = heard.collect::<Option<Vec<_>>>() {
-                return Ok(heard);
+                return heard.into_iter().map(|(index, said)| self.receive(at, index, &said)).collect();
             }
             said = self.board.changed.wait(said).unwrap_or_else(PoisonError::into_inner);
         }
@@ -173,10 +192,11 @@ fn peer(
     }
     let mut loader = Loader::start(data::loader_inputs(spec, samples)?, first)?;
     let schema = spec.contribution_schema(index)?;
+    let source = |from: usize| Ok((from, (spec.contribution_schema(from)?, spec.wanted(from, index)?)));
     let mut seat = Seat {
         board,
         index,
-        sources: spec.sources(index),
+        sources: spec.sources(index).into_iter().map(source).collect::<Result<_>>()?,
         name: peer.name.clone(),
         schema,
         agenda: Agenda::of(spec),

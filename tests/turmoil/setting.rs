@@ -1,7 +1,7 @@
 //! What is trained: a state that is mixed with everything consumed, so that one entry too many, too few or out of order
 //! anywhere gives another state for ever; and what it comes to if nobody is disturbed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_proto::contribution::{Contribution, Position, Tensor};
 use cohort_proto::control::TensorDigest;
@@ -92,9 +92,11 @@ impl Setting {
         &self.schemas[peer]
     }
 
-    pub(crate) fn sources(&self, peer: usize) -> BTreeSet<PeerName> {
+    /// Those that a peer learns from, and the names of the tensors that it does so by.
+    pub(crate) fn sources(&self, peer: usize) -> BTreeMap<PeerName, BTreeSet<String>> {
+        let wanted = |source: usize| self.spec.wanted(source, peer).unwrap();
         let sources = self.spec.sources(peer).into_iter();
-        sources.map(|source| self.spec.peers[source].name.clone()).collect()
+        sources.map(|source| (self.spec.peers[source].name.clone(), wanted(source))).collect()
     }
 
     pub(crate) fn agenda(&self) -> Agenda {
@@ -139,8 +141,8 @@ pub(crate) fn loss(state: u64) -> f64 {
     (state >> 11) as f64
 }
 
-pub(crate) fn digests(tensors: &[Tensor]) -> Vec<TensorDigest> {
-    tensors.iter().map(|tensor| TensorDigest::of(&tensor.spec.name, &tensor.data)).collect()
+pub(crate) fn digests<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<TensorDigest> {
+    tensors.into_iter().map(|tensor| TensorDigest::of(&tensor.spec.name, &tensor.data)).collect()
 }
 
 /// The weights of step 0.
@@ -149,7 +151,7 @@ pub(crate) fn fresh(peer: usize) -> u64 {
 }
 
 /// What was heard so far, and one contribution more.
-pub(crate) fn hear(heard: u64, source: usize, tensors: &[Tensor]) -> u64 {
+pub(crate) fn hear<'a>(heard: u64, source: usize, tensors: impl IntoIterator<Item = &'a Tensor>) -> u64 {
     let parts = digests(tensors).into_iter().map(|tensor| tensor.digest);
     SplitMix64::keyed(&[3, heard, source as u64].into_iter().chain(parts).collect::<Vec<_>>()).next_u64()
 }

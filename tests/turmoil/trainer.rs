@@ -90,7 +90,7 @@ async fn train(
         schema: desk.setting.schema(desk.peer).clone(),
         agenda: desk.setting.agenda(),
         total_steps: STEPS,
-        sources: desk.setting.sources(desk.peer),
+        sources: desk.setting.sources(desk.peer).into_keys().collect(),
         relays: desk.setting.kind.goes_on,
     };
     let seat = Seat::new(identity, shared);
@@ -191,7 +191,7 @@ impl Training {
             own.extend(self.seat.say(at, step, words)?);
             self.desk.witness.lock().unwrap().says(view, at, self.desk.peer, content);
             for (source, contribution) in self.listen(at).await? {
-                let data = contribution.tensors().iter().flat_map(|tensor| tensor.data.to_vec());
+                let data = contribution.tensors().flat_map(|tensor| tensor.data.to_vec());
                 let content = Digest::of(data.collect::<Vec<u8>>());
                 let header = contribution.header();
                 self.desk.witness.lock().unwrap().says(header.view, header.position, source, content);

@@ -7,6 +7,7 @@ use cohort_proto::control::{
 };
 use cohort_proto::control::{Stop, StopKind};
 use cohort_proto::id::{Digest, PeerName, ViewId};
+use cohort_proto::limits::PROTOCOL_VERSION;
 use cohort_proto::wire;
 use cohort_proto::wire::coordinator_client::CoordinatorClient;
 use tokio::task::JoinHandle;
@@ -70,7 +71,7 @@ impl Peer {
     fn request(&self) -> wire::JoinRequest {
         let spec = RunSpec::parse(TOML).unwrap();
         JoinRequest {
-            protocol_version: 1,
+            protocol_version: PROTOCOL_VERSION,
             name: self.name.clone(),
             spec_hash: spec.hash(),
             arch: spec.peer(&self.name).unwrap().1.arch.clone(),

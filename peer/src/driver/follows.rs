@@ -21,8 +21,8 @@ use crate::trainer::Word;
 pub(super) struct Follows {
     network: Arc<dyn Network>,
     me: PeerName,
-    /// Those that this peer learns from.
-    from: BTreeSet<PeerName>,
+    /// Those that this peer learns from, and the names of the tensors that it does so by.
+    from: BTreeMap<PeerName, BTreeSet<String>>,
     run: RunId,
     agenda: Agenda,
     tasks: JoinSet<(u64, Result<(), PeerError>)>,
@@ -43,7 +43,7 @@ impl Follows {
     pub(super) fn new(
         network: Arc<dyn Network>,
         me: PeerName,
-        from: BTreeSet<PeerName>,
+        from: BTreeMap<PeerName, BTreeSet<String>>,
         (run, agenda): (RunId, Agenda),
     ) -> Self {
         let (reached, places) = (BTreeMap::new(), BTreeMap::new());
@@ -109,9 +109,8 @@ impl Follows {
         let members = mine.flat_map(|view| &view.members);
         // The newest view has the newest address.
         let sources: BTreeMap<&PeerName, &Member> = members.map(|member| (&member.name, member)).collect();
-        for (name, source) in
-            sources.into_iter().filter(|(name, _)| self.from.contains(*name) && !self.gone.contains(name))
-        {
+        for (name, source) in sources.into_iter().filter(|(name, _)| !self.gone.contains(name)) {
+            let Some(wanted) = self.from.get(name) else { continue };
             // Nobody says anything to this peer before both are members.
             let from = Position::of(self.views.due(name, self.views.due(&self.me, next)));
             let reached = self.reached.entry(name.clone()).or_insert_with(|| Reached::at(from)).clone();
@@ -120,6 +119,7 @@ impl Follows {
                 network: self.network.clone(),
                 source: source.clone(),
                 me: self.me.clone(),
+                wanted: wanted.clone(),
                 run: self.run,
                 agenda: self.agenda,
                 reached,
@@ -179,7 +179,7 @@ mod tests {
 
     fn peer_a() -> Follows {
         let agenda = Agenda::of(&RunSpec::parse(RUN).unwrap());
-        Follows::new(Arc::new(Tcp), name("a"), [name("b")].into(), (RunId(1), agenda))
+        Follows::new(Arc::new(Tcp), name("a"), [(name("b"), BTreeSet::new())].into(), (RunId(1), agenda))
     }
 
     #[tokio::test]

@@ -85,9 +85,9 @@ impl Gather for AmongPeers<'_> {
 }
 
 fn scalars_of(contribution: &Contribution) -> Result<Scalars, Interruption> {
-    let numbers = match contribution.tensors() {
-        [only] => from_wire(only, &Device::Cpu)?.to_vec1::<f64>()?,
-        _ => Vec::new(),
+    let numbers = match contribution.tensor(NORMS) {
+        Some(norms) => from_wire(norms, &Device::Cpu)?.to_vec1::<f64>()?,
+        None => Vec::new(),
     };
     numbers.try_into().map_err(|_| {
         let source = &contribution.header().source;

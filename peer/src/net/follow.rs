@@ -1,5 +1,6 @@
 //! Following another peer's contribution log, live or from an older entry on: the same call.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cohort_proto::contribution::{Contribution, Position};
@@ -83,6 +84,8 @@ pub struct Following {
     pub source: Member,
     /// This peer.
     pub me: PeerName,
+    /// The names of the tensors that it learns from.
+    pub wanted: BTreeSet<String>,
     /// The run.
     pub run: RunId,
     /// What is said in the rounds of its steps.
@@ -152,7 +155,7 @@ async fn follow_once<W: From<Delivery>>(
     following: &Following,
     deliver: &mpsc::Sender<W>,
 ) -> Result<Ended, PeerError> {
-    let Following { source, me, run, agenda, epoch, places, .. } = following.clone();
+    let Following { source, me, wanted, run, agenda, epoch, places, .. } = following.clone();
     let who = format!("peer {}", source.name);
     let channel = match channel::connect_once(&*following.network, &source.address).await? {
         Ok(channel) => channel,
@@ -168,6 +171,7 @@ async fn follow_once<W: From<Delivery>>(
         follower: me,
         source: source.name.clone(),
         from: following.reached.get(),
+        wanted: wanted.clone(),
     };
     let mut stream = match client.follow(wire::FollowRequest::from(&request)).await {
         Ok(stream) => stream.into_inner(),
@@ -194,7 +198,8 @@ async fn follow_once<W: From<Delivery>>(
         let Some(schema) = agenda.schema(&source.schema, wire.round) else {
             return Err(refused(format!("this run has no round {}", wire.round)));
         };
-        let contribution = open_contribution(wire, &schema).map_err(|error| refused(error.to_string()))?;
+        let opened = open_contribution(wire, &schema, &wanted);
+        let contribution = opened.map_err(|error| refused(error.to_string()))?;
         if contribution.header().source != source.name {
             return Err(refused(format!("it is signed {}", contribution.header().source)));
         }
@@ -243,7 +248,77 @@ fn ended(who: &str, status: &tonic::Status) -> Result<Ended, PeerError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
+    use cohort_proto::contribution::{Header, Tensor};
+    use cohort_proto::id::ViewId;
+    use cohort_proto::schema::{DType, Schema, TensorSpec};
+    use cohort_proto::spec::RunSpec;
+    use cohort_proto::view::View;
+    use tokio::sync::oneshot;
+
     use super::*;
+    use crate::log::ContributionLog;
+    use crate::net::network::Tcp;
+    use crate::net::serve::{Served, bind, serve};
+    use crate::relay::Relay;
+
+    const RUN: &str = "[run]\nsteps = 9\n[data]\ndataset = \"mnist\"\nbatch = 2\n[method]\nname = \"dml\"\n\
+                       [[peer]]\nname = \"a\"\narch = \"resnet8\"\n[[peer]]\nname = \"b\"\narch = \"resnet8\"\n";
+
+    /// Over real sockets, followers that learn from different tensors get these, and digests that all have in common.
+    #[tokio::test]
+    async fn what_is_not_wanted_does_not_travel() {
+        let name = |text: &str| PeerName::new(text).unwrap();
+        let spec = |name: &str| TensorSpec { name: name.into(), dtype: DType::F32, shape: vec![2, 3] };
+        let schema = Schema::new(vec![spec("logits"), spec("embed.0")]).unwrap();
+        let tensors =
+            schema.tensors().iter().map(|spec| Tensor { spec: spec.clone(), data: vec![0; 24].into() });
+        let (run, view, position) = (RunId(3), ViewId(1), Position::of(0));
+        let header = Header { run, view, position, source: name("a"), batch_hash: 0 };
+        let said = Contribution::seal(header, tensors.collect(), &schema).unwrap();
+        let log = Arc::new(ContributionLog::new(0));
+        log.append(Arc::new(said.clone())).unwrap();
+
+        let (listener, address) = bind(&Tcp, "127.0.0.1:0").await.unwrap();
+        let (me, followers) = (name("a"), [name("b")].into());
+        let served = Served { me, followers, log, relay: Arc::new(Relay::default()), run: OnceLock::new() };
+        served.run.set(run).unwrap();
+        let (_stop, asked) = oneshot::channel();
+        tokio::spawn(serve(listener, Arc::new(served), asked));
+
+        let member = |(index, peer): (usize, &str)| Member {
+            index,
+            name: name(peer),
+            address: address.to_string(),
+            schema: schema.clone(),
+        };
+        let members: Vec<Member> = ["a", "b"].into_iter().enumerate().map(member).collect();
+        let mut views = Views::default();
+        views.insert(View { id: view, begins_at: 0, members: members.clone() });
+        let views = Arc::new(views);
+        for wanted in [&["logits", "embed.0"][..], &["logits"], &["embed.0"], &[]] {
+            let following = Following {
+                network: Arc::new(Tcp),
+                source: members[0].clone(),
+                me: name("b"),
+                wanted: wanted.iter().map(|name| (*name).to_owned()).collect(),
+                run,
+                agenda: Agenda::of(&RunSpec::parse(RUN).unwrap()),
+                reached: Reached::default(),
+                views: views.clone(),
+                epoch: 0,
+                places: places(),
+            };
+            let (deliver, mut inbox) = mpsc::channel::<Delivery>(1);
+            let following = tokio::spawn(follow(following, deliver));
+            let (came, _) = inbox.recv().await.unwrap().into_contribution();
+            let names: Vec<&str> = came.tensors().map(|tensor| tensor.spec.name.as_str()).collect();
+            assert_eq!((names.as_slice(), came.byte_len()), (wanted, 24 * wanted.len()));
+            assert_eq!((came.header(), came.digest()), (said.header(), said.digest()));
+            following.abort();
+        }
+    }
 
     #[test]
     fn a_stranger_at_the_address_is_waited_out_and_a_refusal_is_final() {

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use cohort_proto::contribution::{Contribution, Position};
+use cohort_proto::contribution::Contribution;
 use cohort_proto::control::Follow;
+use cohort_proto::convert::contribution_for;
 use cohort_proto::id::{PeerName, RunId};
 use cohort_proto::limits::{
     EXCHANGE_MESSAGE_BYTES_MAX, KEEPALIVE, PEERS_MAX, PROTOCOL_VERSION, STREAMS_PER_CONNECTION,
@@ -124,10 +125,9 @@ impl Exchange for Service {
         let served = self.served.clone();
         tokio::spawn(async move {
             if follow.source == served.me {
-                send_entries(&served.log, follow.from, &tx).await;
+                send_entries(&served.log, &follow, &tx).await;
             } else {
-                let entries = served.relay.entries(&follow.source, follow.from);
-                relay_entries(entries.unwrap_or_default(), &tx).await;
+                relay_entries(&served.relay, &follow, &tx).await;
             }
             drop(permit);
         });
@@ -137,23 +137,30 @@ impl Exchange for Service {
 
 /// What another peer said, as far as it came here; nothing is added to that any more.
 async fn relay_entries(
-    entries: Vec<Arc<Contribution>>,
+    relay: &Relay,
+    follow: &Follow,
     tx: &mpsc::Sender<Result<wire::Contribution, Status>>,
 ) {
-    for entry in entries {
-        if tx.send(Ok(wire::Contribution::from(&*entry))).await.is_err() {
+    for entry in relay.entries(&follow.source, follow.from).unwrap_or_default() {
+        if tx.send(Ok(message_for(follow, &entry))).await.is_err() {
             return;
         }
     }
     tx.closed().await;
 }
 
+/// An entry as it travels to a follower: of the tensors that it does not learn from only the digests.
+fn message_for(follow: &Follow, entry: &Contribution) -> wire::Contribution {
+    contribution_for(entry, |name| follow.wanted.contains(name))
+}
+
 async fn send_entries(
     log: &ContributionLog,
-    mut from: Position,
+    follow: &Follow,
     tx: &mpsc::Sender<Result<wire::Contribution, Status>>,
 ) {
     let generation = log.generation();
+    let mut from = follow.from;
     loop {
         let entry = tokio::select! {
             biased;
@@ -164,7 +171,7 @@ async fn send_entries(
         let message = match entry {
             Ok(entry) => {
                 from = entry.header().position.following();
-                Ok(wire::Contribution::from(&*entry))
+                Ok(message_for(follow, &entry))
             }
             Err(gone @ Gone::Released { .. }) => Err(Status::data_loss(gone.to_string())),
             Err(gone @ Gone::Anew) => Err(Status::aborted(gone.to_string())),

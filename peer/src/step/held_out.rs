@@ -49,8 +49,8 @@ pub fn held_out(
     let heard = company.listen(at, batch.hash)?;
     let mut logits = vec![(learner.index, own)];
     for (index, contribution) in &heard {
-        if let [only] = contribution.tensors() {
-            logits.push((*index, from_wire(only, &Device::Cpu)?));
+        if let Some(theirs) = contribution.tensor(HELD_OUT) {
+            logits.push((*index, from_wire(theirs, &Device::Cpu)?));
         }
     }
     let weights = weights(learner, logits, &samples.labels)?;

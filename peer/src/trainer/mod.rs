@@ -210,7 +210,7 @@ fn train(
         peer: peer.name.to_string(),
         arch: peer.arch.clone(),
     };
-    let (schema, sources) = (facts.schema.clone(), facts.sources.clone());
+    let (schema, sources) = (facts.schema.clone(), facts.sources.keys().cloned().collect());
     let held = facts.checkpoints.iter().flat_map(|held| held.steps.iter().copied()).collect();
     let not_joined = |cause| Ending { steps_done: 0, saved: false, cause };
     if outbox.blocking_send(News::Prepared(Box::new(facts))).is_err() {

@@ -1,7 +1,7 @@
 //! Before joining: the peer loads its data, builds its network and looks at the checkpoints it holds, so that whatever
 //! is wrong with them is said before anybody waits for it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use cohort_proto::control::Checkpoints;
@@ -47,8 +47,8 @@ pub struct Facts {
     pub classes: usize,
     /// What it will say in every step.
     pub schema: Schema,
-    /// The peers that it learns from.
-    pub sources: BTreeSet<PeerName>,
+    /// The peers that it learns from, and the names of the tensors that it does so by.
+    pub sources: BTreeMap<PeerName, BTreeSet<String>>,
     /// SHA-256 of the training data as used.
     pub dataset_fingerprint: Digest,
     /// Steps of the whole run.
@@ -99,12 +99,23 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
         arch: peer.arch.clone(),
         classes: learner.model.network.classes(),
         schema: spec.contribution_schema(index).map_err(|error| PeerError::Mismatch(error.to_string()))?,
-        sources: spec.sources(index).iter().filter_map(|i| Some(spec.peers.get(*i)?.name.clone())).collect(),
+        sources: wanted(&spec, index)?,
         dataset_fingerprint,
         total_steps: loader.plan.total_steps(),
         checkpoints: held(&store, spec_hash, &peer)?,
     };
     Ok(Prepared { learner, fresh, loader, store, facts, spec, peer })
+}
+
+/// The peers that a peer learns from, and the names of the tensors that it does so by.
+fn wanted(spec: &RunSpec, index: usize) -> Result<BTreeMap<PeerName, BTreeSet<String>>, PeerError> {
+    let of = |source: usize| {
+        let wanted = spec.wanted(source, index).map_err(|error| PeerError::Mismatch(error.to_string()))?;
+        let peer = spec.peers.get(source);
+        let peer = peer.ok_or_else(|| PeerError::Internal(format!("no peer {source}")))?;
+        Ok((peer.name.clone(), wanted))
+    };
+    spec.sources(index).into_iter().map(of).collect()
 }
 
 /// The checkpoints to offer: those of the newest one's run.

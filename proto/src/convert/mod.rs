@@ -5,7 +5,7 @@ mod tensor;
 mod exchange;
 mod control;
 
-pub use exchange::open_contribution;
+pub use exchange::{contribution_for, open_contribution};
 
 use crate::id::{Digest, PeerName};
 use crate::limits::SENTENCE_CHARS_MAX;

@@ -1,7 +1,7 @@
 //! Tensors and their specs.
 
 use super::{WireError, required};
-use crate::contribution::Tensor;
+use crate::contribution::{Part, Tensor};
 use crate::limits::{RANK_MAX, TENSORS_MAX};
 use crate::schema::{DType, Schema, TensorSpec};
 use crate::wire;
@@ -44,16 +44,28 @@ pub(super) fn schema_to_wire(schema: &Schema) -> Vec<wire::TensorSpec> {
     schema.tensors().iter().map(Into::into).collect()
 }
 
-impl TryFrom<wire::Tensor> for Tensor {
+impl TryFrom<wire::Tensor> for Part {
     type Error = WireError;
 
     fn try_from(tensor: wire::Tensor) -> Result<Self, WireError> {
-        Ok(Self { spec: required("spec", tensor.spec)?.try_into()?, data: tensor.data })
+        let wire::Tensor { spec, data, digest } = tensor;
+        let spec = required("spec", spec)?.try_into()?;
+        match (data.is_empty(), digest.is_empty()) {
+            (_, true) => Ok(Self::Whole(Tensor { spec, data })),
+            (true, false) => Ok(Self::Digest { spec, digest: super::digest("tensor digest", &digest)? }),
+            (false, false) => Err(WireError::new("tensor", "has both data and their digest")),
+        }
     }
 }
 
-impl From<&Tensor> for wire::Tensor {
-    fn from(tensor: &Tensor) -> Self {
-        Self { spec: Some((&tensor.spec).into()), data: tensor.data.clone() }
+impl From<Part> for wire::Tensor {
+    fn from(part: Part) -> Self {
+        let spec = Some(part.spec().into());
+        match part {
+            Part::Whole(tensor) => Self { spec, data: tensor.data, digest: Vec::new() },
+            Part::Digest { digest, .. } => {
+                Self { spec, data: bytes::Bytes::new(), digest: digest.0.to_vec() }
+            }
+        }
     }
 }

@@ -1,12 +1,14 @@
 //! What follows from a run spec alone, so that coordinator and peers cannot disagree about it: the batch plan, and
 //! what every peer says in a step.
 
+use std::collections::BTreeSet;
+
 use super::graph::{FN_LOGITS, KdclTarget, LOGITS, MAP, SCORE, TermSpec};
 use super::{
-    Length, LogitKd, MATCH_DIM, MetaSpec, MethodSpec, RunSpec, SamplerSpec, ScheduleSpec, SpecError,
-    stages_of,
+    FailurePolicy, Length, LogitKd, MATCH_DIM, MetaSpec, MethodSpec, RunSpec, SamplerSpec, ScheduleSpec,
+    SpecError, stages_of,
 };
-use crate::meta::RoundPlan;
+use crate::meta::{HELD_OUT, NORMS, RoundPlan};
 use crate::plan::{BatchPlan, LrSchedule, PlanError, PlanInputs, RunLength, Sampler};
 use crate::schema::{DType, Schema, SchemaError, TensorSpec};
 
@@ -110,6 +112,39 @@ impl RunSpec {
             }
         }
         Schema::new(tensors)
+    }
+
+    /// The names of what a peer learns from of what another says, in all rounds of a step: those of its edges from it and of
+    /// the coupling, and the few numbers that all need. In a run whose peers may go on without one another it is
+    /// everything, since whoever stays hands on what it heard.
+    ///
+    /// # Errors
+    /// As [`RunSpec::contribution_schema`].
+    pub fn wanted(&self, source: usize, target: usize) -> Result<BTreeSet<String>, SchemaError> {
+        let schema = self.contribution_schema(source)?;
+        let hands_on = self.policy.on_failure == FailurePolicy::Continue;
+        let coupled = self.coupling_sources(target).contains(&source);
+        let on_edge = |name: &str| {
+            let mut edges = self.edges_from(source).filter(|edge| edge.to == target);
+            edges.any(|edge| edge.term.says().contains(&name))
+        };
+        let wants = |name: &str| hands_on || (coupled && self.couples_by(name)) || on_edge(name);
+        let names = schema.tensors().iter().map(|tensor| tensor.name.as_str()).filter(|name| wants(name));
+        Ok(names.chain([NORMS, HELD_OUT]).map(str::to_owned).collect())
+    }
+
+    /// Whether the coupling learns from tensors of this name.
+    pub(in crate::spec) fn couples_by(&self, name: &str) -> bool {
+        match &self.method {
+            MethodSpec::Alone => false,
+            MethodSpec::Dml(_) => name == LOGITS,
+            MethodSpec::Mcl(mcl) => {
+                name.starts_with("embed.") || (name == LOGITS && mcl.logit_kd != LogitKd::Off)
+            }
+            MethodSpec::LMcl(_) => {
+                name == "aggregated" || name.starts_with("embed.") || name.starts_with("match.")
+            }
+        }
     }
 
     /// The meta-update of this run, if there ever is one.

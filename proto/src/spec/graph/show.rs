@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::super::{LogitKd, MethodSpec, RunSpec};
+use super::super::{MethodSpec, RunSpec};
 use super::{EdgeSpec, Gate, TermSpec, WeightSchedule, When};
 
 /// All terms of a run, by target.
@@ -104,16 +104,8 @@ impl RunSpec {
             _ => 1.0,
         };
         let schema = self.contribution_schema(from).unwrap_or_default();
-        let mine = |name: &str| match &self.method {
-            MethodSpec::Alone => false,
-            MethodSpec::Dml(_) => name == super::LOGITS,
-            MethodSpec::Mcl(mcl) => {
-                name.starts_with("embed.") || (name == super::LOGITS && mcl.logit_kd != LogitKd::Off)
-            }
-            MethodSpec::LMcl(_) => true,
-        };
-        let says =
-            schema.tensors().iter().map(|tensor| tensor.name.clone()).filter(|name| mine(name)).collect();
+        let names = schema.tensors().iter().map(|tensor| tensor.name.clone());
+        let says = names.filter(|name| self.couples_by(name)).collect();
         EdgeView { says, ..self.coupling_view(from, to, weight) }
     }
 

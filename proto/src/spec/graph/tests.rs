@@ -33,6 +33,28 @@ const MIXED: &str = "[[edge]]\nfrom = \"t\"\nto = [\"a\", \"b\"]\nterm = \"dkd\"
                      [[edge]]\nfrom = \"b\"\nto = \"a\"\nterm = \"mcl\"\nlogit_kd = \"off\"\n\
                      [[edge]]\nto = \"b\"\nterm = \"ps-kd\"\n";
 
+/// Who learns from logits is not sent embeddings, and the other way round; all who learn hear of everything by digest.
+#[test]
+fn only_what_an_edge_needs_is_wanted() {
+    let logits_too = edge("\"a\"", "\"t2\"", "term = \"kd\"");
+    let rest = format!("{MIXED}{logits_too}[[peer]]\nname = \"t2\"\narch = \"resnet8\"\n");
+    let wanted = |rest: &str, source: usize, target: usize| {
+        let spec = spec(rest);
+        let numbers = [crate::meta::NORMS, crate::meta::HELD_OUT];
+        let mut names: Vec<String> = spec.wanted(source, target).unwrap().into_iter().collect();
+        names.retain(|name| !numbers.contains(&name.as_str()));
+        names.join(" ")
+    };
+    assert_eq!(said(&spec(&rest))[2], "[logits F32[20, 10], embed.0 F32[20, 128]]");
+    assert_eq!((wanted(&rest, 2, 3), wanted(&rest, 2, 0)), ("embed.0".into(), "logits".into()));
+    assert_eq!((wanted(&rest, 1, 2), wanted(&rest, 3, 2)), ("logits".into(), "embed.0".into()));
+    assert_eq!(wanted(&rest, 0, 2), "", "nobody learns from the last one");
+    let (kd, l_mcl) = (edge("\"a\"", "\"b\"", "term = \"kd\""), "[method]\nname = \"l-mcl\"\n");
+    let both = format!("{l_mcl}{kd}");
+    assert!(wanted(&both, 1, 2).starts_with("aggregated embed.0"));
+    assert!(wanted(&both, 1, 2).ends_with("match.2"), "{}", wanted(&both, 1, 2));
+}
+
 #[test]
 fn a_mixed_graph() {
     let spec = spec(MIXED);
