@@ -1,7 +1,7 @@
 //! Many seeds, or the one that `COHORT_TURMOIL_SEED` names.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::faults::{Fault, Planned, plan};
 use crate::processes::Cohort;
@@ -28,8 +28,24 @@ struct Outcome {
     trace: u64,
 }
 
+/// Held while a world runs: see [`begin_alike`].
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Tasks are numbered through the whole process, and a runtime that is dropped, as that of a killed process is, drops them
+/// by the remainders of their numbers; so it hangs on these in which order others hear of a death. A world begins at a
+/// number of which the remainder is known, and no other world runs beside it: a seed repeats itself, whatever ran before.
+fn begin_alike() {
+    /// A multiple of the number of lists in which tokio keeps the tasks of a runtime of one thread.
+    const REMAINDERS: u64 = 64;
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let number = || runtime.spawn(async {}).id().to_string().parse::<u64>().unwrap();
+    while !number().is_multiple_of(REMAINDERS) {}
+}
+
 /// Runs a seed; if it fails, what was seen last.
 fn run(seed: u64, setting: &Arc<Setting>, plan: &[Planned]) -> Result<Outcome, String> {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    begin_alike();
     // In memory, if there is such a place: the journal waits for the disk at every lease.
     let memory = Path::new("/dev/shm");
     let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
