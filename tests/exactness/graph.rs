@@ -143,6 +143,7 @@ fn weights_by_errors_on_held_out_samples() {
     let graph = "validation = 20\n".to_owned() + &method("kdcl", "target = \"general\"");
     let two = spec(&graph, &students(&["a", "b"]));
     assert!(gap(&two, STEPS).all < TOLERANCE);
+    assert!(gap(&spec(&graph, &students(&["a", "b", "c"])), STEPS).all < TOLERANCE);
     // Weights are of an epoch, and are needed in the middle of it.
     let half = goes_on_in_the_same_bits(&two, (3, 5));
     let weights: Vec<Vec<f64>> =

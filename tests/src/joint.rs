@@ -2,6 +2,7 @@
 //! backpropagates the joint loss once, and updates every network. Nothing is sent and nothing is held constant beyond
 //! what the loss itself says.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -166,7 +167,7 @@ impl Joint {
 }
 
 /// Gives every network its weights for the epoch that begins: w of `Σ w_i z_i` with the least squared error of probabilities on
-/// the held-out samples, where w adds up to 1, for two networks in closed form (Guo et al., CVPR 2020).
+/// the held-out samples, where w adds up to 1, by Cramer's rule (Guo et al., CVPR 2020).
 fn weigh(learners: &mut [Learner], held_out: &HeldOut) -> Result<()> {
     let HeldOut { samples, normalisation } = held_out;
     let mut errors = Vec::with_capacity(learners.len());
@@ -181,16 +182,36 @@ fn weigh(learners: &mut [Learner], held_out: &HeldOut) -> Result<()> {
         };
         errors.push(rows.flat_map(of_row).collect::<Vec<f64>>());
     }
+    let dot = |i: usize, j: usize| errors[i].iter().zip(&errors[j]).map(|(x, y)| x * y).sum::<f64>();
     for learner in learners {
-        if let [other] = *learner.node.weighed() {
-            let (a, b) = (&errors[learner.index.min(other)], &errors[learner.index.max(other)]);
-            let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
-            let (aa, ab, bb) = (dot(a, a), dot(a, b), dot(b, b));
-            let first = (bb - ab) / (aa - 2.0 * ab + bb);
-            learner.weights = Some(vec![first, 1.0 - first]);
+        let others = learner.node.weighed();
+        if others.is_empty() {
+            continue;
         }
+        let members: BTreeSet<usize> = others.iter().copied().chain([learner.index]).collect();
+        let products: Vec<Vec<f64>> =
+            members.iter().map(|i| members.iter().map(|j| dot(*i, *j)).collect()).collect();
+        let solution = (0..members.len()).map(|column| {
+            let mut replaced = products.clone();
+            replaced.iter_mut().for_each(|row| row[column] = 1.0);
+            determinant(&replaced)
+        });
+        let solution: Vec<f64> = solution.collect();
+        let total: f64 = solution.iter().sum();
+        learner.weights = Some(solution.into_iter().map(|x| x / total).collect());
     }
     Ok(())
+}
+
+/// By the first row's minors.
+fn determinant(rows: &[Vec<f64>]) -> f64 {
+    let Some((first, below)) = rows.split_first() else { return 1.0 };
+    let minor = |column: usize| {
+        let without = |row: &Vec<f64>| [&row[..column], &row[column + 1..]].concat();
+        determinant(&below.iter().map(without).collect::<Vec<_>>())
+    };
+    let sign = |column: usize| if column.is_multiple_of(2) { 1.0 } else { -1.0 };
+    first.iter().enumerate().map(|(column, x)| sign(column) * x * minor(column)).sum()
 }
 
 /// What a network that never changes makes of a batch: running statistics, no graph.
