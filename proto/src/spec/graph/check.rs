@@ -293,7 +293,29 @@ impl RunSpec {
                            \"wait\"";
             return Err(SpecError::value("[policy]", "on_failure", problem));
         }
-        Ok(())
+        self.check_those_left_alone()
+    }
+
+    /// One who may be left alone learns something even then.
+    fn check_those_left_alone(&self) -> Result<(), SpecError> {
+        if self.policy.on_failure != FailurePolicy::Continue || self.policy.min_peers > 1 {
+            return Ok(());
+        }
+        let by_coupling = match &self.method {
+            MethodSpec::LMcl(_) => true,
+            MethodSpec::Mcl(mcl) => mcl.alpha > 0.0,
+            MethodSpec::Alone | MethodSpec::Dml(_) => false,
+        };
+        let has_own = |target| {
+            by_coupling || self.has_plain_ce(target) || self.edges_to(target).any(EdgeSpec::is_local)
+        };
+        let mut students = self.peers.iter().enumerate().filter(|(_, peer)| peer.role == Role::Student);
+        let Some((_, peer)) = students.find(|(target, _)| !has_own(*target)) else { return Ok(()) };
+        let problem = format!(
+            "is 1, but peer {} learns from others only: alone it would learn nothing; write 2, or give it a term of its own",
+            peer.name
+        );
+        Err(SpecError::value("[policy]", "min_peers", problem))
     }
 }
 

@@ -243,6 +243,15 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
+    let pair = |policy: &str| {
+        let edges = edge("\"a\"", "\"b\"", "term = \"kl\"") + &edge("\"b\"", "\"a\"", "term = \"kl\"");
+        let silent = "[[edge]]\nto = \"b\"\nterm = \"ce\"\nweight = 0\n";
+        let text = format!("{}{silent}[policy]\non_failure = \"continue\"\n{policy}\n", with(&edges));
+        let teacher = text.split("[[peer]]").nth(1).unwrap();
+        RunSpec::parse(&text.replace(&format!("[[peer]]{teacher}"), "")).map_err(|error| error.to_string())
+    };
+    assert!(pair("").is_ok());
+    assert!(pair("min_peers = 1").unwrap_err().contains("peer b learns from others only"));
     let general = |rest: &str| {
         let text = with("[method]\nname = \"kdcl\"\ntarget = \"general\"\n").replace("batch = 20", rest);
         RunSpec::parse(&text).map_err(|error| error.to_string())
