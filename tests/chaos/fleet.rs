@@ -79,6 +79,13 @@ impl Slot {
         matches!(self.state, State::Up(_))
     }
 
+    /// Whether it runs and has said where it listens, on standard output: from then on it knows what to do with a wish that
+    /// it stops.
+    pub(crate) fn listens(&self) -> bool {
+        let said = fs::metadata(self.log.with_extension("out"));
+        self.up() && said.is_ok_and(|said| said.len() > 0)
+    }
+
     /// Sends a signal, if it runs. One that has just ended is found later.
     pub(crate) fn signal(&mut self, signal: Signal) {
         if let State::Up(process) = &mut self.state {
@@ -138,7 +145,7 @@ fn end_of(status: ExitStatus, stderr: &str) -> End {
     }
     let is = |exit: Exit| status.code() == Some(exit as i32);
     match status.signal() {
-        // One that is asked to stop before it can listen to that just ends.
+        // A peer that is asked to stop before it can listen to that just ends.
         Some(signal) if signal == Signal::SIGKILL as i32 || signal == Signal::SIGTERM as i32 => End::Killed,
         _ if is(Exit::Finished) => End::Finished,
         _ if is(Exit::Stopped) => End::Stopped,

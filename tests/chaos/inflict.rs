@@ -8,7 +8,7 @@ use cohort_tests::process::Signal;
 
 use crate::aim::Aim;
 use crate::damage;
-use crate::fleet::{COORDINATOR, End, FIRST, State};
+use crate::fleet::{COORDINATOR, End, FIRST, Slot, State};
 use crate::plan::{Disturbance, Kind};
 use crate::supervise::{Stopping, Supervisor};
 
@@ -231,9 +231,10 @@ impl Supervisor<'_> {
         true
     }
 
-    /// Asks the coordinator or a peer to stop, while there is a coordinator to tell all others.
+    /// Asks the coordinator or a peer to stop, while there is a coordinator to tell all others. One that does not listen yet
+    /// would end as any process does, and tell nobody.
     fn ask_to_stop(&mut self, dice: &mut SplitMix64) -> bool {
-        if !self.fleet.slots.get(FIRST).is_some_and(|slot| slot.up()) {
+        if !self.fleet.slots.get(FIRST).is_some_and(Slot::listens) {
             return false;
         }
         let attending: Vec<usize> = {
