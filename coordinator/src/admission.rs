@@ -21,7 +21,7 @@ pub(crate) fn refusal(reason: RefusalReason, sentence: String) -> Refusal {
 /// What it would hold, and how to make it less.
 pub fn check_log_bytes(spec: &RunSpec, schema: &Schema) -> Result<(), String> {
     let between = match spec.run.length {
-        Length::Steps(steps) => spec.run.checkpoint_every.min(steps),
+        Length::Steps(steps) => spec.run.checkpoint_every.min(steps.saturating_mul(spec.run.generations)),
         Length::Epochs(_) => spec.run.checkpoint_every,
     };
     let steps = between.saturating_add(LEASE_STEPS_MAX);
@@ -108,8 +108,9 @@ pub(crate) fn check_classes(got: u32, spec: &RunSpec) -> Result<(), Refusal> {
 /// A run of an exact number of steps has that many, and every run has some.
 pub(crate) fn check_total(got: Step, spec: &RunSpec) -> Result<(), Refusal> {
     let sentence = match spec.run.length {
-        Length::Steps(steps) if got != steps => {
-            format!("the peer plans {got} steps, but run.toml asks for {steps}; use the same version")
+        Length::Steps(steps) if got != steps.saturating_mul(spec.run.generations) => {
+            let asked = steps.saturating_mul(spec.run.generations);
+            format!("the peer plans {got} steps, but run.toml asks for {asked}; use the same version")
         }
         _ if got == 0 => "the peer plans no steps at all; use the same version".to_owned(),
         _ => return Ok(()),
@@ -180,7 +181,7 @@ pub(crate) fn check_checkpoints(request: &JoinRequest, run: RunId) -> Result<(),
     match &request.checkpoints {
         Some(held) if held.run != run => {
             let sentence = format!(
-                "the peer holds checkpoints of run {}, but this is run {run}; give it another --out folder, or the \
+                "the peer holds checkpoints of run {}, but this is run {run}; give it another --state folder, or the \
                  coordinator the --state folder of that run",
                 held.run
             );

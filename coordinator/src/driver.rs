@@ -154,14 +154,14 @@ impl Driver {
                     ended = Some(how);
                     continue;
                 }
-                let must_be_durable = matches!(&action, Action::Record(entry) if entry.must_be_durable());
+                let others_stand_on_it =
+                    matches!(&action, Action::Record(entry) if entry.others_stand_on_it());
                 let Err(WriteFailed(cause)) = self.perform(action).await else { continue };
                 if !self.journal_failed {
                     self.journal_failed = true;
                     self.consequences.push_back(Event::JournalFailed { cause });
                 }
-                if must_be_durable {
-                    // What was to follow stood on that line being on the disk.
+                if others_stand_on_it {
                     break;
                 }
             }

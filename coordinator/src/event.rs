@@ -93,7 +93,8 @@ pub enum Action {
         /// With what.
         outcome: Result<Accepted, Refusal>,
     },
-    /// Write into the journal. Where [`Entry::must_be_durable`] holds, no later action before it is on the disk.
+    /// Write into the journal. Where [`Entry::must_be_durable`] holds, no later action before it is on the disk, or before it
+    /// is known that it cannot be; then only where [`Entry::others_stand_on_it`] does not hold.
     Record(Entry),
     /// Send one message on each of some streams.
     Send {
@@ -179,6 +180,11 @@ impl Entry {
     /// somewhere, by keeping no entry from before.
     pub fn must_be_durable(&self) -> bool {
         !matches!(self, Self::Report { .. })
+    }
+
+    /// Whether what follows it must not be done if it cannot be written. How a run ends is told and done all the same.
+    pub fn others_stand_on_it(&self) -> bool {
+        self.must_be_durable() && !matches!(self, Self::Phase(_))
     }
 }
 

@@ -50,10 +50,10 @@ fn contents(folder: &Path, steps: &[u64]) -> Result<Vec<Vec<u8>>> {
 }
 
 /// Starts everything again, now that there is room.
-fn goes_on(site: &Site, from: u64) -> Result<()> {
+fn goes_on(site: &Site, checkpoint: &str) -> Result<()> {
     let coordinator = site.coordinator()?;
     let mut peer = site.peer(&coordinator.url(), "a", &[])?;
-    peer.wait_for_words(&["going on from", &format!("checkpoint-{from}")])?;
+    peer.wait_for_words(&["going on from", checkpoint])?;
     for process in [peer, coordinator.process] {
         process.wait()?.check(Exit::Finished, &[])?;
     }
@@ -115,7 +115,39 @@ fn a_small_disk_fills_up() -> Result<()> {
     }
     stop(coordinator)?;
     disk.grow(1 << 30)?;
-    goes_on(&site, 2 * EVERY)
+    goes_on(&site, &format!("checkpoint-{}", 2 * EVERY))
+}
+
+/// The coordinator's: it says so, everybody stops with what is complete saved, and it ends.
+#[test]
+fn the_coordinators_disk_fills_up() -> Result<()> {
+    let site = one(1000)?;
+    let folder = site.path().join("coordinator");
+    let disk = match Small::new(folder.clone(), 4 << 20) {
+        Ok(disk) => disk,
+        Err(why) => {
+            writeln!(std::io::stderr(), "SKIPPED: tests/e2e: no file system can be mounted here: {why:#}")?;
+            return Ok(());
+        }
+    };
+    let coordinator = site.coordinator()?;
+    let peer = site.peer(&coordinator.url(), "a", &[])?;
+    wait_until("a checkpoint", || {
+        Ok(site.checkpoints("a").is_ok_and(|steps| !steps.is_empty()).then_some(()))
+    })?;
+    // What is left, to the last byte.
+    let mut filler = fs::File::create(folder.join("filler"))?;
+    let mut bytes = 1 << 16;
+    while bytes > 0 {
+        if filler.write_all(&vec![0; bytes]).is_err() {
+            bytes /= 2;
+        }
+    }
+    peer.wait()?.check(Exit::Stopped, &["journal cannot be written", "is saved"])?;
+    coordinator.process.wait()?.check(Exit::Storage, &["journal", "full"])?;
+    // From one that the journal knows of.
+    disk.grow(1 << 30)?;
+    goes_on(&site, "checkpoint-")
 }
 
 /// The same without any privilege: files may not grow beyond a size that no checkpoint keeps to.
@@ -142,5 +174,5 @@ fn files_may_not_grow() -> Result<()> {
     ensure!(site.checkpoints("a")? == before, "a checkpoint came or went");
     ensure!(contents(&site.state("a"), &before)? == bytes, "a checkpoint was touched");
     stop(coordinator)?;
-    goes_on(&site, newest)
+    goes_on(&site, &format!("checkpoint-{newest}"))
 }

@@ -84,7 +84,7 @@ fn announce(line: &str, ready_file: Option<&Path>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// SIGINT and SIGTERM, which are caught from here on.
+/// SIGINT, SIGTERM and SIGUSR1, which are caught from here on.
 #[cfg(unix)]
 struct Signals(Vec<(&'static str, tokio::signal::unix::Signal)>);
 
@@ -93,7 +93,12 @@ impl Signals {
     fn listen() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
         let mut caught = Vec::new();
-        for (kind, name) in [(SignalKind::interrupt(), "SIGINT"), (SignalKind::terminate(), "SIGTERM")] {
+        let kinds = [
+            (SignalKind::interrupt(), "SIGINT"),
+            (SignalKind::terminate(), "SIGTERM"),
+            (SignalKind::user_defined1(), "SIGUSR1"),
+        ];
+        for (kind, name) in kinds {
             match signal(kind) {
                 Ok(signals) => caught.push((name, signals)),
                 Err(error) => {

@@ -36,7 +36,15 @@ impl Cluster {
         let patience = patience_ms(&self.spec) + lease_ms.saturating_mul(2);
         let stop = Stop { kind, sentence: sentence.clone() };
         note(out, true, format!("stopping ({kind}): {sentence}"));
-        self.stage = Stage::Stopping { stop: stop.clone(), deadline: now.plus(patience) };
+        let deadline = now.plus(patience).max(self.returning_until);
+        self.stage = Stage::Stopping { stop: stop.clone(), deadline };
+        if !self.members.any_present() && self.some_return() && now < self.returning_until {
+            let seconds = seconds_until(now, self.returning_until);
+            let sentence = format!(
+                "waiting {seconds} s for peers that may be on their way back; ask again to end at once"
+            );
+            note(out, true, sentence);
+        }
         out.push(Action::Record(Entry::Phase(Phase::Stopping)));
         let streams = self.members.streams();
         if !streams.is_empty() {

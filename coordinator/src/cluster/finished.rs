@@ -1,14 +1,18 @@
-//! A run that was found finished when its coordinator was started again. Whoever comes with its last checkpoint has nothing
-//! to do, but hears so only when all have come, or could have: one that lost its last checkpoint needs the others to take
-//! the last steps with it once more.
+//! The first moments of a coordinator that was started again, if the run has ended or is to end. Peers that live may be on
+//! their way back to it, and nobody else would tell them. And whoever comes with its last checkpoint to a run that was found
+//! finished has nothing to do, but hears so only when all have come, or could have: one that lost its last checkpoint needs
+//! the others to take the last steps with it once more.
 
 use std::net::IpAddr;
 
 use cohort_proto::control::{JoinRequest, Refusal};
+use cohort_proto::limits::{CONNECT_TIMEOUT, RETRY_PAUSE_MAX};
+use cohort_proto::spec::RunSpec;
 
 use super::{Cluster, Stage, note};
 use crate::admission;
 use crate::event::{Action, Tick, Ticket};
+use crate::membership::Presence;
 
 /// A peer that came complete, and the answer that it waits for.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,7 +22,32 @@ pub(super) struct Complete {
     pub(super) request: Box<JoinRequest>,
 }
 
+/// How long it takes those who live to come back to a coordinator that was started again: until their next attempt, and
+/// never less than it takes to notice a death.
+pub(super) fn returning_ms(spec: &RunSpec) -> u64 {
+    let attempt = RETRY_PAUSE_MAX + CONNECT_TIMEOUT;
+    spec.policy.failure_timeout_ms.max(u64::try_from(attempt.as_millis()).unwrap_or(u64::MAX))
+}
+
 impl Cluster {
+    /// Whether some who took part under an earlier start have not been seen by this one.
+    pub(super) fn some_return(&self) -> bool {
+        let unseen = |index| self.members.peer(index).is_some_and(|peer| peer.presence == Presence::Expected);
+        match self.training {
+            Some(_) => self.in_view().into_iter().any(unseen),
+            None => (0..self.members.peers().len()).any(unseen),
+        }
+    }
+
+    /// Whether the run has ended, or is to end, and nothing but those who attend can keep it.
+    pub(super) fn may_be_over(&self) -> bool {
+        match self.stage {
+            Stage::Stopping { .. } => true,
+            Stage::Finished { .. } => self.members.any_left(),
+            Stage::Gathering | Stage::Running | Stage::Over { .. } => false,
+        }
+    }
+
     /// The peer that a request is of, if it may be answered.
     pub(super) fn known(&self, request: &JoinRequest) -> Result<usize, Refusal> {
         admission::check_version(request.protocol_version)?;
@@ -53,7 +82,13 @@ impl Cluster {
     pub(super) fn keep_waiting(&mut self, index: usize, complete: Complete, out: &mut Vec<Action>) {
         let name = complete.request.name.clone();
         note(out, false, format!("peer {name} is complete; it is told so when the others have come, too"));
-        if let Some(Complete { ticket, request, .. }) = self.complete.insert(index, complete) {
+        self.complete.insert(index, complete);
+    }
+
+    /// A peer that asks anew does not wait for an earlier answer any more: its process was started again.
+    pub(super) fn take_the_place_of_older(&mut self, request: &JoinRequest, out: &mut Vec<Action>) {
+        let older = self.known(request).ok().and_then(|index| self.complete.remove(&index));
+        if let Some(Complete { ticket, request, .. }) = older {
             out.push(Action::Answer { ticket, outcome: Err(self.refuse_late(&request)) });
         }
     }
@@ -72,11 +107,12 @@ impl Cluster {
     }
 
     /// A run that was found finished is not, if a member comes without its last checkpoint.
-    pub(super) fn reopen(&mut self, request: &JoinRequest) {
+    pub(super) fn reopen(&mut self, now: Tick, request: &JoinRequest) {
         let member = self.known(request).is_ok_and(|index| self.in_view().contains(&index));
         let lacks = self.members.data().is_some() && !self.is_complete(request) && request.standing.is_none();
         if self.found_finished() && member && lacks {
             self.stage = Stage::Running;
+            self.absent_until = Some(now.plus(self.spec.policy.failure_timeout_ms.saturating_mul(2)));
         }
     }
 }

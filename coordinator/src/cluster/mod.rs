@@ -28,7 +28,7 @@ use crate::admission;
 use crate::agreement::Agreement;
 use crate::event::{Action, Ended, Entry, Event, Phase, Tick};
 use crate::lease::{Lease, Progress};
-use crate::membership::{Membership, Presence};
+use crate::membership::Membership;
 
 use finished::Complete;
 
@@ -110,13 +110,16 @@ impl Cluster {
         let training = history::recall(now, history);
         let complete = training.as_ref().is_some_and(|training| training.lease.all_saved());
         let stage = match &training {
-            _ if complete => Stage::Finished { deadline: now.plus(ending::patience_ms(&spec)) },
+            _ if complete => {
+                let patience = ending::patience_ms(&spec).max(finished::returning_ms(&spec));
+                Stage::Finished { deadline: now.plus(patience) }
+            }
             Some(_) => Stage::Running,
             None => Stage::Gathering,
         };
         let wait_ms = spec.policy.failure_timeout_ms.saturating_mul(2);
         let absent_until = (stage == Stage::Running).then(|| now.plus(wait_ms));
-        let returning_until = now.plus(spec.policy.failure_timeout_ms);
+        let returning_until = if history.starts > 0 { now.plus(finished::returning_ms(&spec)) } else { now };
         Self {
             run: history.run,
             last_view: history.views.last().map_or(ViewId(0), |view| view.id),
@@ -145,6 +148,7 @@ impl Cluster {
         self.forgive_lateness(now, out);
         match event {
             Event::Join { ticket, remote, request } => {
+                self.take_the_place_of_older(&request, out);
                 if let Some(index) = self.came_complete(now, &request) {
                     self.keep_waiting(index, Complete { ticket, remote, request }, out);
                 } else {
@@ -184,14 +188,10 @@ impl Cluster {
                 let moments = [give_up, members, self.absent_until, self.stalls_at(), self.next_unbarred()];
                 moments.into_iter().flatten().chain([self.remind_at]).min()
             }
-            Stage::Stopping { deadline, .. } => {
-                let returning =
-                    Some(self.returning_until).filter(|_| !self.members.any_present() && self.some_return());
+            Stage::Stopping { deadline, .. } | Stage::Finished { deadline } => {
+                let ends = !self.members.any_present() && self.may_be_over() && self.some_return();
+                let returning = Some(self.returning_until).filter(|_| ends || !self.complete.is_empty());
                 [members, returning].into_iter().flatten().chain([*deadline]).min()
-            }
-            Stage::Finished { deadline } => {
-                let tells = Some(self.returning_until).filter(|_| !self.complete.is_empty());
-                [members, tells].into_iter().flatten().chain([*deadline]).min()
             }
             Stage::Over { .. } => None,
         }
@@ -289,7 +289,7 @@ impl Cluster {
         request: &JoinRequest,
         out: &mut Vec<Action>,
     ) -> Result<Accepted, Refusal> {
-        self.reopen(request);
+        self.reopen(now, request);
         let open = match &self.stage {
             Stage::Gathering | Stage::Running => true,
             // A process that has been here all along only lost its connection: it is told how the run ends.
@@ -380,13 +380,6 @@ impl Cluster {
         admission::refusal(RefusalReason::Closed, sentence)
     }
 
-    /// Whether members of a run that began under an earlier start have not been seen by this one: they may live, and be on
-    /// their way back to it.
-    fn some_return(&self) -> bool {
-        let unseen = |index| self.members.peer(index).is_some_and(|peer| peer.presence == Presence::Expected);
-        self.training.is_some() && self.in_view().into_iter().any(unseen)
-    }
-
     /// What follows from everything so far: the run begins when all attend, goes on when all are back, and is over when
     /// all have gone.
     fn settle(&mut self, now: Tick, out: &mut Vec<Action>) {
@@ -400,14 +393,10 @@ impl Cluster {
                 self.ask_for_relays(out);
                 self.take_in_waiting(now, out);
             }
-            Stage::Stopping { .. } if self.members.any_present() => {}
-            // Whoever comes back only now is told that the run stops; nobody else would tell it.
-            Stage::Stopping { .. } if self.some_return() && now < self.returning_until => {}
-            Stage::Stopping { .. } => self.over(out),
-            Stage::Finished { .. } if !self.members.any_present() && self.members.any_left() => {
-                self.over(out)
-            }
-            _ => {}
+            _ if self.members.any_present() || !self.may_be_over() => {}
+            // Whoever comes back only now is told how the run ends; nobody else would tell it.
+            _ if now < self.returning_until && self.some_return() => {}
+            _ => self.over(out),
         }
     }
 

@@ -243,6 +243,17 @@ fn check_stopped(actions: &[Action], parts: &[&str]) {
     }
 }
 
+/// Steps are those of a generation, and a peer plans all of them.
+#[test]
+fn a_run_of_generations_has_its_steps_in_each() {
+    let toml = TOML.replace("steps = 100", "steps = 100\ngenerations = 3");
+    for (planned, taken) in [(300, true), (100, false)] {
+        let mut world = World::with(&toml, &history());
+        let request = JoinRequest { total_steps: planned, ..world.request("a") };
+        assert_eq!(world.present(request, "127.0.0.1").is_ok(), taken, "{planned}");
+    }
+}
+
 #[test]
 fn each_wrong_join_is_refused_with_its_reason() {
     type Case = (fn(&mut JoinRequest), RefusalReason, &'static [&'static str]);
@@ -711,9 +722,15 @@ fn a_coordinator_that_was_started_again_ends_after_those_on_their_way_are_told()
     // If one of them does not come, it is not waited for longer than it takes to notice a death.
     let mut world = World::with(TOML, &of_a_run(25, &[10, 20]));
     assert_eq!(exit(&world.event(Event::StopAsked { by: "SIGTERM".into() })), None);
-    let timeout = world.cluster.spec().policy.failure_timeout_ms;
+    let timeout = super::finished::returning_ms(world.cluster.spec());
+    assert_eq!(world.cluster.poll_timeout(), Some(Tick(timeout)));
     assert_eq!(exit(&world.wait(timeout - 1, &[])), None);
     assert_eq!(exit(&world.wait(1, &[])), Some(Ended::Stopped));
+    // Nor if the run had not begun yet; but a first start has nobody to wait for.
+    for (starts, ended) in [(0, Some(Ended::Stopped)), (1, None)] {
+        let mut world = World::with(TOML, &History { starts, ..history() });
+        assert_eq!(exit(&world.event(Event::StopAsked { by: "SIGTERM".into() })), ended);
+    }
     // Asked again, it does not wait.
     let mut world = World::with(TOML, &of_a_run(25, &[10, 20]));
     assert_eq!(exit(&world.event(Event::StopAsked { by: "SIGTERM".into() })), None);

@@ -71,7 +71,7 @@ pub enum JournalError {
         known: i64,
     },
     /// What SQLite says.
-    #[error("the journal {} cannot be read or written: {source}", path.display())]
+    #[error("the journal {} cannot be read or written: {source}; {}", path.display(), advice(source))]
     Sqlite {
         /// The file.
         path: PathBuf,
@@ -84,6 +84,19 @@ pub enum JournalError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct WriteFailed(pub String);
+
+/// What to do about what SQLite says.
+fn advice(error: &rusqlite::Error) -> &'static str {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, DiskFull, NotADatabase, ReadOnly};
+    match error.sqlite_error_code() {
+        Some(DiskFull) => "make room on its disk and start the coordinator again",
+        Some(DatabaseCorrupt | NotADatabase) => {
+            "it is damaged: put a copy in its place, or begin the run anew with other --state folders"
+        }
+        Some(ReadOnly) => "let this process write there, or give another --state",
+        _ => "see to its folder and start the coordinator again",
+    }
+}
 
 /// What the journal takes.
 #[derive(Debug, Clone, PartialEq)]

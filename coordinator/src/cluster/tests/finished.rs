@@ -1,6 +1,7 @@
 //! A coordinator that is started again and finds its run finished.
 
 use super::*;
+use crate::cluster::finished::returning_ms;
 
 const FINISHED: &str = "the run is finished, and so is this peer";
 
@@ -51,7 +52,8 @@ fn one_that_comes_alone_hears_it_when_nobody_else_can_be_expected() {
     // Its process was started again: who asked before is answered, since nobody else would.
     check_complete(&present(&mut world, "a", &[100]), &[first]);
     let second = Ticket(world.numbers);
-    let timeout = world.cluster.spec().policy.failure_timeout_ms;
+    let timeout = returning_ms(world.cluster.spec());
+    assert_eq!(world.cluster.poll_timeout(), Some(Tick(timeout)));
     assert_eq!(answers(&world.wait(timeout - 1, &[])), []);
     check_complete(&answers(&world.wait(1, &[])), &[second]);
     check_complete(&present(&mut world, "b", &[100]), &[Ticket(world.numbers)]);
@@ -76,6 +78,53 @@ fn one_that_lost_its_last_checkpoint_is_served_whoever_comes_first() {
         assert_eq!(started, vec![(90, 2)], "{first} first");
         assert_eq!(world.cluster.phase(), Phase::Running);
     }
+}
+
+/// A process that was here all along comes back to hear how the run ended.
+fn stands(world: &World, peer: &'static str) -> JoinRequest {
+    let held = Some(Checkpoints { run: RunId(7), steps: vec![100] });
+    let standing = Some(Standing { session: 4, steps_done: 100, log_from: 90, lease_until: 100 });
+    JoinRequest { checkpoints: held, standing, ..world.request(peer) }
+}
+
+#[test]
+fn those_who_stand_all_hear_that_the_run_is_finished() {
+    let mut world = World::with(TOML, &of_a_run(100, &[100]));
+    let leaving = || FromPeer::Leaving { steps_done: 100, finished: true, reason: String::new() };
+    let request = stands(&world, "a");
+    assert_eq!(stops(&world.come_back("a", request)).len(), 1);
+    assert_eq!(exit(&world.say("a", leaving())), None, "b may be on its way");
+    assert_eq!(world.cluster.poll_timeout(), Some(Tick(returning_ms(world.cluster.spec()))));
+    let request = stands(&world, "b");
+    assert_eq!(stops(&world.come_back("b", request)).len(), 1);
+    assert_eq!(exit(&world.say("b", leaving())), Some(Ended::Finished));
+    // If it does not come, it is not waited for longer than until its next attempt.
+    let mut world = World::with(TOML, &of_a_run(100, &[100]));
+    let request = stands(&world, "a");
+    world.come_back("a", request);
+    world.say("a", leaving());
+    let timeout = returning_ms(world.cluster.spec());
+    assert_eq!(exit(&world.wait(timeout - 1, &[])), None);
+    assert_eq!(exit(&world.wait(1, &[])), Some(Ended::Finished));
+}
+
+#[test]
+fn one_that_comes_again_with_less_takes_its_own_place() {
+    let mut world = World::with(TOML, &of_a_run(100, &[90, 100]));
+    assert_eq!(present(&mut world, "a", &[90, 100]), []);
+    let first = Ticket(world.numbers);
+    let second = present(&mut world, "a", &[90]);
+    check_complete(&second[..1], &[first]);
+    assert!(second[1].1.is_ok() && world.cluster.phase() == Phase::Running);
+    assert_eq!(answers(&world.wait(20_000, &[])), [], "nobody is answered twice");
+}
+
+#[test]
+fn one_that_stays_away_from_a_run_that_was_opened_again_is_given_up_like_any_other() {
+    let mut world = World::with(TOML, &of_a_run(100, &[90, 100]));
+    present(&mut world, "a", &[90]);
+    let failure_timeout_ms = world.cluster.spec().policy.failure_timeout_ms;
+    assert_eq!(world.cluster.absent_until, Some(Tick(2 * failure_timeout_ms)));
 }
 
 #[test]
