@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use cohort_proto::exit::Exit;
-use cohort_tests::process::{HERE, Process, Site};
+use cohort_tests::process::{HERE, Process, Signal, Site};
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 
@@ -254,6 +254,41 @@ fn a_state_folder_in_use_is_left_alone() -> Result<()> {
     let _first = site.coordinator()?;
     let ended = refused_coordinator(&site, "127.0.0.1:0", "coordinator")?.wait()?;
     ended.check(Exit::Storage, &["in use by another coordinator"])
+}
+
+#[test]
+fn a_state_folder_is_one_peers() -> Result<()> {
+    let site = site("dml", TWO, "steps = 4")?;
+    let coordinator = site.coordinator()?;
+    let url = coordinator.url();
+    let mut a = site.peer(&url, "a", &[])?;
+    a.wait_for_words(&["joined run"])?;
+    let others = site.state("a").to_string_lossy().into_owned();
+    let b = site.peer(&url, "b", &["--state", &others])?.wait()?;
+    b.check(Exit::Storage, &["is the state folder of peer a", "give peer b another --state"])?;
+    let b = site.peer(&url, "b", &[])?;
+    for process in [a, b, coordinator.process] {
+        process.wait()?.check(Exit::Finished, &[])?;
+    }
+    Ok(())
+}
+
+/// Started again, a finished run asks everybody first; whoever waits for that may be asked to stop, and so may the
+/// coordinator, also by the signal of a scheduler.
+#[test]
+fn one_that_waits_to_hear_that_it_is_complete_can_be_stopped() -> Result<()> {
+    let site = site("dml", TWO, "steps = 4")?;
+    site.finish(&["a", "b"])?;
+    let mut coordinator = site.coordinator()?;
+    let mut a = site.peer(&coordinator.url(), "a", &[])?;
+    coordinator.process.wait_for_words(&["peer a is complete"])?;
+    a.signal(Signal::SIGTERM)?;
+    a.wait()?.check(Exit::Stopped, &["asked to stop before it had joined"])?;
+    let b = site.peer(&coordinator.url(), "b", &[])?;
+    coordinator.process.wait_for_words(&["peer b is complete"])?;
+    coordinator.process.signal(Signal::SIGUSR1)?;
+    b.wait()?.check(Exit::Finished, &[])?;
+    coordinator.process.wait()?.check(Exit::Finished, &[])
 }
 
 #[test]

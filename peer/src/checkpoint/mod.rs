@@ -2,6 +2,7 @@
 //! users know) and `progress.bin`. A folder appears whole or not at all: it is written under a temporary name,
 //! synced, and renamed. Whatever is read is verified by digest first.
 
+mod owner;
 mod progress;
 mod best;
 
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use cohort_proto::id::{Digest, Step};
 
 use crate::models::{StateDict, state};
+use owner::Owner;
 use progress::Record;
 
 const MODEL: &str = "model.safetensors";
@@ -45,6 +47,25 @@ pub enum CheckpointError {
         /// How that shows.
         defect: String,
     },
+    /// The folder is another peer's.
+    #[error("{path} is the state folder of peer {owner}; give peer {peer} another --state")]
+    OfAnother {
+        /// The folder.
+        path: PathBuf,
+        /// Whose it is.
+        owner: String,
+        /// Who wanted it.
+        peer: String,
+    },
+    /// Another process of the same peer was started.
+    #[error(
+        "another process writes into {path} since this one was started; this one writes nothing more there: end it, or give \
+         one of the two another --state"
+    )]
+    Taken {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The tensors cannot be turned into a file.
     #[error("checkpoint {path}: {cause}")]
     Tensors {
@@ -73,6 +94,8 @@ pub struct Store {
     keep: usize,
     /// Those of so many steps, and of every multiple of it, are kept whatever comes after them.
     milestone: Step,
+    /// Who writes, unless anybody may.
+    owner: Option<Owner>,
 }
 
 impl Store {
@@ -82,7 +105,16 @@ impl Store {
     /// If the folder cannot be made.
     pub fn open(folder: &Path, keep: usize) -> Result<Self, CheckpointError> {
         fs::create_dir_all(folder).map_err(file_error("make", folder))?;
-        Ok(Self { folder: folder.to_owned(), keep, milestone: Step::MAX })
+        Ok(Self { folder: folder.to_owned(), keep, milestone: Step::MAX, owner: None })
+    }
+
+    /// The same, for a process of a peer: whichever process had it before writes nothing more into it.
+    ///
+    /// # Errors
+    /// If it is another peer's folder, or cannot be written.
+    pub fn taken_by(self, peer: &str) -> Result<Self, CheckpointError> {
+        let owner = Some(Owner::take(&self.folder, peer)?);
+        Ok(Self { owner, ..self })
     }
 
     /// The same, keeping those of so many steps and of every multiple of it besides.
@@ -127,13 +159,19 @@ impl Store {
     /// Puts a folder with these files in the place of whatever is there, durably: a crash leaves it whole, or not there.
     fn put(&self, target: &Path, files: &[(&str, &[u8])]) -> Result<(), CheckpointError> {
         let temporary = self.folder.join(TEMPORARY);
+        self.check_owner()?;
         remove(&temporary)?;
         fs::create_dir(&temporary).map_err(file_error("make", &temporary))?;
         files.iter().try_for_each(|(name, bytes)| write_durably(&temporary.join(name), bytes))?;
         sync_folder(&temporary)?;
+        self.check_owner()?;
         remove(target)?;
         fs::rename(&temporary, target).map_err(file_error("rename", target))?;
         sync_folder(&self.folder)
+    }
+
+    fn check_owner(&self) -> Result<(), CheckpointError> {
+        self.owner.as_ref().map_or(Ok(()), Owner::check)
     }
 
     /// Removes those of later steps: others have gone on from there with other weights, in another view.
@@ -141,6 +179,7 @@ impl Store {
     /// # Errors
     /// If one cannot be removed.
     pub fn remove_after(&self, step: Step) -> Result<(), CheckpointError> {
+        self.check_owner()?;
         let later = self.steps()?.into_iter().filter(|later| *later > step);
         later.map(|later| self.path(later)).try_for_each(|path| remove(&path))
     }

@@ -130,16 +130,20 @@ pub async fn run(config: Config, machine: Machine) -> Result<Ending, PeerError> 
     let sources = facts.sources.clone();
     let request = join_request(&config, address, facts);
     let patience = Duration::from_millis(spec.policy.failure_timeout_ms);
-    let accepted = join(&mut control, &request, Backoff::new(jitter), patience + patience / 2).await?;
+    // Whoever waits to join may be asked to stop.
+    let signals = signals.then(Signals::listen).transpose();
+    let mut signals = signals.map_err(|error| PeerError::Internal(format!("signals: {error}")))?;
+    let accepted = tokio::select! {
+        biased;
+        accepted = join(&mut control, &request, Backoff::new(jitter), patience + patience / 2) => accepted?,
+        () = signals::next(&mut signals) => return Ok(Ending::before_joining()),
+    };
     // Set once: this process joins one run.
     let _ = served.run.set(accepted.run);
     tracing::info!("joined run {} ({}) as {}", accepted.run, spec.run.name, config.name);
     // The thread is waiting for exactly this word.
     let _ = trainer.words.send(Word::Joined(accepted.run)).await;
     let hello = FromPeer::Hello { run: accepted.run, name: config.name.clone(), session: accepted.session };
-    // Whoever sees this peer attend may ask it to stop.
-    let signals = signals.then(Signals::listen).transpose();
-    let signals = signals.map_err(|error| PeerError::Internal(format!("signals: {error}")))?;
     let attendance = control.attend(hello).await?;
     let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied()).collect();
     let driver = Driver {
@@ -185,7 +189,8 @@ fn join_request(config: &Config, address: String, facts: Facts) -> JoinRequest {
 }
 
 /// Joins. The process that had this name before may have died so lately that the coordinator has not missed it yet, so
-/// that a name that is taken is worth waiting for as long as that may take.
+/// that a name that is taken is worth waiting for as long as that may take; and a coordinator that goes away before it has
+/// answered may be started again.
 async fn join(
     control: &mut Control,
     request: &JoinRequest,
@@ -194,8 +199,14 @@ async fn join(
 ) -> Result<Accepted, PeerError> {
     let until = Instant::now() + patience;
     let mut told = false;
+    let mut gone = backoff.clone();
     loop {
         match control.join(request.clone()).await {
+            Err(PeerError::Unreachable(sentence)) => {
+                let Some(pause) = gone.next_pause() else { return Err(PeerError::Unreachable(sentence)) };
+                tracing::warn!("{sentence}; trying again");
+                tokio::time::sleep(pause).await;
+            }
             Err(PeerError::Refused(Refusal { reason: RefusalReason::TakenName, sentence }))
                 if Instant::now() < until =>
             {

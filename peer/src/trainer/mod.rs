@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use cohort_proto::control::{Start, StepReport, Stop, Timing};
+use cohort_proto::control::{Start, StepReport, Stop, StopKind, Timing};
 use cohort_proto::id::{PeerName, RunId, Step};
 use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH};
 use cohort_proto::meta::Agenda;
@@ -117,6 +117,14 @@ pub struct Ending {
     pub saved: bool,
     /// The word that ended it, or what went wrong.
     pub cause: Result<Stop, PeerError>,
+}
+
+impl Ending {
+    /// That of a process that was asked to stop while it waited to join.
+    pub fn before_joining() -> Self {
+        let sentence = "this peer was asked to stop before it had joined".to_owned();
+        Self { steps_done: 0, saved: false, cause: Ok(Stop { kind: StopKind::AtOnce, sentence }) }
+    }
 }
 
 /// A handle to the training thread.

@@ -94,6 +94,9 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
     };
     let learner = fresh(0)?;
     let store = Store::open(&state, spec.run.keep)?.keeping(loader.plan.steps_per_generation());
+    // Who holds another's checkpoints is told so before the folder is taken.
+    let checkpoints = held(&store, spec_hash, &peer)?;
+    let store = store.taken_by(peer.name.as_str())?;
     let facts = Facts {
         spec_hash,
         arch: peer.arch.clone(),
@@ -102,7 +105,7 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
         sources: wanted(&spec, index)?,
         dataset_fingerprint,
         total_steps: loader.plan.total_steps(),
-        checkpoints: held(&store, spec_hash, &peer)?,
+        checkpoints,
     };
     Ok(Prepared { learner, fresh, loader, store, facts, spec, peer })
 }
@@ -124,7 +127,7 @@ fn held(store: &Store, spec_hash: Digest, peer: &PeerSpec) -> Result<Option<Chec
     let Some(newest) = held.last() else { return Ok(None) };
     if newest.spec_hash != spec_hash || newest.peer != peer.name.as_str() || newest.arch != peer.arch {
         return Err(PeerError::Mismatch(format!(
-            "{} holds a checkpoint of another run (peer {}, {}, run spec {}); choose another --state",
+            "{} holds a checkpoint of another peer or another run (peer {}, {}, run spec {}); choose another --state",
             store.path(newest.steps_done).display(),
             newest.peer,
             newest.arch,
