@@ -81,7 +81,7 @@ fn everything() -> String {
         + &edge("to = \"c\"\nterm = \"confidence-penalty\"")
         + &edge("from = \"a\"\nto = \"b\"\nterm = \"kl\"\ngate = \"correct\"")
         + &edge("from = \"b\"\nto = \"a\"\nterm = \"kd\"\nschedule = \"linear\"")
-        + &edge("from = \"c\"\nto = \"a\"\nterm = \"kd-fn\"\nschedule = \"progressive\"")
+        + &edge("from = \"c\"\nto = \"a\"\nterm = \"kd-fn\"\nschedule = \"progressive\"\ngate = \"correct\"")
         + &edge("from = [\"a\", \"b\"]\nto = \"c\"\nterm = \"logit-kd\"\ngate = \"negative-linear\"")
         + &edge("from = \"a\"\nto = \"c\"\nterm = \"dkd\"\nschedule = \"warm-up\"\nwarmup_epochs = 3")
 }

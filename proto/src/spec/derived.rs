@@ -79,7 +79,7 @@ impl RunSpec {
         let peer = self.peers.get(index).ok_or(SchemaError::NoPeer(index))?;
         let (batch, classes) = (self.data.batch, self.data.dataset.classes());
         let coupled = self.is_coupling_source(index);
-        let on_edges = |name: &str| self.edges_from(index).any(|edge| edge.term.says().contains(&name));
+        let on_edges = |name: &str| self.edges_from(index).any(|edge| edge.says().contains(&name));
         let tensor = |name: String, width| TensorSpec { name, dtype: DType::F32, shape: vec![batch, width] };
         let distils = match &self.method {
             MethodSpec::Alone | MethodSpec::LMcl(_) => false,
@@ -123,23 +123,33 @@ impl RunSpec {
     pub fn wanted(&self, source: usize, target: usize) -> Result<BTreeSet<String>, SchemaError> {
         let schema = self.contribution_schema(source)?;
         let hands_on = self.policy.on_failure == FailurePolicy::Continue;
-        let coupled = self.coupling_sources(target).contains(&source);
+        // A teacher has no terms; it has a part in meta-updates.
+        let learns = self.is_student(target) || self.meta().is_some();
+        let coupled = learns && self.coupling_sources(target).contains(&source);
         let on_edge = |name: &str| {
             let mut edges = self.edges_from(source).filter(|edge| edge.to == target);
-            edges.any(|edge| edge.term.says().contains(&name))
+            edges.any(|edge| edge.says().contains(&name))
         };
-        let wants = |name: &str| hands_on || (coupled && self.couples_by(name)) || on_edge(name);
+        let wants = |name: &str| hands_on || (coupled && self.couples_by(name, target)) || on_edge(name);
         let names = schema.tensors().iter().map(|tensor| tensor.name.as_str()).filter(|name| wants(name));
-        Ok(names.chain([NORMS, HELD_OUT]).map(str::to_owned).collect())
+        let held_out = on_edge(HELD_OUT).then_some(HELD_OUT);
+        Ok(names.chain([NORMS]).chain(held_out).map(str::to_owned).collect())
     }
 
-    /// Whether the coupling learns from tensors of this name.
-    pub(in crate::spec) fn couples_by(&self, name: &str) -> bool {
+    /// Whether the coupling of a peer learns from tensors of this name.
+    pub(in crate::spec) fn couples_by(&self, name: &str, target: usize) -> bool {
         match &self.method {
             MethodSpec::Alone => false,
             MethodSpec::Dml(_) => name == LOGITS,
             MethodSpec::Mcl(mcl) => {
-                name.starts_with("embed.") || (name == LOGITS && mcl.logit_kd != LogitKd::Off)
+                let sources = self.coupling_sources(target);
+                let distils = match mcl.logit_kd {
+                    LogitKd::Off => false,
+                    LogitKd::All => true,
+                    // Both of two, else the last of those who are coupled with each other.
+                    LogitKd::Last => sources.len() == 1 || sources.iter().all(|source| *source < target),
+                };
+                name.starts_with("embed.") || (name == LOGITS && distils)
             }
             MethodSpec::LMcl(_) => {
                 name == "aggregated" || name.starts_with("embed.") || name.starts_with("match.")

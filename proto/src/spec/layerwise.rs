@@ -158,6 +158,20 @@ fn read_meta(section: &mut Section, optim: &OptimSpec, learned: bool) -> Result<
         let problem = "needs matching = \"learned\": without it there is nothing that a meta-update learns";
         return Err(section.error("meta_freq", problem));
     }
+    let others = [
+        "meta_times",
+        "meta_precision",
+        "meta_compat_a1",
+        "meta_bn",
+        "meta_lr",
+        "meta_momentum",
+        "meta_weight_decay",
+    ];
+    if let Some(key) = others.into_iter().find(|key| !learned && section.has(key)) {
+        let problem =
+            "is of meta-updates, of which there are none without matching = \"learned\"; leave it out";
+        return Err(section.error(key, problem));
+    }
     let precisions = [("f32", MetaPrecision::F32), ("f64", MetaPrecision::F64)];
     let statistics = [("official", MetaBatchNorm::Official), ("none", MetaBatchNorm::None)];
     let lr = section.number("meta_lr", POSITIVE, |lr| lr > 0.0)?;

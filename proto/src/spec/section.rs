@@ -19,6 +19,11 @@ impl Section {
         self.table.remove(key)
     }
 
+    /// Whether a key is there that nobody has read.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     pub(super) fn error(&self, key: &str, problem: impl Into<String>) -> SpecError {
         SpecError::value(&self.name, key, problem)
     }

@@ -37,8 +37,8 @@ impl RunSpec {
         self.check_norms()?;
         self.check_maps()?;
         self.check_held_out()?;
-        self.check_learners()?;
-        self.check_coupling()
+        self.check_coupling()?;
+        self.check_learners()
     }
 
     /// An error about an edge, which is called by its ends and its term.
@@ -244,8 +244,7 @@ impl RunSpec {
             let nothing = |generation| !self.edges_to(*index).any(|edge| learns(edge, generation));
             !self.is_coupled(*index) && !self.has_plain_ce(*index) && generations.clone().any(nothing)
         };
-        let student = |index: &usize| self.peers.get(*index).is_some_and(|peer| peer.role == Role::Student);
-        match (0..self.peers.len()).filter(student).find(idle) {
+        match (0..self.peers.len()).filter(|index| self.is_student(*index)).find(idle) {
             Some(index) => {
                 let name = self.peers.get(index).map_or("?", |peer| peer.name.as_str());
                 let problem = format!(
@@ -309,7 +308,7 @@ impl RunSpec {
         let has_own = |target| {
             by_coupling || self.has_plain_ce(target) || self.edges_to(target).any(EdgeSpec::is_local)
         };
-        let mut students = self.peers.iter().enumerate().filter(|(_, peer)| peer.role == Role::Student);
+        let mut students = self.peers.iter().enumerate().filter(|(index, _)| self.is_student(*index));
         let Some((_, peer)) = students.find(|(target, _)| !has_own(*target)) else { return Ok(()) };
         let problem = format!(
             "is 1, but peer {} learns from others only: alone it would learn nothing; write 2, or give it a term of its own",

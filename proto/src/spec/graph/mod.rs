@@ -29,6 +29,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{MethodSpec, Role, RunSpec, last_map_of};
+use crate::meta::HELD_OUT;
 
 /// One edge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -132,6 +133,20 @@ impl EdgeSpec {
         self.from == self.to
     }
 
+    /// The tensors that the source says for it: those of its term, the logits by which a gate goes, and those of held-out
+    /// samples. None if it is closed, or its two ends are one.
+    pub fn says(&self) -> Vec<&'static str> {
+        if !self.is_open() || self.is_local() {
+            return Vec::new();
+        }
+        let mut names = self.term.says().to_vec();
+        let gated = self.gate == Gate::Correct && !matches!(self.term, TermSpec::Afd { .. });
+        names.extend((gated && !names.contains(&LOGITS)).then_some(LOGITS));
+        let weighs = matches!(self.term, TermSpec::Kdcl { target: KdclTarget::General, .. });
+        names.extend(weighs.then_some(HELD_OUT));
+        names
+    }
+
     /// Whether the target learns from what it was in the generation before.
     pub fn is_of_the_past(&self) -> bool {
         self.is_local() && !self.term.is_local()
@@ -233,11 +248,15 @@ impl RunSpec {
         Some([said.unwrap_or(least), side, side])
     }
 
+    /// Whether a peer learns at all.
+    pub(in crate::spec) fn is_student(&self, index: usize) -> bool {
+        self.peers.get(index).is_some_and(|peer| peer.role == Role::Student)
+    }
+
     /// Whether a peer has the plain cross-entropy with weight 1 without an edge that says so: none of its edges is of
     /// labels, and its coupling has no cross-entropies of its own.
     pub fn has_plain_ce(&self, target: usize) -> bool {
-        let student = self.peers.get(target).is_some_and(|peer| peer.role == Role::Student);
-        student && !matches!(self.method, MethodSpec::LMcl(_)) && !self.is_relabelled(target)
+        self.is_student(target) && !matches!(self.method, MethodSpec::LMcl(_)) && !self.is_relabelled(target)
     }
 
     /// Whether a term of labels stands in the place of a peer's cross-entropy.

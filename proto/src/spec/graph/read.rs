@@ -98,6 +98,19 @@ fn read_edges(
         };
         let pairs = pairs(&section, peers, from.as_deref(), &to)?;
         if COUPLINGS.contains(&term.as_str()) {
+            if let Some(key) = ["weight", "gate", "schedule"].into_iter().find(|key| section.has(key)) {
+                let problem = format!(
+                    "is no number of {term:?}, which is one coupling of all its peers; give it the weights that it has itself"
+                );
+                return Err(section.error(key, problem));
+            }
+            if let Some(teacher) = pairs.iter().find(|(_, to)| peers[*to].role == Role::Teacher) {
+                let problem = format!(
+                    "names {}, a teacher, which never learns; leave its role out, or the edge",
+                    peers[teacher.1].name
+                );
+                return Err(section.error("to", problem));
+            }
             read_link(&mut section, &term, &mut all, coupling, optim)?;
             all.links.extend(pairs);
         } else {

@@ -49,9 +49,12 @@ impl RunSpec {
             edges.extend(
                 self.edges.iter().filter(|edge| edge.to == target && edge.is_local()).map(|e| self.view(e)),
             );
-            edges.extend(self.coupling_local(target));
-            let sources = self.coupling_sources(target);
-            edges.extend(sources.iter().map(|source| self.coupling_edge(*source, target, sources.len())));
+            // A teacher minimises nothing.
+            if self.is_student(target) {
+                edges.extend(self.coupling_local(target));
+                let sources = self.coupling_sources(target);
+                edges.extend(sources.iter().map(|source| self.coupling_edge(*source, target, sources.len())));
+            }
             edges.extend(
                 self.edges.iter().filter(|edge| edge.to == target && !edge.is_local()).map(|e| self.view(e)),
             );
@@ -67,8 +70,7 @@ impl RunSpec {
         let EdgeSpec { from, to, term, weight, schedule, gate, when } = edge;
         let (schedule, gate, when) = (*schedule, *gate, *when);
         let with = numbers(term, "term");
-        let says =
-            term.says().iter().filter(|_| edge.is_open() && !edge.is_local()).map(|name| (*name).to_owned());
+        let says = edge.says().into_iter().map(str::to_owned);
         let (from, to, term) = (self.name_of(*from), self.name_of(*to), term.name().to_owned());
         EdgeView {
             from,
@@ -105,7 +107,7 @@ impl RunSpec {
         };
         let schema = self.contribution_schema(from).unwrap_or_default();
         let names = schema.tensors().iter().map(|tensor| tensor.name.clone());
-        let says = names.filter(|name| self.couples_by(name)).collect();
+        let says = names.filter(|name| self.couples_by(name, to)).collect();
         EdgeView { says, ..self.coupling_view(from, to, weight) }
     }
 

@@ -55,6 +55,34 @@ fn only_what_an_edge_needs_is_wanted() {
     assert!(wanted(&both, 1, 2).ends_with("match.2"), "{}", wanted(&both, 1, 2));
 }
 
+/// What is printed of a graph is what travels, and a teacher minimises nothing.
+#[test]
+fn what_is_shown_is_what_travels() {
+    let says = |rest: &str| {
+        let view = spec(rest).graph();
+        let line = |edge: &super::show::EdgeView| {
+            (edge.from != edge.to).then(|| format!("{}{} {}", edge.from, edge.to, edge.says.join(" ")))
+        };
+        view.edges.iter().filter_map(line).collect::<Vec<_>>()
+    };
+    let correct = edge("\"t\"", "\"a\"", "term = \"kd-fn\"\ngate = \"correct\"");
+    assert_eq!(says(&correct), ["ta fn_logits logits"]);
+    assert_eq!(said(&spec(&correct))[0], "[logits F32[20, 10], fn_logits F32[20, 10]]");
+    assert_eq!(says("[method]\nname = \"dml\"\n"), ["ta logits", "ba logits", "tb logits", "ab logits"]);
+    // Of three, the last distils.
+    let mcl = "[method]\nname = \"mcl\"\n";
+    assert_eq!(says(mcl), ["ta embed.0", "ba embed.0", "tb logits embed.0", "ab logits embed.0"]);
+    let wanted = |rest: &str, source, target| spec(rest).wanted(source, target).unwrap();
+    assert!(!wanted(mcl, 1, 0).contains("embed.0"), "nothing that a teacher would learn from");
+    assert!(wanted("[method]\nname = \"l-mcl\"\n", 1, 0).contains("embed.0"), "but it is in meta-updates");
+    let general = edge("\"a\"", "\"b\"", "term = \"kdcl\"\ntarget = \"general\"");
+    let both = general.clone() + &edge("\"t\"", "\"b\"", "term = \"kd\"");
+    let text = with(&both).replace("batch = 20", "validation = 9");
+    let spec = RunSpec::parse(&text).unwrap();
+    let held_out = |source: usize| spec.wanted(source, 2).unwrap().contains(crate::meta::HELD_OUT);
+    assert_eq!((held_out(0), held_out(1)), (false, true));
+}
+
 #[test]
 fn a_mixed_graph() {
     let spec = spec(MIXED);
@@ -240,6 +268,9 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
             "every peer learns from every other",
         ),
         (error(&(MIXED.to_owned() + &edge("\"a\"", "\"b\"", "term = \"dml\""))), "one coupling"),
+        (error(&edge("\"a\"", "\"t\"", "term = \"mcl\"")), "to names t, a teacher, which never learns"),
+        (error(&edge("\"a\"", "\"b\"", "term = \"mcl\"\nweight = 0.5")), "weight is no number of \"mcl\""),
+        (error(&edge("\"a\"", "\"b\"", "term = \"l-mcl\"")), "need every peer"),
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
