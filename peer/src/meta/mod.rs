@@ -41,8 +41,8 @@
 //!
 //! **Cost.** One meta-update is `T + 2 + 2 (T + 1)` passes with their gradients (10 for T = 2), `3 T` exchanges of
 //! embeddings and matching features (6), and `T + 1` exchanges of four numbers (3). A peer of S stages says
-//! `4 B S (E + D) ` bytes in each of the former, 393 216 for batches of 128, three stages and widths of 128, and 32
-//! bytes in each of the latter: 2.4 MB in all, every `meta_freq` steps.
+//! `8 B S (E + D)` bytes in each of the former (f32: half), 786 432 for batches of 128, three stages and widths of 128, and 32
+//! bytes in each of the latter: 4.7 MB in all, every `meta_freq` steps.
 //!
 //! **Reading order.** [`update`] is the algorithm, top to bottom; [`problem`] what it asks of a network and of the
 //! company; [`adjoint`] and [`direction`] the two pieces of arithmetic. Then [`of_learner`], the real network, and

@@ -32,7 +32,8 @@ pub fn due(learner: &Learner, batch: &Batch, heard: usize) -> Option<Schedule> {
 }
 
 /// Makes a meta-update with the batch of the step, adds its rounds to `exchanged`, and returns the norm of the
-/// hypergradient as a term of the report; none if some peer met a number that is not finite, and so no peer changed.
+/// hypergradient as a term of the report; or that the update was abandoned, since some peer met a number that is not finite,
+/// so that no peer changed.
 ///
 /// # Errors
 /// If the run stops meanwhile, a source is lost, or the device fails: then nothing has changed.
@@ -42,7 +43,7 @@ pub fn meta(
     schedule: &Schedule,
     (batch, input): (&Batch, &Input),
     exchanged: &mut Exchanged,
-) -> Result<Option<Term>, Interruption> {
+) -> Result<Term, Interruption> {
     let device = learner.device.clone();
     let settings = schedule.settings(batch.lr);
     let plan = RoundPlan::new(schedule.times());
@@ -60,15 +61,15 @@ pub fn meta(
     };
     exchanged.add(among.said, among.consumed);
     match outcome {
-        Outcome::Learnt { norm } => Ok(Some(Term { name: "meta_gradient".into(), value: norm })),
+        Outcome::Learnt { norm } => Ok(Term { name: "meta_gradient".into(), value: norm }),
         Outcome::Abandoned => {
             let precision = if schedule.precision() == DType::F64 { "f64" } else { "f32" };
             tracing::warn!(
                 "step {}: the meta-update left the numbers of {precision} on some peer and changes nothing; lower \
-                 [method] meta_lr",
+                 [method] meta_lr or meta_weight_decay",
                 batch.step
             );
-            Ok(None)
+            Ok(Term { name: "meta_abandoned".into(), value: 1.0 })
         }
     }
 }

@@ -127,7 +127,7 @@ pub fn run(
     exchanged.add(held_out.said, held_out.consumed);
     if let (Some(schedule), Some(before)) = (schedule, before) {
         match meta::meta(learner, company, &schedule, (batch, &input), &mut exchanged) {
-            Ok(term) => terms.extend(term),
+            Ok(term) => terms.push(term),
             Err(interruption) => {
                 let damaged = |error| PeerError::Internal(format!("a step cannot be taken back: {error}"));
                 learner.put_back(&before).map_err(damaged)?;

@@ -49,7 +49,7 @@ pub fn teach(
     exchanged.add(held_out.said, held_out.consumed);
     let mut terms = Vec::new();
     if let Some(schedule) = meta::due(learner, batch, exchanged.consumed.len()) {
-        terms.extend(meta::meta(learner, company, &schedule, (batch, &input), &mut exchanged)?);
+        terms.push(meta::meta(learner, company, &schedule, (batch, &input), &mut exchanged)?);
         acts.done("meta");
     }
     Ok(report::report(batch, company, exchanged, terms, acts))

@@ -2,20 +2,17 @@
 //! classifier sees the direction of a feature alone.
 //!
 //! `z^he = W·(ρ·f/‖f‖) + b` and the term is `CE(z^he, y)`. With the norm held constant the gradient of logits `W·f` is
-//! `(ρ/‖f‖)·(softmax(z^he) - onehot)/B` (Xu et al., ECCV 2020, equation 14). As in their code `‖f‖` is
-//! `sqrt(Σ_d f_d² + 1e-10)`: a feature of length 0 has no direction, its logits are the bias, and its gradient is finite.
+//! `(ρ/‖f‖)·(softmax(z^he) - onehot)/B` (Xu et al., ECCV 2020, equation 14). A feature of length 0 has no direction:
+//! its logits are the bias, and its gradient is finite.
 //!
 //! The default radius is ours: an answer of probability p among C classes needs at least `ln(p(C-2)/(1-p))`, 6.8 for
 //! p = 0.9 and C = 100.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::checks::{ParamsError, positive};
 use crate::methods::cross_entropy;
-use crate::methods::primitives::widen;
-
-/// Added to the squared length that features are divided by.
-const SQUARED_LENGTH_SHIFT: f64 = 1e-10;
+use crate::methods::primitives::{unit, widen};
 
 /// Hyper-parameters of hypersphere embedding.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,8 +47,7 @@ pub fn logits(
     bias: Option<&Tensor>,
     params: &HypersphereParams,
 ) -> Result<Tensor> {
-    let directions = widen(features)?.broadcast_div(&divisor(features)?)?;
-    classify(&(directions * params.rho)?, weight, bias)
+    classify(&(unit(&widen(features)?)? * params.rho)?, weight, bias)
 }
 
 /// `CE(z^he, y)` of each sample, `[B]`; `logits` `[B, C]` as [`logits`] makes them, labels `[B]`.
@@ -60,11 +56,6 @@ pub fn logits(
 /// A label that is no class, or shapes that do not fit.
 pub fn rows(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     cross_entropy::rows(logits, labels)
-}
-
-/// The length that each feature `[B, D]` is divided by, `[B, 1]` in the dtype of losses; never 0.
-pub(super) fn divisor(features: &Tensor) -> Result<Tensor> {
-    (widen(features)?.sqr()?.sum_keepdim(D::Minus1)? + SQUARED_LENGTH_SHIFT)?.sqrt()
 }
 
 /// `W·f + b` `[B, C]` in the dtype of losses: features `[B, D]`, weight `[C, D]`, bias `[C]`.
@@ -92,7 +83,7 @@ mod tests {
     #[test]
     fn has_the_printed_value_and_the_slopes_of_its_value() {
         let (f, w) = (feature_of(0).unwrap(), classifier().unwrap());
-        close(value(&loss(&f, &w).unwrap()), 16.119140292444, 1e-12);
+        close(value(&loss(&f, &w).unwrap()), 16.119140292598, 1e-12);
         check_gradient(&f, |f| loss(f, &w));
         check_gradient(&w, |w| loss(&f, w));
     }
@@ -125,6 +116,23 @@ mod tests {
         assert!(HypersphereParams::default().check(10).is_ok());
         for rho in [0.0, -1.0, f64::NAN] {
             assert!(HypersphereParams { rho }.check(10).is_err());
+        }
+    }
+
+    /// Only the direction counts, however short the feature.
+    #[test]
+    fn a_short_feature_is_as_good_as_a_long_one() {
+        let device = Device::Cpu;
+        let weight = Tensor::new(&[[1.0f64, 2.0], [-3.0, 0.5]], &device).unwrap();
+        let of = |scale: f64| {
+            let features = Tensor::new(&[[3.0 * scale, -4.0 * scale]], &device).unwrap();
+            let z = logits(&features, &weight, None, &HypersphereParams { rho: 2.0 }).unwrap();
+            z.to_vec2::<f64>().unwrap()[0].clone()
+        };
+        // 2 · (0.6, -0.8) · Wᵀ
+        for (scale, bound) in [(1.0, 1e-14), (1e-6, 1e-14), (1e-11, 1e-14)] {
+            let z = of(scale);
+            assert!((z[0] + 2.0).abs() < bound && (z[1] + 4.4).abs() < bound, "{scale}: {z:?}");
         }
     }
 }

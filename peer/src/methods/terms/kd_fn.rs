@@ -12,11 +12,14 @@
 //! the student's norm, but not through a radius that is clipped. Of a feature of length 0 the clipped form has neither
 //! value nor gradient. In the self form the teacher is the network's own generation before.
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use super::checks::{ParamsError, positive};
-use super::hypersphere::{classify, divisor};
+use super::hypersphere::classify;
 use crate::methods::primitives::{cross_entropy_rows, length, log_softmax, widen};
+
+/// Added to the squared length that features are divided by, as in the authors' code.
+const SQUARED_LENGTH_SHIFT: f64 = 1e-10;
 
 /// Which length features are given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,7 +68,7 @@ pub fn logits(
     params: &KdFnParams,
 ) -> Result<Tensor> {
     let features = widen(features)?;
-    let root = divisor(&features)?;
+    let root = (features.sqr()?.sum_keepdim(D::Minus1)? + SQUARED_LENGTH_SHIFT)?.sqrt()?;
     let scale = match params.form {
         Form::Paper => (root.recip()? * params.tau)?,
         Form::Clip => {

@@ -61,7 +61,8 @@ pub fn rows(logits: &Tensor, params: &TsdParams) -> Result<Tensor> {
     let all = logits.detach().to_dtype(DType::F64)?.to_vec2::<f64>()?;
     for (weights, z) in weights.chunks_exact_mut(classes).zip(all) {
         let mut order: Vec<usize> = (0..classes).collect();
-        order.sort_by(|a, b| z[*b].total_cmp(&z[*a]));
+        // 0 and -0 are equal, and of equal ones the lower class comes first.
+        order.sort_by(|a, b| (z[*b] + 0.0).total_cmp(&(z[*a] + 0.0)));
         for (rank, class) in order.into_iter().take(params.k).enumerate() {
             weights[class] = if rank == 0 { 1.0 } else { secondary };
         }
@@ -125,5 +126,15 @@ mod tests {
         assert!(rows(&logits_of(0).unwrap(), &k(6)).is_err());
         assert!(TsdParams { eta: 1.5, ..TsdParams::default() }.check(10).is_err());
         assert!(TsdParams { lambda: -0.5, ..TsdParams::default() }.check(10).is_err());
+    }
+
+    /// 0 and -0 are one score: the lower class comes first, whatever its sign.
+    #[test]
+    fn zeros_of_either_sign_are_equal() {
+        let of = |zero: f64| {
+            let z = Tensor::new(&[[zero, 0.0, -1.0, 0.0]], &Device::Cpu).unwrap();
+            rows(&z, &TsdParams { k: 2, ..TsdParams::default() }).unwrap().to_vec1::<f64>().unwrap()
+        };
+        assert_eq!(of(-0.0), of(0.0));
     }
 }
