@@ -144,7 +144,16 @@ pub async fn run(config: Config, machine: Machine) -> Result<Ending, PeerError> 
     // The thread is waiting for exactly this word.
     let _ = trainer.words.send(Word::Joined(accepted.run)).await;
     let hello = FromPeer::Hello { run: accepted.run, name: config.name.clone(), session: accepted.session };
-    let attendance = control.attend(hello).await?;
+    let mut absence = Absence::new(network.clone(), config.coordinator, jitter, &spec);
+    let attendance = match control.attend(hello).await {
+        Ok(attendance) => Some(attendance),
+        Err(PeerError::Unreachable(sentence)) => {
+            tracing::warn!("{sentence}; waiting for it");
+            absence.begin();
+            None
+        }
+        Err(error) => return Err(error),
+    };
     let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied()).collect();
     let driver = Driver {
         follows: Follows::new(
@@ -153,7 +162,7 @@ pub async fn run(config: Config, machine: Machine) -> Result<Ending, PeerError> 
             sources,
             (accepted.run, Agenda::of(&spec)),
         ),
-        absence: Absence::new(network, config.coordinator, jitter, &spec),
+        absence,
         place: Place::new(&accepted, held),
         me: config.name,
         run: accepted.run,
@@ -161,7 +170,7 @@ pub async fn run(config: Config, machine: Machine) -> Result<Ending, PeerError> 
         request,
         log,
         waits,
-        attendance: Some(attendance),
+        attendance,
         stopping: false,
         stop_deadline: None,
         wishes: 0,
