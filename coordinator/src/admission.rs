@@ -7,7 +7,7 @@ use cohort_proto::control::{JoinRequest, Refusal, RefusalReason};
 use cohort_proto::id::{Digest, RunId, Step};
 use cohort_proto::limits::{LEASE_STEPS_MAX, LOG_BYTES_MAX, PROTOCOL_VERSION};
 use cohort_proto::schema::Schema;
-use cohort_proto::spec::{ARCHITECTURES, Length, PeerSpec, RunSpec};
+use cohort_proto::spec::{ARCHITECTURES, PeerSpec, RunSpec};
 
 use crate::event::DataFacts;
 
@@ -20,10 +20,8 @@ pub(crate) fn refusal(reason: RefusalReason, sentence: String) -> Refusal {
 /// # Errors
 /// What it would hold, and how to make it less.
 pub fn check_log_bytes(spec: &RunSpec, schema: &Schema) -> Result<(), String> {
-    let between = match spec.run.length {
-        Length::Steps(steps) => spec.run.checkpoint_every.min(steps.saturating_mul(spec.run.generations)),
-        Length::Epochs(_) => spec.run.checkpoint_every,
-    };
+    let every = spec.run.checkpoint_every;
+    let between = spec.steps_asked().map_or(every, |steps| every.min(steps));
     let steps = between.saturating_add(LEASE_STEPS_MAX);
     let bytes = spec.contributed_bytes(schema, steps).map_err(|error| error.to_string())?;
     if bytes <= LOG_BYTES_MAX {
@@ -43,9 +41,8 @@ pub fn check_log_bytes(spec: &RunSpec, schema: &Schema) -> Result<(), String> {
         (false, false) => "",
     };
     Err(format!(
-        "a contribution of {each} bytes a step{meta}, kept for checkpoint_every = {} and {LEASE_STEPS_MAX} more steps, needs a \
-         log of {bytes} bytes, but at most {LOG_BYTES_MAX} are allowed; {advice}",
-        spec.run.checkpoint_every
+        "a contribution of {each} bytes a step{meta}, kept for checkpoint_every = {every} and {LEASE_STEPS_MAX} more steps, \
+         needs a log of {bytes} bytes, but at most {LOG_BYTES_MAX} are allowed; {advice}"
     ))
 }
 
@@ -107,9 +104,8 @@ pub(crate) fn check_classes(got: u32, spec: &RunSpec) -> Result<(), Refusal> {
 
 /// A run of an exact number of steps has that many, and every run has some.
 pub(crate) fn check_total(got: Step, spec: &RunSpec) -> Result<(), Refusal> {
-    let sentence = match spec.run.length {
-        Length::Steps(steps) if got != steps.saturating_mul(spec.run.generations) => {
-            let asked = steps.saturating_mul(spec.run.generations);
+    let sentence = match spec.steps_asked() {
+        Some(asked) if got != asked => {
             format!("the peer plans {got} steps, but run.toml asks for {asked}; use the same version")
         }
         _ if got == 0 => "the peer plans no steps at all; use the same version".to_owned(),

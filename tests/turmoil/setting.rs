@@ -94,9 +94,7 @@ impl Setting {
 
     /// Those that a peer learns from, and the names of the tensors that it does so by.
     pub(crate) fn sources(&self, peer: usize) -> BTreeMap<PeerName, BTreeSet<String>> {
-        let wanted = |source: usize| self.spec.wanted(source, peer).unwrap();
-        let sources = self.spec.sources(peer).into_iter();
-        sources.map(|source| (self.spec.peers[source].name.clone(), wanted(source))).collect()
+        self.spec.wanted_by(peer).unwrap()
     }
 
     pub(crate) fn agenda(&self) -> Agenda {

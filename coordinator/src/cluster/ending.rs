@@ -16,6 +16,12 @@ pub(super) fn patience_ms(spec: &RunSpec) -> u64 {
     spec.policy.failure_timeout_ms + SAVING_MS
 }
 
+/// How long a run stands still before somebody is given up who has not been found dead: twice as long as it takes to
+/// notice a death, so that whatever explains it has been noticed by then.
+pub(super) fn absence_ms(spec: &RunSpec) -> u64 {
+    spec.policy.failure_timeout_ms.saturating_mul(2)
+}
+
 impl Cluster {
     /// Stops the run, or stops it harder than before. Nothing that is over or finished can be stopped.
     pub(super) fn stop(&mut self, now: Tick, kind: StopKind, sentence: String, out: &mut Vec<Action>) {
@@ -163,9 +169,9 @@ impl Cluster {
     /// When those who live and are not heard are given up: heartbeats say who waits for whom. If these say nothing yet (a
     /// step can take long), the next ones may.
     pub(super) fn stalls_at(&self) -> Option<Tick> {
-        let policy = &self.spec.policy;
-        let applies = policy.on_failure == FailurePolicy::Continue && self.flush.is_none() && self.all_here();
-        let still = self.moved_at.plus(policy.failure_timeout_ms.saturating_mul(2));
+        let goes_on = self.spec.policy.on_failure == FailurePolicy::Continue;
+        let applies = goes_on && self.flush.is_none() && self.all_here();
+        let still = self.moved_at.plus(absence_ms(&self.spec));
         applies.then(|| still.max(self.looked_at.plus(self.members.heartbeat_ms())))
     }
 

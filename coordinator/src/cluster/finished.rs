@@ -14,9 +14,9 @@ use crate::admission;
 use crate::event::{Action, Tick, Ticket};
 use crate::membership::Presence;
 
-/// A peer that came complete, and the answer that it waits for.
+/// What a peer asked, and by which ticket it is answered.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Complete {
+pub(super) struct JoinAsked {
     pub(super) ticket: Ticket,
     pub(super) remote: Option<IpAddr>,
     pub(super) request: Box<JoinRequest>,
@@ -79,16 +79,16 @@ impl Cluster {
     }
 
     /// Its answer waits.
-    pub(super) fn keep_waiting(&mut self, index: usize, complete: Complete, out: &mut Vec<Action>) {
-        let name = complete.request.name.clone();
+    pub(super) fn keep_waiting(&mut self, index: usize, asked: JoinAsked, out: &mut Vec<Action>) {
+        let name = asked.request.name.clone();
         note(out, false, format!("peer {name} is complete; it is told so when the others have come, too"));
-        self.complete.insert(index, complete);
+        self.complete.insert(index, asked);
     }
 
     /// A peer that asks anew does not wait for an earlier answer any more: its process was started again.
     pub(super) fn take_the_place_of_older(&mut self, request: &JoinRequest, out: &mut Vec<Action>) {
         let older = self.known(request).ok().and_then(|index| self.complete.remove(&index));
-        if let Some(Complete { ticket, request, .. }) = older {
+        if let Some(JoinAsked { ticket, request, .. }) = older {
             out.push(Action::Answer { ticket, outcome: Err(self.refuse_late(&request)) });
         }
     }
@@ -100,9 +100,8 @@ impl Cluster {
         if self.found_finished() && !all && now < self.returning_until {
             return;
         }
-        for Complete { ticket, remote, request } in std::mem::take(&mut self.complete).into_values() {
-            let outcome = self.join(now, remote, &request, out);
-            out.push(Action::Answer { ticket, outcome });
+        for asked in std::mem::take(&mut self.complete).into_values() {
+            self.answer_join(now, asked, out);
         }
     }
 
@@ -112,7 +111,7 @@ impl Cluster {
         let lacks = self.members.data().is_some() && !self.is_complete(request) && request.standing.is_none();
         if self.found_finished() && member && lacks {
             self.stage = Stage::Running;
-            self.absent_until = Some(now.plus(self.spec.policy.failure_timeout_ms.saturating_mul(2)));
+            self.absent_until = Some(now.plus(super::ending::absence_ms(&self.spec)));
         }
     }
 }

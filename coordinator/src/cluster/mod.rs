@@ -30,7 +30,7 @@ use crate::event::{Action, Ended, Entry, Event, Phase, Tick};
 use crate::lease::{Lease, Progress};
 use crate::membership::Membership;
 
-use finished::Complete;
+use finished::JoinAsked;
 
 pub use history::{History, PeerRecord};
 
@@ -62,7 +62,7 @@ pub struct Cluster {
     /// Until then those who live have come back to a coordinator that was started again.
     returning_until: Tick,
     /// Peers that came complete to a run that was found finished, and wait to hear whether all are.
-    complete: BTreeMap<usize, Complete>,
+    complete: BTreeMap<usize, JoinAsked>,
     /// Peers that live and were lost to the others: until when they may not come in again, and how often that was.
     barred: BTreeMap<usize, (Tick, u32)>,
     /// What [`Cluster::poll_timeout`] said after the last event, to notice being woken late.
@@ -117,8 +117,7 @@ impl Cluster {
             Some(_) => Stage::Running,
             None => Stage::Gathering,
         };
-        let wait_ms = spec.policy.failure_timeout_ms.saturating_mul(2);
-        let absent_until = (stage == Stage::Running).then(|| now.plus(wait_ms));
+        let absent_until = (stage == Stage::Running).then(|| now.plus(ending::absence_ms(&spec)));
         let returning_until = if history.starts > 0 { now.plus(finished::returning_ms(&spec)) } else { now };
         Self {
             run: history.run,
@@ -150,10 +149,9 @@ impl Cluster {
             Event::Join { ticket, remote, request } => {
                 self.take_the_place_of_older(&request, out);
                 if let Some(index) = self.came_complete(now, &request) {
-                    self.keep_waiting(index, Complete { ticket, remote, request }, out);
+                    self.keep_waiting(index, JoinAsked { ticket, remote, request }, out);
                 } else {
-                    let outcome = self.join(now, remote, &request, out);
-                    out.push(Action::Answer { ticket, outcome });
+                    self.answer_join(now, JoinAsked { ticket, remote, request }, out);
                 }
             }
             Event::Hello { stream, run, name, session } => self.hello(now, stream, run, &name, session, out),
@@ -280,6 +278,12 @@ impl Cluster {
                 format!("this coordinator was held up for {late_ms} ms; peers are given that time"),
             );
         }
+    }
+
+    fn answer_join(&mut self, now: Tick, asked: JoinAsked, out: &mut Vec<Action>) {
+        let JoinAsked { ticket, remote, request } = asked;
+        let outcome = self.join(now, remote, &request, out);
+        out.push(Action::Answer { ticket, outcome });
     }
 
     fn join(

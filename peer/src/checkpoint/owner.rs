@@ -1,8 +1,8 @@
 //! Whose folder it is: one peer's, and of all its processes the last that was started. Another peer is refused at once; a
 //! process that was taken for dead, and goes on after its successor was started, writes nothing more.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -48,9 +48,13 @@ impl Owner {
 /// Letters of a name in a message: the file may be anything.
 const NAME_SHOWN: usize = 64;
 
+/// Bytes that are read of the file: more than we ever write into it.
+const LINE_MAX: u64 = 1024;
+
 fn read(path: &Path) -> Result<String, CheckpointError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|file| file.take(LINE_MAX).read_to_end(&mut bytes)) {
+        Ok(_) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(cause) => Err(file_error("read", path)(cause)),
     }

@@ -8,7 +8,7 @@ use cohort_proto::control::Checkpoints;
 use cohort_proto::dataset::{self, Split};
 use cohort_proto::id::{Digest, PeerName, RunId, Step};
 use cohort_proto::limits::CHECKPOINTS_MAX;
-use cohort_proto::schema::Schema;
+use cohort_proto::schema::{Schema, SchemaError};
 use cohort_proto::spec::{DeviceSpec, PeerSpec, RunSpec};
 
 use crate::checkpoint::Store;
@@ -97,28 +97,18 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
     // Who holds another's checkpoints is told so before the folder is taken.
     let checkpoints = held(&store, spec_hash, &peer)?;
     let store = store.taken_by(peer.name.as_str())?;
+    let mismatch = |error: SchemaError| PeerError::Mismatch(error.to_string());
     let facts = Facts {
         spec_hash,
         arch: peer.arch.clone(),
         classes: learner.model.network.classes(),
-        schema: spec.contribution_schema(index).map_err(|error| PeerError::Mismatch(error.to_string()))?,
-        sources: wanted(&spec, index)?,
+        schema: spec.contribution_schema(index).map_err(mismatch)?,
+        sources: spec.wanted_by(index).map_err(mismatch)?,
         dataset_fingerprint,
         total_steps: loader.plan.total_steps(),
         checkpoints,
     };
     Ok(Prepared { learner, fresh, loader, store, facts, spec, peer })
-}
-
-/// The peers that a peer learns from, and the names of the tensors that it does so by.
-fn wanted(spec: &RunSpec, index: usize) -> Result<BTreeMap<PeerName, BTreeSet<String>>, PeerError> {
-    let of = |source: usize| {
-        let wanted = spec.wanted(source, index).map_err(|error| PeerError::Mismatch(error.to_string()))?;
-        let peer = spec.peers.get(source);
-        let peer = peer.ok_or_else(|| PeerError::Internal(format!("no peer {source}")))?;
-        Ok((peer.name.clone(), wanted))
-    };
-    spec.sources(index).into_iter().map(of).collect()
 }
 
 /// The checkpoints to offer: those of the newest one's run.

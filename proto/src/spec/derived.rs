@@ -1,13 +1,14 @@
 //! What follows from a run spec alone, so that coordinator and peers cannot disagree about it: the batch plan, and
 //! what every peer says in a step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::graph::{FN_LOGITS, KdclTarget, LOGITS, MAP, SCORE, TermSpec};
 use super::{
     FailurePolicy, Length, LogitKd, MATCH_DIM, MetaSpec, MethodSpec, RunSpec, SamplerSpec, ScheduleSpec,
     SpecError, stages_of,
 };
+use crate::id::PeerName;
 use crate::meta::{HELD_OUT, NORMS, RoundPlan};
 use crate::plan::{BatchPlan, LrSchedule, PlanError, PlanInputs, RunLength, Sampler};
 use crate::schema::{DType, Schema, SchemaError, TensorSpec};
@@ -61,6 +62,15 @@ impl RunSpec {
             warmup_epochs: self.optim.warmup_epochs,
         };
         BatchPlan::new(inputs, labels)
+    }
+
+    /// The steps of all generations together, if the run says how many a generation has. One of so many epochs has as many
+    /// as its data give.
+    pub fn steps_asked(&self) -> Option<u64> {
+        match self.run.length {
+            Length::Steps(steps) => Some(steps.saturating_mul(self.run.generations)),
+            Length::Epochs(_) => None,
+        }
     }
 
     /// What a peer says in round 0 of a step: what the edges that leave it need, and nothing if nobody learns from it. In
@@ -134,6 +144,18 @@ impl RunSpec {
         let names = schema.tensors().iter().map(|tensor| tensor.name.as_str()).filter(|name| wants(name));
         let held_out = on_edge(HELD_OUT).then_some(HELD_OUT);
         Ok(names.chain([NORMS]).chain(held_out).map(str::to_owned).collect())
+    }
+
+    /// The peers that a peer learns from, and of each what it learns from: [`RunSpec::sources`] and [`RunSpec::wanted`].
+    ///
+    /// # Errors
+    /// As [`RunSpec::contribution_schema`].
+    pub fn wanted_by(&self, target: usize) -> Result<BTreeMap<PeerName, BTreeSet<String>>, SchemaError> {
+        let of = |source: usize| {
+            let peer = self.peers.get(source).ok_or(SchemaError::NoPeer(source))?;
+            Ok((peer.name.clone(), self.wanted(source, target)?))
+        };
+        self.sources(target).into_iter().map(of).collect()
     }
 
     /// Whether the coupling of a peer learns from tensors of this name.
