@@ -149,9 +149,13 @@ impl Driver {
             if let Some(stream) = closed {
                 self.outlets.remove(&stream);
             }
+            let mut stands = true;
             for action in actions {
                 if let Action::Exit(how) = action {
                     ended = Some(how);
+                    continue;
+                }
+                if !stands {
                     continue;
                 }
                 let others_stand_on_it =
@@ -161,9 +165,7 @@ impl Driver {
                     self.journal_failed = true;
                     self.consequences.push_back(Event::JournalFailed { cause });
                 }
-                if others_stand_on_it {
-                    break;
-                }
+                stands &= !others_stand_on_it;
             }
             next = self.consequences.pop_front();
         }

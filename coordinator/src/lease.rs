@@ -102,7 +102,7 @@ impl Lease {
     /// nobody will ask for anything from before it, and whoever starts there reports all that is not on record. 0 until all
     /// have said where they are.
     pub fn common(&self) -> Step {
-        if self.in_view().any(|member| !member.is_known) {
+        if !self.all_known() {
             return 0;
         }
         newest_behind_all(&self.in_view().collect::<Vec<_>>(), |member| member.next)
@@ -232,6 +232,11 @@ impl Lease {
     pub fn left_ms(&self) -> u64 {
         let steps = self.until.saturating_sub(self.slowest);
         self.pace_us.unwrap_or(0).saturating_mul(steps) / 1000
+    }
+
+    /// Whether every member said itself where it is, so that nothing stands on the journal alone.
+    pub fn all_known(&self) -> bool {
+        self.in_view().all(|member| member.is_known)
     }
 
     /// Whether every member has completed the last step.

@@ -1,6 +1,7 @@
 //! Kills that wait for a moment which lasts a few milliseconds only.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cohort_proto::rng::SplitMix64;
@@ -9,7 +10,7 @@ use crate::fleet::Fleet;
 use crate::plan::Kind;
 use crate::watch::Seen;
 
-/// The folder that a checkpoint is while it is written.
+/// Begins the name of the folder that a checkpoint is while it is written.
 const IN_PROGRESS: &str = ".checkpoint-in-progress";
 
 /// How long to wait for the moment.
@@ -65,7 +66,7 @@ impl Aim {
                     Kind::InMeta => seen.members.get(&slot.name).is_some_and(|member| {
                         member.attending && targets.meta_steps.contains(&member.steps_done)
                     }),
-                    _ => fleet.state_of(&slot.name).join(IN_PROGRESS).exists(),
+                    _ => writes(&fleet.state_of(&slot.name)),
                 }
             });
             self.sighted = sighted.map(|place| (place, Instant::now()));
@@ -76,4 +77,10 @@ impl Aim {
             _ => None,
         }
     }
+}
+
+/// Whether a checkpoint is being written into a folder.
+fn writes(state: &Path) -> bool {
+    let entries = std::fs::read_dir(state).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(IN_PROGRESS))
 }

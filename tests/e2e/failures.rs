@@ -1,6 +1,8 @@
 //! Processes that are killed or asked to stop in the middle of a run, which goes on afterwards: to bitwise the weights of
 //! the run that nobody disturbed.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use cohort_proto::exit::Exit;
 use cohort_tests::process::{Coordinator, HERE, Process, Signal, Site, wait_until};
@@ -191,6 +193,37 @@ fn the_coordinator_is_killed() -> Result<()> {
         peer.wait_for_words(&["back at the coordinator"])?;
         ensure!(!peer.stderr()?.contains("going on from"), "nobody is rolled back");
     }
+    ends_undisturbed(&site, [a, b, coordinator.process])
+}
+
+/// What the journal says is complete is being taken again, since one peer lost its last checkpoints.
+#[test]
+fn the_coordinator_is_killed_while_last_steps_are_taken_again() -> Result<()> {
+    let site = long_site()?;
+    site.finish(&["a", "b"])?;
+    for step in site.checkpoints("a")?.into_iter().skip(1) {
+        let file = site.state("a").join(format!("checkpoint-{step}/model.safetensors"));
+        let mut bytes = fs::read(&file)?;
+        bytes.truncate(1000);
+        fs::write(&file, bytes)?;
+    }
+    let gate = Gate::new(NINE / 3)?;
+    let mut coordinator = site.coordinator()?;
+    let url = coordinator.url();
+    let mut a = site.peer(&url, "a", &[])?;
+    let mut b = site.peer(&url, "b", &["--listen", &gate.listen(), "--advertise", &gate.advertise()])?;
+    for peer in [&mut a, &mut b] {
+        peer.wait_for_words(&["going on from"])?;
+    }
+    wait_until("the replay to stand still", || Ok(gate.holds().then_some(())))?;
+    let address = coordinator.address.clone();
+    coordinator.process.signal(Signal::SIGKILL)?;
+    drop(coordinator);
+    let coordinator = site.coordinator_on(HERE, &address)?;
+    for peer in [&mut a, &mut b] {
+        peer.wait_for_words(&["back at the coordinator"])?;
+    }
+    gate.open();
     ends_undisturbed(&site, [a, b, coordinator.process])
 }
 

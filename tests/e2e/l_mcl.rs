@@ -112,7 +112,8 @@ fn unequal_numbers_of_stages_and_twice_the_same() -> Result<()> {
             "peer {peer} ends in other weights"
         );
     }
-    let without = Site::new(PROGRAM, &toml(&peers, "").replace("meta_freq = 2", "meta_freq = 0"))?;
+    let never = toml(&peers, "").replace("meta_freq = 2\nmeta_precision = \"f32\"", "meta_freq = 0");
+    let without = Site::new(PROGRAM, &never)?;
     without.finish(&["a", "b"])?;
     ensure!(without.weights("a", STEPS)? != first.weights("a", STEPS)?, "meta-updates have no effect");
 

@@ -278,12 +278,12 @@ fn check(size: Size, faults: u32, states: usize) {
 fn small_worlds_that_wait_are_searched_completely() {
     check(waiting(2, 3), 0, 1683);
     check(waiting(3, 2), 0, 10081);
-    check(waiting(2, 2), 1, 45032);
+    check(waiting(2, 2), 1, 46296);
 }
 
 #[test]
 fn small_worlds_that_go_on_are_searched_completely() {
-    check(Size { min_peers: Some(1), ..waiting(2, 2) }, 1, 74784);
+    check(Size { min_peers: Some(1), ..waiting(2, 2) }, 1, 75760);
 }
 
 #[test]

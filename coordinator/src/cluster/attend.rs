@@ -46,8 +46,8 @@ impl Cluster {
         }
         match &self.stage {
             Stage::Stopping { stop, .. } => say(ToPeer::Stop(stop.clone())),
-            Stage::Finished { .. } => say(ToPeer::Stop(self.finished_stop())),
-            Stage::Gathering | Stage::Running | Stage::Over { .. } => {}
+            Stage::Finished { asks: false, .. } => say(ToPeer::Stop(self.finished_stop())),
+            Stage::Finished { .. } | Stage::Gathering | Stage::Running | Stage::Over { .. } => {}
         }
         self.ask_again(index, stream, out);
         self.moved(now);

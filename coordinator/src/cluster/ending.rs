@@ -52,10 +52,7 @@ impl Cluster {
             note(out, true, sentence);
         }
         out.push(Action::Record(Entry::Phase(Phase::Stopping)));
-        let streams = self.members.streams();
-        if !streams.is_empty() {
-            out.push(Action::Send { streams, message: ToPeer::Stop(stop) });
-        }
+        self.tell_all(ToPeer::Stop(stop), out);
     }
 
     pub(super) fn stop_asked(&mut self, now: Tick, by: &str, out: &mut Vec<Action>) {
@@ -75,7 +72,24 @@ impl Cluster {
         if !self.journal_failed {
             self.journal_failed = true;
             let sentence = format!("the coordinator's journal cannot be written: {cause}");
+            // What was to be said together with what could not be written was not said.
+            let told = match &self.stage {
+                Stage::Stopping { stop, .. } => Some(stop.clone()),
+                Stage::Finished { asks: false, .. } => Some(self.finished_stop()),
+                Stage::Finished { .. } | Stage::Gathering | Stage::Running | Stage::Over { .. } => None,
+            };
             self.stop(now, StopKind::AtOnce, sentence, out);
+            if let Some(stop) = told {
+                self.tell_all(ToPeer::Stop(stop), out);
+            }
+        }
+    }
+
+    /// Says something to all who attend, if anybody does.
+    pub(super) fn tell_all(&self, message: ToPeer, out: &mut Vec<Action>) {
+        let streams = self.members.streams();
+        if !streams.is_empty() {
+            out.push(Action::Send { streams, message });
         }
     }
 
@@ -83,9 +97,9 @@ impl Cluster {
     pub(super) fn finish(&mut self, now: Tick, out: &mut Vec<Action>) {
         let stop = self.finished_stop();
         note(out, false, stop.sentence.clone());
-        self.stage = Stage::Finished { deadline: now.plus(patience_ms(&self.spec)) };
+        self.stage = Stage::Finished { deadline: now.plus(patience_ms(&self.spec)), asks: false };
         out.push(Action::Record(Entry::Phase(Phase::Finished)));
-        out.push(Action::Send { streams: self.members.streams(), message: ToPeer::Stop(stop) });
+        self.tell_all(ToPeer::Stop(stop), out);
     }
 
     pub(super) fn finished_stop(&self) -> Stop {
@@ -218,13 +232,14 @@ impl Cluster {
                 }
                 StopKind::AtOnce | StopKind::Finished => self.over(out),
             },
-            Stage::Finished { deadline } if now >= *deadline => self.over(out),
+            Stage::Finished { deadline, .. } if now >= *deadline => self.over(out),
             _ => {}
         }
     }
 
     /// Nothing more will happen: streams that are left are closed, and the process may end.
     pub(super) fn over(&mut self, out: &mut Vec<Action>) {
+        self.tell_finished(out);
         let unsaved = self.unsaved();
         let (ended, sentence) = match &self.stage {
             _ if self.journal_failed => (Ended::JournalFailed, self.ending_message()),

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use cohort_proto::control::{JoinRequest, Refusal};
+use cohort_proto::control::{JoinRequest, Refusal, ToPeer};
 use cohort_proto::limits::{CONNECT_TIMEOUT, RETRY_PAUSE_MAX};
 use cohort_proto::spec::RunSpec;
 
@@ -63,16 +63,19 @@ impl Cluster {
         held.any(|step| Some(*step) == total)
     }
 
-    /// Whether the run was found finished, and nobody has taken part in it since.
-    fn found_finished(&self) -> bool {
-        matches!(self.stage, Stage::Finished { .. })
-            && !self.members.any_present()
-            && !self.members.any_left()
+    /// Whether the run was found finished, and some may still come who are not complete.
+    fn asks(&self) -> bool {
+        matches!(self.stage, Stage::Finished { asks: true, .. })
+    }
+
+    /// Whether somebody waits to hear what the others come with.
+    pub(super) fn somebody_asks(&self) -> bool {
+        !self.complete.is_empty() || (self.asks() && self.members.any_present())
     }
 
     /// The member that comes complete to a run that was found finished, while others may still come.
     pub(super) fn came_complete(&self, now: Tick, request: &JoinRequest) -> Option<usize> {
-        let early = self.found_finished() && now < self.returning_until;
+        let early = self.asks() && now < self.returning_until;
         let complete = early && request.standing.is_none() && self.is_complete(request);
         let index = complete.then(|| self.known(request).ok())??;
         self.in_view().contains(&index).then_some(index)
@@ -96,20 +99,41 @@ impl Cluster {
     /// Answers those who came complete once all have, or nobody else can be expected: that the run is finished, unless
     /// somebody came who is not complete.
     pub(super) fn answer_complete(&mut self, now: Tick, out: &mut Vec<Action>) {
-        let all = self.in_view().iter().all(|index| self.complete.contains_key(index));
-        if self.found_finished() && !all && now < self.returning_until {
+        let here = |index: &usize| self.complete.contains_key(index) || self.members.attends(*index);
+        let all = self.in_view().iter().all(here);
+        if self.asks() && !all && now < self.returning_until {
             return;
+        }
+        if self.somebody_asks() {
+            self.tell_finished(out);
         }
         for asked in std::mem::take(&mut self.complete).into_values() {
             self.answer_join(now, asked, out);
         }
     }
 
-    /// A run that was found finished is not, if a member comes without its last checkpoint.
+    /// Those who stand at the end hear that it is one.
+    pub(super) fn tell_finished(&mut self, out: &mut Vec<Action>) {
+        let told = self.finished_stop();
+        if let Stage::Finished { asks, .. } = &mut self.stage
+            && std::mem::take(asks)
+        {
+            self.tell_all(ToPeer::Stop(told), out);
+        }
+    }
+
+    /// A run that was found finished is not, if a member comes without its last checkpoint, or stands before the end: the
+    /// last steps were being taken again when the coordinator went.
     pub(super) fn reopen(&mut self, now: Tick, request: &JoinRequest) {
+        let finished = matches!(self.stage, Stage::Finished { .. });
+        let nobody = !self.members.any_present() && !self.members.any_left();
         let member = self.known(request).is_ok_and(|index| self.in_view().contains(&index));
-        let lacks = self.members.data().is_some() && !self.is_complete(request) && request.standing.is_none();
-        if self.found_finished() && member && lacks {
+        let total = self.members.data().map(|data| data.total_steps);
+        let lacks = total.is_some_and(|total| match request.standing {
+            Some(standing) => standing.steps_done < total,
+            None => !self.is_complete(request),
+        });
+        if finished && (self.asks() || nobody) && member && lacks {
             self.stage = Stage::Running;
             self.absent_until = Some(now.plus(super::ending::absence_ms(&self.spec)));
         }

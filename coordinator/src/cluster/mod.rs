@@ -99,9 +99,19 @@ impl Training {
 enum Stage {
     Gathering,
     Running,
-    Stopping { stop: Stop, deadline: Tick },
-    Finished { deadline: Tick },
-    Over { ended: Ended, sentence: String },
+    Stopping {
+        stop: Stop,
+        deadline: Tick,
+    },
+    /// While it asks, somebody may still come who is not complete, and nobody has been told the end.
+    Finished {
+        deadline: Tick,
+        asks: bool,
+    },
+    Over {
+        ended: Ended,
+        sentence: String,
+    },
 }
 
 impl Cluster {
@@ -112,7 +122,7 @@ impl Cluster {
         let stage = match &training {
             _ if complete => {
                 let patience = ending::patience_ms(&spec).max(finished::returning_ms(&spec));
-                Stage::Finished { deadline: now.plus(patience) }
+                Stage::Finished { deadline: now.plus(patience), asks: true }
             }
             Some(_) => Stage::Running,
             None => Stage::Gathering,
@@ -186,9 +196,9 @@ impl Cluster {
                 let moments = [give_up, members, self.absent_until, self.stalls_at(), self.next_unbarred()];
                 moments.into_iter().flatten().chain([self.remind_at]).min()
             }
-            Stage::Stopping { deadline, .. } | Stage::Finished { deadline } => {
+            Stage::Stopping { deadline, .. } | Stage::Finished { deadline, .. } => {
                 let ends = !self.members.any_present() && self.may_be_over() && self.some_return();
-                let returning = Some(self.returning_until).filter(|_| ends || !self.complete.is_empty());
+                let returning = Some(self.returning_until).filter(|_| ends || self.somebody_asks());
                 [members, returning].into_iter().flatten().chain([*deadline]).min()
             }
             Stage::Over { .. } => None,
@@ -269,7 +279,7 @@ impl Cluster {
         if late_ms > self.members.heartbeat_ms() {
             self.members.forgive(now, late_ms);
             self.moved_at = self.moved_at.plus(late_ms);
-            if let Stage::Stopping { deadline, .. } | Stage::Finished { deadline } = &mut self.stage {
+            if let Stage::Stopping { deadline, .. } | Stage::Finished { deadline, .. } = &mut self.stage {
                 *deadline = deadline.plus(late_ms);
             }
             note(
@@ -293,6 +303,7 @@ impl Cluster {
         request: &JoinRequest,
         out: &mut Vec<Action>,
     ) -> Result<Accepted, Refusal> {
+        let before = (self.stage.clone(), self.absent_until);
         self.reopen(now, request);
         let open = match &self.stage {
             Stage::Gathering | Stage::Running => true,
@@ -311,7 +322,11 @@ impl Cluster {
                     format!("peer {name} joined from {} (session {})", request.address, accepted.session),
                 );
             }
-            Err(refusal) => note(out, true, format!("peer {name} is refused: {}", refusal.sentence)),
+            Err(refusal) => {
+                // Who is not taken in opens nothing.
+                (self.stage, self.absent_until) = before;
+                note(out, true, format!("peer {name} is refused: {}", refusal.sentence));
+            }
         }
         outcome
     }
@@ -460,7 +475,7 @@ impl Cluster {
             Stage::Stopping { stop, .. } => stop.kind == StopKind::Graceful,
             _ => false,
         };
-        if ends_well && training.lease.all_saved() {
+        if ends_well && training.lease.all_known() && training.lease.all_saved() {
             self.finish(now, out);
         }
     }

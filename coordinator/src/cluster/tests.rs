@@ -925,6 +925,19 @@ fn without_a_journal_the_run_stops() {
     }
 }
 
+/// What was to be said with what could not be written is said once more.
+#[test]
+fn without_a_journal_all_hear_that_the_run_has_ended() {
+    let mut world = finished();
+    let actions = world.event(Event::JournalFailed { cause: "disk full".into() });
+    assert!(matches!(stops(&actions)[..], [(StopKind::Finished, _, 2)]), "{actions:?}");
+    let mut world = World::running();
+    world.hang_up("b");
+    world.event(Event::StopAsked { by: "SIGTERM".into() });
+    let actions = world.event(Event::JournalFailed { cause: "disk full".into() });
+    assert!(matches!(stops(&actions)[..], [(StopKind::AtOnce, _, 1)]), "{actions:?}");
+}
+
 /// One thing that peers, people or the world do, right or wrong.
 #[derive(Debug, Clone)]
 enum Deed {

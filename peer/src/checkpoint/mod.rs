@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use cohort_proto::id::{Digest, Step};
+use cohort_proto::id::{Digest, PeerName, Step};
 
 use crate::models::{StateDict, state};
 use owner::Owner;
@@ -23,7 +23,8 @@ const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const PROGRESS: &str = "progress.bin";
 const PREFIX: &str = "checkpoint-";
-/// What a crash left behind; removed by the next checkpoint.
+/// Begins the name of what is being written, and of what a crash left of it: removed by the next process that takes the
+/// folder.
 const TEMPORARY: &str = ".checkpoint-in-progress";
 
 /// A checkpoint that could not be written or read.
@@ -47,15 +48,21 @@ pub enum CheckpointError {
         /// How that shows.
         defect: String,
     },
+    /// A file that is none is in the way.
+    #[error("{path} is no file; remove it")]
+    NoFile {
+        /// What is there.
+        path: PathBuf,
+    },
     /// The folder is another peer's.
     #[error("{path} is the state folder of peer {owner}; give peer {peer} another --state")]
     OfAnother {
         /// The folder.
         path: PathBuf,
         /// Whose it is.
-        owner: String,
+        owner: PeerName,
         /// Who wanted it.
-        peer: String,
+        peer: PeerName,
     },
     /// Another process of the same peer was started.
     #[error(
@@ -112,9 +119,21 @@ impl Store {
     ///
     /// # Errors
     /// If it is another peer's folder, or cannot be written.
-    pub fn taken_by(self, peer: &str) -> Result<Self, CheckpointError> {
+    pub fn taken_by(self, peer: &PeerName) -> Result<Self, CheckpointError> {
         let owner = Some(Owner::take(&self.folder, peer)?);
+        // Of one that still writes, too: it writes nothing more.
+        for name in self.names()?.into_iter().filter(|name| name.starts_with(TEMPORARY)) {
+            remove(&self.folder.join(name))?;
+        }
         Ok(Self { owner, ..self })
+    }
+
+    /// Whether a peer may take the folder.
+    ///
+    /// # Errors
+    /// If it is another peer's, or cannot be read.
+    pub fn check_is_of(&self, peer: &PeerName) -> Result<(), CheckpointError> {
+        owner::check_is_of(&self.folder, peer)
     }
 
     /// The same, keeping those of so many steps and of every multiple of it besides.
@@ -158,7 +177,9 @@ impl Store {
 
     /// Puts a folder with these files in the place of whatever is there, durably: a crash leaves it whole, or not there.
     fn put(&self, target: &Path, files: &[(&str, &[u8])]) -> Result<(), CheckpointError> {
-        let temporary = self.folder.join(TEMPORARY);
+        // What another process of the same peer writes has another name.
+        let suffix = self.owner.as_ref().map_or("", Owner::word);
+        let temporary = self.folder.join(format!("{TEMPORARY}{suffix}"));
         self.check_owner()?;
         remove(&temporary)?;
         fs::create_dir(&temporary).map_err(file_error("make", &temporary))?;
@@ -198,16 +219,19 @@ impl Store {
     /// # Errors
     /// If the folder cannot be read.
     pub fn steps(&self) -> Result<Vec<Step>, CheckpointError> {
-        let failed = file_error("list", &self.folder);
-        let mut steps = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(&failed)? {
-            let name = entry.map_err(&failed)?.file_name();
-            let step: Option<Step> =
-                name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|step| step.parse().ok());
-            steps.extend(step);
-        }
+        let names = self.names()?;
+        let step = |name: &String| name.strip_prefix(PREFIX)?.parse::<Step>().ok();
+        let mut steps: Vec<Step> = names.iter().filter_map(step).collect();
         steps.sort_unstable();
         Ok(steps)
+    }
+
+    /// Everything in the folder whose name is text.
+    fn names(&self) -> Result<Vec<String>, CheckpointError> {
+        let failed = file_error("list", &self.folder);
+        let entries = fs::read_dir(&self.folder).map_err(&failed)?;
+        let name = |entry: io::Result<fs::DirEntry>| entry.map(|entry| entry.file_name().into_string().ok());
+        entries.filter_map(|entry| name(entry).transpose()).collect::<io::Result<_>>().map_err(failed)
     }
 
     /// The progress of every checkpoint that verifies, ascending. A damaged one is named in the log and passed over.

@@ -109,6 +109,30 @@ fn what_a_crash_left_does_not_count() {
     assert_eq!(steps(&store), [1]);
 }
 
+/// One that was taken for dead while it wrote: its successor takes what it has begun away, and what it goes on with then is
+/// nowhere.
+#[test]
+fn what_another_process_had_begun_goes_when_the_folder_is_taken() {
+    let (_folder, store) = store(3);
+    let folder = store.folder.clone();
+    let peer = PeerName::new("a").unwrap();
+    let first = store.taken_by(&peer).unwrap();
+    first.save(&progress(1), &tensors(1.0), &tensors(0.0), COMMON).unwrap();
+    let word = first.owner.as_ref().map(Owner::word).unwrap().to_owned();
+    let begun = folder.join(format!("{TEMPORARY}{word}"));
+    fs::create_dir(&begun).unwrap();
+    let second = Store::open(&folder, 3).unwrap().taken_by(&peer).unwrap();
+    assert!(!begun.exists());
+    let late = first.save(&progress(2), &tensors(2.0), &tensors(0.0), COMMON);
+    assert!(matches!(late, Err(CheckpointError::Taken { .. })), "{late:?}");
+    assert!(matches!(first.remove_after(0), Err(CheckpointError::Taken { .. })));
+    assert_eq!(steps(&second), [1]);
+    second.save(&progress(2), &tensors(3.0), &tensors(0.0), COMMON).unwrap();
+    assert_eq!(steps(&second), [1, 2]);
+    let other = PeerName::new("b").unwrap();
+    assert!(matches!(second.taken_by(&other), Err(CheckpointError::OfAnother { .. })));
+}
+
 #[test]
 fn a_folder_that_cannot_be_written_is_named() {
     let folder = tempfile::tempdir().unwrap();

@@ -145,7 +145,12 @@ pub async fn run(config: Config, machine: Machine) -> Result<Ending, PeerError> 
     let _ = trainer.words.send(Word::Joined(accepted.run)).await;
     let hello = FromPeer::Hello { run: accepted.run, name: config.name.clone(), session: accepted.session };
     let mut absence = Absence::new(network.clone(), config.coordinator, jitter, &spec);
-    let attendance = match control.attend(hello).await {
+    let attended = tokio::select! {
+        biased;
+        attended = control.attend(hello) => attended,
+        () = signals::next(&mut signals) => return Ok(Ending::before_joining()),
+    };
+    let attendance = match attended {
         Ok(attendance) => Some(attendance),
         Err(PeerError::Unreachable(sentence)) => {
             tracing::warn!("{sentence}; waiting for it");

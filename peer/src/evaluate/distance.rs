@@ -114,7 +114,8 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
 /// Classes by what they score, the highest first.
 fn descending(classes: &[usize], scores: &[f64]) -> Vec<usize> {
     let mut order = classes.to_vec();
-    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+    // + 0.0, so that -0.0 is no less than 0.0.
+    order.sort_by(|a, b| (scores[*b] + 0.0).total_cmp(&(scores[*a] + 0.0)));
     order
 }
 

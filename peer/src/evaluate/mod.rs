@@ -191,9 +191,12 @@ fn brier(log_probabilities: &[f64], label: usize) -> f64 {
     log_probabilities.iter().enumerate().map(squared).sum()
 }
 
-/// Logarithm of the softmax of one row.
+/// Logarithm of the softmax of one row. The sum is made in the order of size, so that rows which differ in order alone are
+/// equally confident to the last bit.
 fn log_softmax(row: &[f64]) -> Vec<f64> {
-    let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let log_sum = row.iter().map(|z| (z - top).exp()).sum::<f64>().ln();
+    let mut ascending = row.to_vec();
+    ascending.sort_by(f64::total_cmp);
+    let top = ascending.last().copied().unwrap_or(f64::NEG_INFINITY);
+    let log_sum = ascending.iter().map(|z| (z - top).exp()).sum::<f64>().ln();
     row.iter().map(|z| z - top - log_sum).collect()
 }

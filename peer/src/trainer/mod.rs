@@ -229,6 +229,10 @@ fn train(
         Some(Word::Stop(stop)) => return not_joined(Ok(stop)),
         other => return not_joined(Err(PeerError::Internal(format!("not joined, but {other:?}")))),
     };
+    let store = match store.taken_by(&peer.name) {
+        Ok(store) => store,
+        Err(error) => return not_joined(Err(error.into())),
+    };
     let agenda = Agenda::of(&spec);
     let relays = spec.policy.on_failure == FailurePolicy::Continue;
     let identity = Identity { me: peer.name, run, schema, agenda, total_steps: total, sources, relays };
@@ -248,7 +252,7 @@ fn train(
         validation: None,
         saving: None,
     };
-    let cause = training.run(loader);
+    let cause = training.run(loader).map(|stop| training.for_its_part(stop, total));
     training.end(cause)
 }
 
@@ -377,6 +381,16 @@ impl Training<'_> {
     fn tell(&self, news: News) -> Result<(), PeerError> {
         let lost = |_| PeerError::Internal("nobody listens to the training thread".into());
         self.outbox.blocking_send(news).map_err(lost)
+    }
+
+    /// A run can be finished without a peer that the others had left behind: that one is not.
+    fn for_its_part(&self, stop: Stop, total: Step) -> Stop {
+        let done = self.progress.steps_done;
+        if stop.kind != StopKind::Finished || done == total || self.held.contains(&total) {
+            return stop;
+        }
+        let sentence = format!("{}, but this peer was left behind after {done}", stop.sentence);
+        Stop { kind: StopKind::AtOnce, sentence }
     }
 
     /// Saves what is complete, whatever ended the training.

@@ -94,9 +94,9 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
     };
     let learner = fresh(0)?;
     let store = Store::open(&state, spec.run.keep)?.keeping(loader.plan.steps_per_generation());
-    // Who holds another's checkpoints is told so before the folder is taken.
+    // It is taken when the coordinator has said that this process is the peer, and not a second one by mistake.
+    store.check_is_of(&peer.name)?;
     let checkpoints = held(&store, spec_hash, &peer)?;
-    let store = store.taken_by(peer.name.as_str())?;
     let mismatch = |error: SchemaError| PeerError::Mismatch(error.to_string());
     let facts = Facts {
         spec_hash,

@@ -133,8 +133,8 @@ impl RunSpec {
     pub fn wanted(&self, source: usize, target: usize) -> Result<BTreeSet<String>, SchemaError> {
         let schema = self.contribution_schema(source)?;
         let hands_on = self.policy.on_failure == FailurePolicy::Continue;
-        // A teacher has no terms; it has a part in meta-updates.
-        let learns = self.is_student(target) || self.meta().is_some();
+        // A teacher has no terms, and its part in a meta-update needs nobody's words.
+        let learns = self.is_student(target);
         let coupled = learns && self.coupling_sources(target).contains(&source);
         let on_edge = |name: &str| {
             let mut edges = self.edges_from(source).filter(|edge| edge.to == target);

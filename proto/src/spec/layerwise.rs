@@ -148,16 +148,26 @@ pub(super) fn read_l_mcl(section: &mut Section, optim: &OptimSpec) -> Result<LMc
         double: section.flag("double")?.unwrap_or(true),
         matching,
         bank,
-        meta: read_meta(section, optim, matching == MatchingSpec::Learned)?,
+        meta: read_meta(section, optim, (matching == MatchingSpec::Learned, contrasts))?,
     })
 }
 
-fn read_meta(section: &mut Section, optim: &OptimSpec, learned: bool) -> Result<MetaSpec, SpecError> {
+fn read_meta(
+    section: &mut Section,
+    optim: &OptimSpec,
+    (learned, contrasts): (bool, bool),
+) -> Result<MetaSpec, SpecError> {
     let freq = section.whole("meta_freq", 0..=1_000_000_000)?;
-    if !learned && freq.is_some_and(|freq| freq > 0) {
-        let problem = "needs matching = \"learned\": without it there is nothing that a meta-update learns";
+    let needs = match (learned, contrasts) {
+        (false, _) => Some("matching = \"learned\""),
+        (_, false) => Some("a contrastive weight above 0 (alpha, beta, gamma or lam)"),
+        _ => None,
+    };
+    if let Some(needs) = needs.filter(|_| freq.is_some_and(|freq| freq > 0)) {
+        let problem = format!("needs {needs}: without it there is nothing that a meta-update learns");
         return Err(section.error("meta_freq", problem));
     }
+    let never = needs.or((freq == Some(0)).then_some("meta_freq above 0"));
     let others = [
         "meta_times",
         "meta_precision",
@@ -167,9 +177,9 @@ fn read_meta(section: &mut Section, optim: &OptimSpec, learned: bool) -> Result<
         "meta_momentum",
         "meta_weight_decay",
     ];
-    if let Some(key) = others.into_iter().find(|key| !learned && section.has(key)) {
-        let problem =
-            "is of meta-updates, of which there are none without matching = \"learned\"; leave it out";
+    let idle = others.into_iter().find(|key| section.has(key));
+    if let (Some(key), Some(needs)) = (idle, never) {
+        let problem = format!("is of meta-updates, of which there are none without {needs}; leave it out");
         return Err(section.error(key, problem));
     }
     let precisions = [("f32", MetaPrecision::F32), ("f64", MetaPrecision::F64)];
@@ -180,7 +190,7 @@ fn read_meta(section: &mut Section, optim: &OptimSpec, learned: bool) -> Result<
     })?;
     let weight_decay = section.number("meta_weight_decay", NOT_NEGATIVE, |decay| decay >= 0.0)?;
     Ok(MetaSpec {
-        freq: freq.unwrap_or(if learned { 50 } else { 0 }),
+        freq: freq.unwrap_or(if never.is_none() { 50 } else { 0 }),
         times: section.whole("meta_times", 1..=META_TIMES_MAX)?.unwrap_or(2) as u32,
         precision: section.choice("meta_precision", &precisions)?.unwrap_or(MetaPrecision::F64),
         compat_a1: section.flag("meta_compat_a1")?.unwrap_or(false),

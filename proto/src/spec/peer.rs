@@ -9,6 +9,9 @@ use super::section::{Section, unknown_word};
 use crate::id::PeerName;
 use crate::limits::PEERS_MAX;
 
+/// In an `[[edge]]`: every other peer as a source, and every student as a target.
+pub(super) const ALL: &str = "all";
+
 /// The architectures that a peer can build. A test of the peer keeps this list and its registry equal.
 pub const ARCHITECTURES: [&str; 18] = [
     "resnet8",
@@ -112,6 +115,9 @@ impl PeerSpec {
     pub(super) fn read(mut section: Section) -> Result<Self, SpecError> {
         let name = section.text("name")?.ok_or_else(|| section.missing("name", "every peer has a name"))?;
         let name = PeerName::new(name).map_err(|error| section.error("name", error.to_string()))?;
+        if name.as_str() == ALL {
+            return Err(section.error("name", format!("is {ALL:?}, which means every peer; choose another")));
+        }
         let arch =
             section.text("arch")?.ok_or_else(|| section.missing("arch", "write arch = \"resnet20\""))?;
         if !ARCHITECTURES.contains(&arch.as_str()) {

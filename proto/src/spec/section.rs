@@ -2,6 +2,13 @@
 
 use super::SpecError;
 
+/// Numbers beyond these, but for 0, are nothing that a network can be trained with in single precision.
+const LEAST: f64 = 1e-12;
+const MOST: f64 = 1e9;
+
+/// How alike a known key must be to be suggested for an unknown one.
+const ALIKE: f64 = 0.75;
+
 /// A table whose keys are taken one after another; what is left over at the end is unknown.
 pub(super) struct Section {
     name: String,
@@ -109,11 +116,13 @@ impl Section {
     ) -> Result<Option<f64>, SpecError> {
         let Some(value) = self.take(key) else { return Ok(None) };
         let number = number_of(&value).ok_or_else(|| self.mistyped(key, "a number", &value))?;
-        if number.is_finite() && fits(number) {
-            Ok(Some(number))
-        } else {
-            Err(self.error(key, format!("is {number}; it must be {wanted}")))
+        if !number.is_finite() || !fits(number) {
+            return Err(self.error(key, format!("is {number}; it must be {wanted}")));
         }
+        if number != 0.0 && !(LEAST..=MOST).contains(&number.abs()) {
+            return Err(self.error(key, format!("is {number:e}, which is beyond {LEAST:e} to {MOST:e}")));
+        }
+        Ok(Some(number))
     }
 
     /// A list of finite numbers.
@@ -198,6 +207,7 @@ fn number_of(value: &toml::Value) -> Option<f64> {
 /// The known word that is most like a misspelt one.
 pub(super) fn nearest(word: &str, known: &[&str]) -> Option<String> {
     let scored = known.iter().map(|candidate| (strsim::jaro_winkler(word, candidate), candidate));
+    let scored = scored.filter(|(alike, _)| *alike >= ALIKE);
     scored.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, candidate)| (*candidate).to_owned())
 }
 

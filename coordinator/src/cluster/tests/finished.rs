@@ -80,32 +80,31 @@ fn one_that_lost_its_last_checkpoint_is_served_whoever_comes_first() {
     }
 }
 
-/// A process that was here all along comes back to hear how the run ended.
-fn stands(world: &World, peer: &'static str) -> JoinRequest {
-    let held = Some(Checkpoints { run: RunId(7), steps: vec![100] });
-    let standing = Some(Standing { session: 4, steps_done: 100, log_from: 90, lease_until: 100 });
-    JoinRequest { checkpoints: held, standing, ..world.request(peer) }
-}
-
 #[test]
-fn those_who_stand_all_hear_that_the_run_is_finished() {
+fn those_who_stand_at_the_end_hear_it_once_all_are_back() {
     let mut world = World::with(TOML, &of_a_run(100, &[100]));
     let leaving = || FromPeer::Leaving { steps_done: 100, finished: true, reason: String::new() };
-    let request = stands(&world, "a");
-    assert_eq!(stops(&world.come_back("a", request)).len(), 1);
-    assert_eq!(exit(&world.say("a", leaving())), None, "b may be on its way");
-    assert_eq!(world.cluster.poll_timeout(), Some(Tick(returning_ms(world.cluster.spec()))));
-    let request = stands(&world, "b");
-    assert_eq!(stops(&world.come_back("b", request)).len(), 1);
+    let request = stands_at(&world, "a", 100, &[100]);
+    assert_eq!(stops(&world.come_back("a", request)), [], "b may be on its way, with less");
+    let request = stands_at(&world, "b", 100, &[100]);
+    assert_eq!(stops(&world.come_back("b", request))[0].2, 2);
+    assert_eq!(exit(&world.say("a", leaving())), None);
     assert_eq!(exit(&world.say("b", leaving())), Some(Ended::Finished));
     // If it does not come, it is not waited for longer than until its next attempt.
     let mut world = World::with(TOML, &of_a_run(100, &[100]));
-    let request = stands(&world, "a");
+    let request = stands_at(&world, "a", 100, &[100]);
     world.come_back("a", request);
-    world.say("a", leaving());
     let timeout = returning_ms(world.cluster.spec());
-    assert_eq!(exit(&world.wait(timeout - 1, &[])), None);
-    assert_eq!(exit(&world.wait(1, &[])), Some(Ended::Finished));
+    assert_eq!(stops(&world.wait(timeout - 1, &["a"])), []);
+    assert_eq!(world.cluster.poll_timeout(), Some(Tick(timeout)));
+    assert_eq!(stops(&world.wait(1, &["a"])).len(), 1);
+    assert_eq!(exit(&world.say("a", leaving())), Some(Ended::Finished));
+    // Nor if somebody asks the coordinator to stop: who is there is told first.
+    let mut world = World::with(TOML, &of_a_run(100, &[100]));
+    let request = stands_at(&world, "a", 100, &[100]);
+    world.come_back("a", request);
+    let stopped = world.event(Event::StopAsked { by: "SIGTERM".into() });
+    assert_eq!((stops(&stopped).len(), exit(&stopped)), (1, Some(Ended::Finished)));
 }
 
 #[test]
@@ -142,4 +141,51 @@ fn a_stranger_opens_nothing() {
     let stopped = world.event(Event::StopAsked { by: "SIGTERM".into() });
     check_complete(&answers(&stopped), &[waits]);
     assert_eq!(exit(&stopped), Some(Ended::Finished));
+}
+
+/// One that stands before the end, since the last steps were being taken again when the coordinator went.
+fn stands_at(world: &World, peer: &'static str, steps_done: Step, held: &[Step]) -> JoinRequest {
+    let held = Some(Checkpoints { run: RunId(7), steps: held.to_vec() });
+    let standing = Some(Standing { session: 4, steps_done, log_from: 90, lease_until: 100 });
+    JoinRequest { checkpoints: held, standing, ..world.request(peer) }
+}
+
+#[test]
+fn last_steps_that_were_being_taken_again_are_taken_to_the_end() {
+    for (first, second) in [(("a", 95), ("b", 100)), (("b", 100), ("a", 95))] {
+        let mut world = World::with(TOML, &of_a_run(100, &[90, 100]));
+        for (peer, steps_done) in [first, second] {
+            let held: &[Step] = if peer == "a" { &[90] } else { &[90, 100] };
+            let request = stands_at(&world, peer, steps_done, held);
+            assert_eq!(stops(&world.come_back(peer, request)), [], "{peer}");
+        }
+        assert_eq!(world.cluster.phase(), Phase::Running);
+        // The journal says that all is complete: what a says itself counts.
+        world.steps("a", 95..100);
+        assert_eq!(world.cluster.phase(), Phase::Running);
+        let saved = world.say("a", FromPeer::CheckpointSaved { step: 100, held: vec![90, 100] });
+        assert_eq!(stops(&saved).len(), 1, "all hear the end");
+        assert_eq!(world.cluster.phase(), Phase::Finished);
+    }
+}
+
+/// The journal may not know of a replay under way: nobody is told the end before all have said where they are.
+#[test]
+fn a_run_that_was_opened_again_ends_when_all_have_come() {
+    let mut world = World::with(TOML, &of_a_run(100, &[90, 100]));
+    let request = stands_at(&world, "a", 95, &[90, 100]);
+    assert_eq!(stops(&world.come_back("a", request)), []);
+    world.steps("a", 95..100);
+    assert_eq!(world.cluster.phase(), Phase::Running, "b may stand before the end, and need a");
+    let request = stands_at(&world, "b", 100, &[100]);
+    assert_eq!(stops(&world.come_back("b", request)).len(), 1);
+}
+
+#[test]
+fn who_is_not_taken_in_opens_nothing() {
+    let mut world = World::with(TOML, &of_a_run(100, &[90, 100]));
+    let request = JoinRequest { dataset_fingerprint: Digest::of("other"), ..world.request("a") };
+    world.present(request, "127.0.0.1").unwrap_err();
+    assert_eq!(world.cluster.phase(), Phase::Finished);
+    assert_eq!(world.cluster.absent_until, None);
 }

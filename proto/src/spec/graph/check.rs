@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::peer::Role;
 use super::super::run::FailurePolicy;
-use super::super::{MethodSpec, RunSpec, SpecError};
+use super::super::{LogitKd, MethodSpec, RunSpec, SpecError};
 use super::{EdgeSpec, Gate, KdclTarget, TermSpec, When};
 
 impl RunSpec {
@@ -14,8 +14,16 @@ impl RunSpec {
         if !self.edges.is_sorted_by_key(|edge| edge.to) {
             return Err(SpecError::value("[[edge]]", "the list", "is not in the order of targets"));
         }
+        if self.run.generations < 2
+            && let Some(preset) = self.preset.filter(|preset| preset.generations() > 1)
+        {
+            let problem =
+                format!("is 1, but {:?} trains a network on its past; write 2 or more", preset.name());
+            return Err(SpecError::value("[run]", "generations", problem));
+        }
         for (place, edge) in self.edges.iter().enumerate() {
             self.check_ends(edge)?;
+            self.check_generations(edge)?;
             self.check_term(edge)?;
             self.check_gate(edge)?;
             let from = self.edges.partition_point(|other| other.to < edge.to);
@@ -24,13 +32,6 @@ impl RunSpec {
                 let problem = format!("stands twice, with weights {} and {}", other.weight, edge.weight);
                 return Err(self.about(edge, problem));
             }
-        }
-        if self.run.generations < 2
-            && let Some(preset) = self.preset.filter(|preset| preset.generations() > 1)
-        {
-            let problem =
-                format!("is 1, but {:?} trains a network on its past; write 2 or more", preset.name());
-            return Err(SpecError::value("[run]", "generations", problem));
         }
         self.check_ensembles()?;
         self.check_members()?;
@@ -71,6 +72,21 @@ impl RunSpec {
             }
             _ => Ok(()),
         }
+    }
+
+    /// An edge is there in some generation.
+    fn check_generations(&self, edge: &EdgeSpec) -> Result<(), SpecError> {
+        if edge.when == When::Later && self.run.generations < 2 {
+            let problem =
+                "is of the later generations, but there is one; write generations = 2 or more in [run]";
+            return Err(self.about(edge, problem));
+        }
+        if edge.when == When::First && edge.is_of_the_past() {
+            let problem =
+                "looks back to the generation before, which the first has not; leave out its generations";
+            return Err(self.about(edge, problem));
+        }
+        Ok(())
     }
 
     fn check_term(&self, edge: &EdgeSpec) -> Result<(), SpecError> {
@@ -233,16 +249,10 @@ impl RunSpec {
 
     /// Whoever has nothing to learn from is a teacher.
     fn check_learners(&self) -> Result<(), SpecError> {
-        let generations = if self.run.generations > 1 { 0..2 } else { 0..1 };
         let idle = |index: &usize| {
-            // A discriminator is no term of the loss, and the first generation has no past.
-            let learns = |edge: &EdgeSpec, generation: u64| {
-                let past = edge.is_local() && !edge.term.is_local();
-                let of_loss = !matches!(edge.term, TermSpec::Afd { .. });
-                of_loss && edge.when.includes(generation) && (generation > 0 || !past)
-            };
-            let nothing = |generation| !self.edges_to(*index).any(|edge| learns(edge, generation));
-            !self.is_coupled(*index) && !self.has_plain_ce(*index) && generations.clone().any(nothing)
+            let nothing = |generation| !self.edges_to(*index).any(|edge| edge.is_of_loss(generation));
+            let idle = self.kinds_of_generations().any(nothing);
+            !self.is_coupled(*index) && !self.has_plain_ce(*index) && idle
         };
         match (0..self.peers.len()).filter(|index| self.is_student(*index)).find(idle) {
             Some(index) => {
@@ -295,30 +305,73 @@ impl RunSpec {
         self.check_those_left_alone()
     }
 
-    /// One who may be left alone learns something even then.
+    /// Whoever is left learns something even then, whichever of the others have gone.
     fn check_those_left_alone(&self) -> Result<(), SpecError> {
-        if self.policy.on_failure != FailurePolicy::Continue || self.policy.min_peers > 1 {
+        if self.policy.on_failure != FailurePolicy::Continue {
             return Ok(());
         }
-        let by_coupling = match &self.method {
-            MethodSpec::LMcl(_) => true,
-            MethodSpec::Mcl(mcl) => mcl.alpha > 0.0,
-            MethodSpec::Alone | MethodSpec::Dml(_) => false,
+        let least = self.policy.min_peers;
+        let gone_at_most = self.peers.len().saturating_sub(least);
+        for (target, peer) in self.peers.iter().enumerate().filter(|(index, _)| self.is_student(*index)) {
+            for generation in self.kinds_of_generations() {
+                let sources = self.sources_of_loss(target, generation);
+                if self.has_terms_of_its_own(target, generation) || sources > gone_at_most {
+                    continue;
+                }
+                let more = match sources {
+                    0 => String::new(),
+                    sources => format!("write {}, or ", self.peers.len() + 1 - sources),
+                };
+                let problem = format!(
+                    "is {least}, but peer {} learns from others only, and all of these may be gone then; {more}give it a \
+                     term of its own",
+                    peer.name
+                );
+                return Err(SpecError::value("[policy]", "min_peers", problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// The first generation, and one that stands for all later ones if there are any.
+    fn kinds_of_generations(&self) -> std::ops::Range<u64> {
+        if self.run.generations > 1 { 0..2 } else { 0..1 }
+    }
+
+    /// Whether the loss of a peer has a term that needs nobody else.
+    fn has_terms_of_its_own(&self, target: usize, generation: u64) -> bool {
+        let coupled = self.is_coupled(target)
+            && match &self.method {
+                MethodSpec::LMcl(_) => true,
+                MethodSpec::Mcl(mcl) => mcl.alpha > 0.0,
+                MethodSpec::Alone | MethodSpec::Dml(_) => false,
+            };
+        let mut own = self.edges_to(target).filter(|edge| edge.is_local());
+        coupled || self.has_plain_ce(target) || own.any(|edge| edge.is_of_loss(generation))
+    }
+
+    /// From how many others the terms of a peer's loss are.
+    fn sources_of_loss(&self, target: usize, generation: u64) -> usize {
+        let edges = self.edges_to(target).filter(|edge| !edge.is_local() && edge.is_of_loss(generation));
+        let couples = match &self.method {
+            MethodSpec::Alone => false,
+            MethodSpec::Dml(_) | MethodSpec::LMcl(_) => true,
+            // Who is the last of those who are left is not known.
+            MethodSpec::Mcl(mcl) => self.method.contrasts() || mcl.logit_kd == LogitKd::All,
         };
-        let has_own = |target| {
-            by_coupling || self.has_plain_ce(target) || self.edges_to(target).any(EdgeSpec::is_local)
-        };
-        let mut students = self.peers.iter().enumerate().filter(|(index, _)| self.is_student(*index));
-        let Some((_, peer)) = students.find(|(target, _)| !has_own(*target)) else { return Ok(()) };
-        let problem = format!(
-            "is 1, but peer {} learns from others only: alone it would learn nothing; write 2, or give it a term of its own",
-            peer.name
-        );
-        Err(SpecError::value("[policy]", "min_peers", problem))
+        let coupled = if couples { self.coupling_sources(target) } else { Vec::new() };
+        edges.map(|edge| edge.from).chain(coupled).collect::<BTreeSet<usize>>().len()
     }
 }
 
 impl EdgeSpec {
+    /// Whether it is a term of the loss in a generation: a discriminator is none, and the first has no past.
+    fn is_of_loss(&self, generation: u64) -> bool {
+        let discriminates = matches!(self.term, TermSpec::Afd { .. });
+        let looks_back_in_vain = generation == 0 && self.is_of_the_past();
+        self.when.includes(generation) && !discriminates && !looks_back_in_vain
+    }
+
     /// Whether both are one term with the same weight at all times.
     fn has_numbers_of(&self, other: &Self) -> bool {
         let of =

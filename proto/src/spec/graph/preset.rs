@@ -124,8 +124,14 @@ impl Preset {
                 labels(&students, 1.0).chain(pairs.into_iter().map(kl)).collect()
             }
             Self::SelfKd | Self::Generations => {
+                let term = section.choice("term", &[("kd", "kd"), ("kd-fn", "kd-fn")])?;
+                if term == Some("kd-fn") && section.has("alpha") {
+                    let problem =
+                        "is of term = \"kd\"; that of kd-fn is added to the whole cross-entropy with w_kd";
+                    return Err(section.error("alpha", problem));
+                }
                 let alpha = section.number("alpha", UNIT, |x| (0.0..=1.0).contains(&x))?.unwrap_or(0.5);
-                let term = match section.choice("term", &[("kd", "kd"), ("kd-fn", "kd-fn")])? {
+                let term = match term {
                     Some("kd-fn") => TermSpec::read("kd-fn", section)?,
                     _ => TermSpec::Kd { t: section.number("t", POSITIVE, |t| t > 0.0)?.unwrap_or(1.0) },
                 };

@@ -3,16 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::method::NOT_NEGATIVE;
-use super::super::peer::{PeerSpec, Role};
+use super::super::peer::{ALL, PeerSpec, Role};
 use super::super::section::Section;
 use super::super::{MethodSpec, OptimSpec, SpecError};
 use super::{EdgeSpec, Gate, Preset, TermSpec, Topology, WeightSchedule, When};
 
 /// Terms that couple networks as a whole: an edge of one links its target to its source in the run's coupling.
 pub(super) const COUPLINGS: [&str; 3] = ["dml", "mcl", "l-mcl"];
-
-/// Stands for every other peer as a source, and for every student as a target.
-const ALL: &str = "all";
 
 /// What the tables together say.
 #[derive(Debug)]
@@ -45,6 +42,10 @@ pub(in crate::spec) fn read_graph(
     if matches!(coupling, Some(MethodSpec::Dml(_) | MethodSpec::Mcl(_))) {
         let topology = Topology::read(&mut section, peers.len())?.filter(|shape| *shape != Topology::All);
         links = topology.map(|shape| shape.pairs(&everybody).into_iter().collect());
+    }
+    if let Some(key) = ["topology", "group"].into_iter().find(|key| section.has(key) && coupling.is_some()) {
+        let problem = format!("is no number of {name:?}, whose terms are of all its peers; leave it out");
+        return Err(section.error(key, problem));
     }
     let (mut preset, mut edges) = (None, Vec::new());
     if coupling.is_none() {
@@ -97,8 +98,9 @@ fn read_edges(
             return Err(section.missing("to", "write to = \"NAME\", the peer that learns"));
         };
         let pairs = pairs(&section, peers, from.as_deref(), &to)?;
+        let numbers = ["weight", "gate", "schedule", "warmup_epochs", "generations"];
         if COUPLINGS.contains(&term.as_str()) {
-            if let Some(key) = ["weight", "gate", "schedule"].into_iter().find(|key| section.has(key)) {
+            if let Some(key) = numbers.into_iter().find(|key| section.has(key)) {
                 let problem = format!(
                     "is no number of {term:?}, which is one coupling of all its peers; give it the weights that it has itself"
                 );
@@ -146,8 +148,16 @@ fn read_link(
         );
         return Err(section.error("term", problem));
     }
-    if coupling.is_some() {
+    // What couples all its peers is refused with the reason for that.
+    if matches!(coupling, Some(MethodSpec::LMcl(_))) {
         return Ok(());
+    }
+    if coupling.is_some() {
+        let problem = format!(
+            "is {term:?}, by which [method] couples the peers already; leave out this table, or [method] (then tables of this \
+             term say who is coupled, and have its numbers)"
+        );
+        return Err(section.error("term", problem));
     }
     let method = MethodSpec::read(term, section, optim)?;
     if all.coupling.is_some() && all.coupling != method {

@@ -69,12 +69,21 @@ fn what_is_shown_is_what_travels() {
     assert_eq!(says(&correct), ["ta fn_logits logits"]);
     assert_eq!(said(&spec(&correct))[0], "[logits F32[20, 10], fn_logits F32[20, 10]]");
     assert_eq!(says("[method]\nname = \"dml\"\n"), ["ta logits", "ba logits", "tb logits", "ab logits"]);
+    let closed = edge("\"t\"", "\"a\"", "term = \"kd\"\ngate = \"cutoff\"");
+    assert_eq!(says(&closed), ["ta "], "nothing travels for what is cut off");
+    let past = with("[method]\nname = \"generations\"\n").replace("steps = 4", "steps = 4\ngenerations = 2");
+    let own = RunSpec::parse(&past).unwrap().graph().edges;
+    assert!(own.iter().any(|edge| edge.term == "kd"));
+    assert!(own.iter().all(|edge| edge.says.is_empty()), "one's own past does not travel");
     // Of three, the last distils.
     let mcl = "[method]\nname = \"mcl\"\n";
     assert_eq!(says(mcl), ["ta embed.0", "ba embed.0", "tb logits embed.0", "ab logits embed.0"]);
     let wanted = |rest: &str, source, target| spec(rest).wanted(source, target).unwrap();
     assert!(!wanted(mcl, 1, 0).contains("embed.0"), "nothing that a teacher would learn from");
-    assert!(wanted("[method]\nname = \"l-mcl\"\n", 1, 0).contains("embed.0"), "but it is in meta-updates");
+    assert!(!wanted("[method]\nname = \"l-mcl\"\n", 1, 0).contains("embed.0"), "nor in meta-updates");
+    assert!(!wanted(mcl, 2, 1).contains("logits"));
+    let going_on = format!("{mcl}[policy]\non_failure = \"continue\"\n");
+    assert!(wanted(&going_on, 2, 1).contains("logits"), "who stays hands on what it heard");
     let general = edge("\"a\"", "\"b\"", "term = \"kdcl\"\ntarget = \"general\"");
     let both = general.clone() + &edge("\"t\"", "\"b\"", "term = \"kd\"");
     let text = with(&both).replace("batch = 20", "validation = 9");
@@ -242,7 +251,28 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
             "of an ensemble whose students all learn from all its members",
         ),
         (one("\"t\"", "\"a\"", "term = \"one\"\ngate = \"correct\""), "of several"),
-        (one("\"a\"", "\"a\"", "term = \"ce\"\ngenerations = \"later\""), "of other generations"),
+        (
+            one("\"a\"", "\"a\"", "term = \"ce\"\ngenerations = \"later\""),
+            "of the later generations, but there is one",
+        ),
+        (one("\"a\"", "\"a\"", "term = \"ce\"\ngenerations = \"first\"\nweight = 0"), "of other generations"),
+        (
+            error(
+                &edge("\"a\"", "\"a\"", "term = \"kd\"\ngenerations = \"first\"")
+                    .replace("[[edge]]", "[method]\nname = \"self-kd\"\n[[edge]]"),
+            ),
+            "which the first has not",
+        ),
+        (
+            error("[method]\nname = \"mcl\"\n[[edge]]\nfrom = \"a\"\nto = \"b\"\nterm = \"mcl\"\n"),
+            "leave out this table",
+        ),
+        (error("[method]\nname = \"l-mcl\"\ntopology = \"ring\"\n"), "topology is no number of \"l-mcl\""),
+        (error("[method]\nname = \"self-kd\"\nterm = \"kd-fn\"\nalpha = 0.3\n"), "is of term = \"kd\""),
+        (error("[method]\nname = \"l-mcl\"\nmeta_freq = 0\nmeta_times = 3\n"), "of which there are none"),
+        (one("\"t\"", "\"a\"", "term = \"kl\"\nt = 1e200"), "beyond"),
+        (one("\"t\"", "\"a\"", "term = \"kl\"\nweight = 5e-324"), "beyond"),
+        (one("\"a\"", "\"b\"", "term = \"mcl\"\ngenerations = \"first\""), "generations is no number of"),
         (one("\"b\"", "\"a\"", "term = \"afd\"\nchannels = 1025"), "1 to 1024"),
         (
             error(
@@ -283,6 +313,34 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
     };
     assert!(pair("").is_ok());
     assert!(pair("min_peers = 1").unwrap_err().contains("peer b learns from others only"));
+    // Of three, a has a term of b and a discriminator against c; or a and b are coupled, and c learns from both.
+    let silent = |name: &str| format!("[[edge]]\nto = \"{name}\"\nterm = \"ce\"\nweight = 0\n");
+    let kl = |from: &str, to: &str| edge(from, to, "term = \"kl\"");
+    let of_c = kl("[\"a\", \"b\"]", "\"c\"");
+    let against = kl("\"b\"", "\"a\"") + &edge("\"c\"", "\"a\"", "term = \"afd\"");
+    let against = against + &kl("[\"a\", \"c\"]", "\"b\"") + &of_c + &silent("a");
+    let both = edge("\"a\"", "\"b\"", "term = \"mcl\"") + &edge("\"b\"", "\"a\"", "term = \"mcl\"");
+    let beside = both + &kl("\"c\"", "[\"a\", \"b\"]") + &of_c + &silent("c");
+    let going_on = |edges: &str, least: usize| {
+        let peers = ["a", "b", "c"].map(|name| format!("[[peer]]\nname = \"{name}\"\narch = \"resnet8\"\n"));
+        let text = format!(
+            "{edges}[run]\nsteps = 4\n[data]\ndataset = \"mnist\"\nbatch = 20\n[policy]\non_failure = \"continue\"\n\
+             min_peers = {least}\n{}",
+            peers.concat()
+        );
+        RunSpec::parse(&text).map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!((going_on(&against, 3), going_on(&beside, 2)), (Ok(()), Ok(())));
+    let said = going_on(&against, 2).unwrap_err();
+    assert!(
+        said.contains("peer a learns from others only") && said.contains("write 3, or give it"),
+        "{said}"
+    );
+    let said = going_on(&beside, 1).unwrap_err();
+    assert!(
+        said.contains("peer c learns from others only") && said.contains("write 2, or give it"),
+        "{said}"
+    );
     let general = |rest: &str| {
         let text = with("[method]\nname = \"kdcl\"\ntarget = \"general\"\n").replace("batch = 20", rest);
         RunSpec::parse(&text).map_err(|error| error.to_string())
