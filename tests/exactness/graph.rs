@@ -41,8 +41,12 @@ fn gated_teacher(folder: &TempDir) -> String {
 }
 
 fn spec(graph: &str, peers: &str) -> RunSpec {
+    spec_of("steps = 10", graph, peers)
+}
+
+fn spec_of(length: &str, graph: &str, peers: &str) -> RunSpec {
     let text = format!(
-        "[run]\nseed = 3\nsteps = 10\n[data]\ndataset = \"fashion-mnist\"\ntrain_limit = 60\nbatch = 20\n\
+        "[run]\nseed = 3\n{length}\n[data]\ndataset = \"fashion-mnist\"\ntrain_limit = 60\nbatch = 20\n\
          {graph}\n[optim]\nlr = 0.05\n{peers}"
     );
     RunSpec::parse(&text).unwrap()
@@ -257,10 +261,8 @@ fn a_mixed_graph_goes_on_from_checkpoints_in_the_same_bits() {
 const GENERATION: u64 = 5;
 
 fn generations(graph: &str, count: u64) -> RunSpec {
-    let mut spec = spec(graph, &students(&["a", "b"]));
-    spec.run.length = cohort_proto::spec::Length::Steps(GENERATION);
-    spec.run.generations = count;
-    spec
+    let length = format!("steps = {GENERATION}\ngenerations = {count}");
+    spec_of(&length, graph, &students(&["a", "b"]))
 }
 
 /// Every generation begins with fresh weights and learns from the last one's.
