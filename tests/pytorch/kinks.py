@@ -6,17 +6,40 @@ to 0 than f32 rounds, and two correct programs then take different sides. Choosi
 else, must make the difference vanish if rounding is its whole cause.
 """
 
+import torch
 from torch import nn
 
 # Inputs nearer to 0 than this may lie on either side in f32.
 NEAR = 1e-5
 
-# Sides that are changed in one step at most, and activations that are tried for each: a search, not a fit.
+# Sides that are changed in one network in one step at most, and activations that are tried for each: a search, not a fit.
 FLIPS_MAX, TRIED_MAX = 6, 100
 
 
 class _State:
-    calls, flips, near = 0, set(), None
+    calls, flips, near = 0, frozenset(), None
+
+
+class _Sided(torch.autograd.Function):
+    """A ReLU whose side is chosen on the way back: of an input near 0 the value is the same on either."""
+
+    @staticmethod
+    def forward(context, x, place):
+        context.place = place
+        context.save_for_backward(x > 0)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient * _sides(context.saved_tensors[0], context.place), None
+
+
+def _sides(side, place):
+    flipped = [i for call, i in _State.flips if call == place]
+    if flipped:
+        side = side.clone()
+        side.view(-1)[flipped] ^= True
+    return side
 
 
 def relu(x):
@@ -26,13 +49,10 @@ def relu(x):
         flat = x.detach().abs().flatten()
         close = (flat < NEAR).nonzero().flatten().tolist()
         _State.near += [(flat[i].item(), place, i) for i in close]
+        return _Sided.apply(x, place)
     if not _State.flips:
         return nn.functional.relu(x)
-    side = x.detach() > 0
-    for call, i in _State.flips:
-        if call == place:
-            side.view(-1)[i] ^= True
-    return x * side
+    return x * _sides(x.detach() > 0, place)
 
 
 class Relu(nn.Module):
@@ -40,26 +60,41 @@ class Relu(nn.Module):
         return relu(x)
 
 
-def _measure(gap, flips):
-    _State.calls, _State.flips = 0, flips
-    try:
-        return gap()
-    finally:
-        _State.flips = set()
+class sided:
+    """Inside, these sides are the other ones. Calls of ReLU are counted from 0."""
+
+    def __init__(self, flips):
+        self.flips = frozenset(flips)
+
+    def __enter__(self):
+        _State.calls, _State.flips = 0, self.flips
+
+    def __exit__(self, *_):
+        _State.flips = frozenset()
 
 
-def reconcile(gap, enough):
-    """`gap()` makes the step and says how far it is off: (Euclidean distance, greatest difference, ...). Returns that as
-    it is, then with the sides that bring the greatest difference below `enough` or the distance as low as they can, and
-    how many sides were changed. The distance decides, since each side that is put right shortens it, whatever others
-    still stand wrong."""
-    _State.near = []
-    begun, near, flips = _measure(gap, set()), _State.near, set()
-    _State.near, best = None, begun
+def watched(forwards):
+    """What each of `forwards` gives, made so that `sided` changes gradients through it later, and for each its activations
+    near 0: (distance from 0, call, index)."""
+    _State.calls, given, near = 0, [], []
+    for forward in forwards:
+        _State.near = []
+        given.append(forward())
+        near.append(sorted(_State.near))
+    _State.near = None
+    return given, near
+
+
+def search(gap, near, enough):
+    """The sides that bring the greatest difference of one network below `enough`, or the distance as low as they can. `gap`
+    says of a set of sides (Euclidean distance, greatest difference). The distance decides, since each side that is put
+    right shortens it, whatever others still stand wrong."""
+    flips = frozenset()
+    best = gap(flips)
     while best[1] > enough and len(flips) < FLIPS_MAX:
         found = flip = None
-        for _, call, i in sorted(near)[:TRIED_MAX]:
-            measured = _measure(gap, flips ^ {(call, i)})
+        for _, call, i in near[:TRIED_MAX]:
+            measured = gap(flips ^ {(call, i)})
             if measured[0] < (found or best)[0]:
                 found, flip = measured, (call, i)
             if measured[0] < best[0] / 2:
@@ -68,4 +103,4 @@ def reconcile(gap, enough):
         if found is None or found[0] > 0.98 * best[0]:
             break
         best, flips = found, flips ^ {flip}
-    return begun, best, len(flips)
+    return flips
