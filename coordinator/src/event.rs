@@ -163,6 +163,13 @@ pub enum Entry {
         /// Its completed steps.
         step: Step,
     },
+    /// A peer has none of its checkpoints of more steps than these any more.
+    Lost {
+        /// The peer.
+        peer: PeerName,
+        /// Completed steps of the newest that it still has.
+        after: Step,
+    },
     /// A peer completed a step.
     Report {
         /// The peer.

@@ -17,6 +17,14 @@ use crate::models::{ModelError, StateError};
 /// Why a peer ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
+    /// The run was finished by the others.
+    #[error(
+        "the run is finished, but the others went on without this peer, whose newest state is of {steps} steps"
+    )]
+    LeftBehind {
+        /// Those.
+        steps: Step,
+    },
     /// A flag that cannot be used.
     #[error("{0}")]
     Usage(String),
@@ -111,9 +119,11 @@ impl PeerError {
                 RefusalReason::UnknownName | RefusalReason::TakenName | RefusalReason::Address => Exit::Usage,
                 RefusalReason::Closed => Exit::Unreachable,
                 RefusalReason::Finished => Exit::Finished,
+                RefusalReason::LeftBehind => Exit::LeftBehind,
                 _ => Exit::Mismatch,
             },
             Self::Mismatch(_) => Exit::Mismatch,
+            Self::LeftBehind { .. } => Exit::LeftBehind,
             Self::Dataset(_)
             | Self::Weights(_)
             | Self::Init { .. }

@@ -102,7 +102,8 @@ pub fn too_late(refusal: &Refusal) -> Option<Stop> {
     let kind = match refusal.reason {
         RefusalReason::Closed => StopKind::AtOnce,
         // What it was doing again is complete by other processes, and by its own before it.
-        RefusalReason::Finished => StopKind::Finished,
+        // Or the others went on without it, which it finds out by what it holds.
+        RefusalReason::Finished | RefusalReason::LeftBehind => StopKind::Finished,
         _ => return None,
     };
     Some(Stop { kind, sentence: refusal.sentence.clone() })

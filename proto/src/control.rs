@@ -99,6 +99,8 @@ pub enum RefusalReason {
     Malformed,
     /// The run is complete, and so is this peer.
     Finished,
+    /// The run is complete, and the others went on without this peer.
+    LeftBehind,
 }
 
 /// A refusal, with a sentence for people.

@@ -11,6 +11,8 @@ pub enum Exit {
     Internal = 1,
     /// The command line is wrong.
     Usage = 2,
+    /// The run is finished without this peer, which the others had left behind: nothing can go on.
+    LeftBehind = 3,
     /// Training data, weights or a contribution are missing or damaged.
     BadData = 65,
     /// The coordinator cannot be reached, or an address cannot be used.

@@ -147,7 +147,8 @@ fn end_of(status: ExitStatus, stderr: &str) -> End {
     match status.signal() {
         // A peer that is asked to stop before it can listen to that just ends.
         Some(signal) if signal == Signal::SIGKILL as i32 || signal == Signal::SIGTERM as i32 => End::Killed,
-        _ if is(Exit::Finished) => End::Finished,
+        // One that was left behind has nothing more to do, either; the verdict looks at what it has.
+        _ if is(Exit::Finished) || is(Exit::LeftBehind) => End::Finished,
         _ if is(Exit::Stopped) => End::Stopped,
         _ if is(Exit::Unreachable) => End::Unreachable,
         _ => End::Wrongly(status.to_string()),

@@ -35,7 +35,7 @@ fn check_spec(run_toml: &str, words: &[&str]) -> Result<()> {
 #[test]
 fn run_toml_is_read_strictly() -> Result<()> {
     let good = run_toml("mcl", TWO, "steps = 3");
-    check_spec(&good.replace("lr = ", "learning_rat = "), &["[optim]", "learning_rat", "did you mean"])?;
+    check_spec(&good.replace("lr = ", "learning_rat = "), &["[optim]", "learning_rat", "known are", "lr"])?;
     check_spec(&good.replace("lr = 0.05", "momentun = 0.9"), &["did you mean \"momentum\""])?;
     check_spec(&good.replace("resnet8", "resnet9"), &["resnet9", "did you mean \"resnet"])?;
     check_spec(&good.replace("\"mcl\"", "\"mcll\""), &["[method]", "did you mean \"mcl\""])?;

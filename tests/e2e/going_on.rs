@@ -121,6 +121,20 @@ fn one_that_hangs_is_left_behind() -> Result<()> {
     check_steps(&site, STEPS)
 }
 
+/// For one that comes when the others have finished there is nothing to do, and no use in coming again.
+#[test]
+fn one_that_comes_after_the_end_is_told_so() -> Result<()> {
+    let Running { site, coordinator, a, b, mut c, .. } = running()?;
+    c.signal(Signal::SIGKILL)?;
+    for process in [a, b, coordinator.process] {
+        process.wait()?.check(Exit::Finished, &[])?;
+    }
+    let coordinator = site.coordinator()?;
+    let c = site.peer(&coordinator.url(), "c", &[])?.wait()?;
+    c.check(Exit::LeftBehind, &["the run is finished", "without this peer"])?;
+    coordinator.process.wait()?.check(Exit::Finished, &[])
+}
+
 /// With too few left, the cohort waits, whatever the policy.
 #[test]
 fn too_few_wait() -> Result<()> {

@@ -142,11 +142,12 @@ fn a_message_over_the_limit_does_not_harm_the_coordinator() -> Result<()> {
 #[test]
 fn every_reason_is_tried_here_or_with_real_peers() {
     let tried = WRONG.iter().map(|(_, reason, _)| *reason);
-    // Taken names, closed runs and finished ones are tried with real peers.
-    let real = [RefusalReason::TakenName, RefusalReason::Closed, RefusalReason::Finished];
+    // Taken names, and runs that are closed or finished, with the peer or without it, are tried with real peers.
+    let finished = [RefusalReason::Finished, RefusalReason::LeftBehind];
+    let real = [RefusalReason::TakenName, RefusalReason::Closed].into_iter().chain(finished);
     let tried: Vec<_> = tried.chain(real).collect();
-    let all = (1..=13).filter_map(|number| RefusalReason::try_from(number).ok());
+    let all = (1..=14).filter_map(|number| RefusalReason::try_from(number).ok());
     let missing: Vec<_> = all.filter(|reason| !tried.contains(reason)).collect();
     assert!(missing.is_empty(), "{missing:?}");
-    assert!(RefusalReason::try_from(14).is_err(), "a new reason: try it here");
+    assert!(RefusalReason::try_from(15).is_err(), "a new reason: try it here");
 }

@@ -81,7 +81,8 @@ impl World {
         let Some(process) = self.process(peer) else { return };
         if process.place.is_none() {
             // Who comes too late comes again and again, which tells nothing new.
-            let too_late = self.eager && refusal.reason == RefusalReason::Closed;
+            let ended = matches!(refusal.reason, RefusalReason::Closed | RefusalReason::LeftBehind);
+            let too_late = self.eager && ended;
             let finished = refusal.reason == RefusalReason::Finished || too_late;
             return self.exits(peer, finished);
         }

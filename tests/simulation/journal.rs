@@ -34,6 +34,7 @@ impl fmt::Debug for Journal {
             }
             Entry::Lease { until } => write!(f, " l{until}"),
             Entry::Checkpoint { peer, step } => write!(f, " c{peer}{step}"),
+            Entry::Lost { peer, after } => write!(f, " f{peer}{after}"),
             Entry::Report { peer, report } => write!(f, " r{peer}{}", report.step),
             Entry::Phase(phase) => write!(f, " {}", phase.name()),
         })
@@ -92,6 +93,7 @@ impl Journal {
                 }
                 Entry::Lease { until } => lease_until = lease_until.max(*until),
                 Entry::Checkpoint { peer, step } => _ = held.entry(peer).or_default().insert(*step),
+                Entry::Lost { peer, after } => _ = held.entry(peer).or_default().split_off(&(after + 1)),
                 Entry::Report { .. } | Entry::Phase(_) => {}
             }
         }

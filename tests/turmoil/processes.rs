@@ -152,8 +152,12 @@ fn exit_of(outcome: Result<Ending, PeerError>) -> Exit {
     };
     match &error {
         PeerError::Refused(refusal) if refusal.reason == RefusalReason::Finished => Exit::Finished,
+        PeerError::LeftBehind { .. } => Exit::Stopped(error.to_string()),
         PeerError::Refused(refusal)
-            if matches!(refusal.reason, RefusalReason::Closed | RefusalReason::TakenName) =>
+            if matches!(
+                refusal.reason,
+                RefusalReason::Closed | RefusalReason::LeftBehind | RefusalReason::TakenName
+            ) =>
         {
             Exit::Stopped(error.to_string())
         }

@@ -37,7 +37,6 @@ pub(crate) struct Desk {
 pub(crate) fn start(desk: Desk, inputs: &Inputs, shared: Shared) -> Trainer {
     let (words, inbox) = mpsc::channel(QUEUE_DEPTH + inputs.spec.peers.len() * INBOX_PER_SOURCE);
     let (outbox, news) = mpsc::channel(QUEUE_DEPTH);
-    let held = desk.disk.lock().unwrap().verified();
     let peer = &inputs.spec.peers[inputs.index];
     let facts = Facts {
         spec_hash: inputs.spec_hash,
@@ -47,13 +46,18 @@ pub(crate) fn start(desk: Desk, inputs: &Inputs, shared: Shared) -> Trainer {
         sources: desk.setting.sources(desk.peer),
         dataset_fingerprint: Digest::of("the same data"),
         total_steps: STEPS,
-        checkpoints: held.map(|(run, steps)| Checkpoints { run, steps }),
+        checkpoints: found(&desk),
     };
     tokio::spawn(async move {
         let ending = train(desk, facts, shared, inbox, outbox.clone()).await;
         _ = outbox.send(News::Ended(ending)).await;
     });
     Trainer { words, news, thread: None }
+}
+
+fn found(desk: &Desk) -> Option<Checkpoints> {
+    let held = desk.disk.lock().unwrap().verified();
+    held.map(|(run, steps)| Checkpoints { run, steps })
 }
 
 struct Training {
@@ -76,13 +80,21 @@ async fn train(
     mut inbox: mpsc::Receiver<Word>,
     outbox: mpsc::Sender<News>,
 ) -> Ending {
-    let held = facts.checkpoints.iter().flat_map(|held| held.steps.iter().copied()).collect();
+    let steps_of = |held: &Option<Checkpoints>| held.iter().flat_map(|held| held.steps.clone()).collect();
+    let mut held: BTreeSet<Step> = steps_of(&facts.checkpoints);
     let not_joined = |cause| Ending { steps_done: 0, saved: false, cause };
     _ = outbox.send(News::Prepared(Box::new(facts))).await;
-    let run = match inbox.recv().await {
-        Some(Word::Joined(run)) => run,
-        Some(Word::Stop(stop)) => return not_joined(Ok(stop)),
-        other => return not_joined(Err(PeerError::Internal(format!("not joined, but {other:?}")))),
+    let run = loop {
+        match inbox.recv().await {
+            Some(Word::Joined(run)) => break run,
+            Some(Word::LookAgain) => {
+                let found = found(&desk);
+                held = steps_of(&found);
+                _ = outbox.send(News::Found(found)).await;
+            }
+            Some(Word::Stop(stop)) => return not_joined(Ok(stop)),
+            other => return not_joined(Err(PeerError::Internal(format!("not joined, but {other:?}")))),
+        }
     };
     let identity = Identity {
         me: desk.setting.spec.peers[desk.peer].name.clone(),

@@ -16,7 +16,8 @@ impl Training {
         self.lease.holds(index, counting);
     }
 
-    /// What a member holds that counts goes on record, but for what is known.
+    /// What a member holds that counts goes on record, but for what is known; and that it lost the newest, since a
+    /// coordinator that is started again must not take it for complete.
     pub(super) fn record_what_counts(
         &self,
         index: usize,
@@ -24,6 +25,11 @@ impl Training {
         name: &PeerName,
         out: &mut Vec<Action>,
     ) {
+        let newest = |held: &BTreeSet<Step>| held.last().copied().unwrap_or(0);
+        let after = self.lease.checkpoints(index).map_or(0, newest);
+        if newest(known) > after {
+            out.push(Action::Record(Entry::Lost { peer: name.clone(), after }));
+        }
         let counting = self.lease.checkpoints(index).into_iter().flatten();
         for &step in counting.filter(|step| !known.contains(step)) {
             out.push(Action::Record(Entry::Checkpoint { peer: name.clone(), step }));

@@ -389,8 +389,13 @@ impl Cluster {
             let sentence = "the run is finished, and so is this peer".to_owned();
             return admission::refusal(RefusalReason::Finished, sentence);
         }
+        let member = self.members.index(&request.name).is_some_and(|index| self.in_view().contains(&index));
+        if finished && !member {
+            let sentence = "the run is finished; the others went on without this peer".to_owned();
+            return admission::refusal(RefusalReason::LeftBehind, sentence);
+        }
         let sentence = match finished {
-            true => "the run is finished".to_owned(),
+            true => "the run is finished, but not all that this peer had: start everything again".to_owned(),
             false => format!(
                 "the run takes no peer in now ({}); start it again when it has stopped",
                 self.ending_message()

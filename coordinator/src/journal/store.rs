@@ -124,6 +124,10 @@ fn write_line(
             let params = params![peer.as_str(), whole(*step), at];
             run("INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?)", params)?;
         }
+        Line::Entry(Entry::Lost { peer, after }) => {
+            let params = params![peer.as_str(), whole(*after)];
+            run("DELETE FROM checkpoints WHERE peer = ? AND step > ?", params)?;
+        }
         Line::Entry(Entry::Phase(phase)) => {
             run("UPDATE runs SET phase = ?", params![phase.name()])?;
         }

@@ -128,6 +128,20 @@ async fn a_view_that_begins_earlier_makes_later_steps_void() {
     assert_eq!((history.records[0].completed, &history.records[0].checkpoints[..]), (5, &[5][..]));
 }
 
+/// A coordinator that is started again does not take for complete who lost its newest checkpoints.
+#[tokio::test]
+async fn checkpoints_that_are_lost_are_not_on_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(folder.path(), &spec(), RunId(1), 0).unwrap();
+    journal.write(0, view(1)).await.unwrap();
+    for step in [4, 5, 6] {
+        journal.write(1, Line::Entry(Entry::Checkpoint { peer: name(), step })).await.unwrap();
+    }
+    journal.write(2, Line::Entry(Entry::Lost { peer: name(), after: 4 })).await.unwrap();
+    drop(journal);
+    assert_eq!(reopen(folder.path()).1.records[0].checkpoints, [4]);
+}
+
 /// Peers' names may look like anything that a term's name has in it.
 #[tokio::test]
 async fn matching_is_a_view_of_means_by_epoch() {

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use cohort_proto::control::{Start, StepReport, Stop, StopKind, Timing};
+use cohort_proto::control::{Checkpoints, Start, StepReport, Stop, StopKind, Timing};
 use cohort_proto::id::{PeerName, RunId, Step};
 use cohort_proto::limits::{INBOX_PER_SOURCE, QUEUE_DEPTH};
 use cohort_proto::meta::Agenda;
@@ -45,6 +45,8 @@ const SAVE: &str = "save";
 /// To the training thread.
 #[derive(Debug)]
 pub enum Word {
+    /// Before that: which checkpoints are there now? Another process may have written since.
+    LookAgain,
     /// The coordinator accepted this peer.
     Joined(RunId),
     /// The members from a step on.
@@ -86,6 +88,8 @@ impl From<Delivery> for Word {
 pub enum News {
     /// The peer is built and can be presented to the coordinator.
     Prepared(Box<Facts>),
+    /// The answer to [`Word::LookAgain`].
+    Found(Option<Checkpoints>),
     /// A step is complete.
     Step(StepReport),
     /// A checkpoint is safely on disk.
@@ -219,15 +223,26 @@ fn train(
         arch: peer.arch.clone(),
     };
     let (schema, sources) = (facts.schema.clone(), facts.sources.keys().cloned().collect());
-    let held = facts.checkpoints.iter().flat_map(|held| held.steps.iter().copied()).collect();
+    let steps_of = |held: &Option<Checkpoints>| held.iter().flat_map(|held| held.steps.clone()).collect();
+    let mut held: BTreeSet<Step> = steps_of(&facts.checkpoints);
     let not_joined = |cause| Ending { steps_done: 0, saved: false, cause };
     if outbox.blocking_send(News::Prepared(Box::new(facts))).is_err() {
         return not_joined(Err(PeerError::Internal("nobody listens to the training thread".into())));
     }
-    let run = match inbox.blocking_recv() {
-        Some(Word::Joined(run)) => run,
-        Some(Word::Stop(stop)) => return not_joined(Ok(stop)),
-        other => return not_joined(Err(PeerError::Internal(format!("not joined, but {other:?}")))),
+    let run = loop {
+        match inbox.blocking_recv() {
+            Some(Word::Joined(run)) => break run,
+            Some(Word::LookAgain) => match prepare::held(&store, progress.spec_hash, &peer) {
+                Ok(found) => {
+                    held = steps_of(&found);
+                    // If nobody listens any more, no further word comes.
+                    _ = outbox.blocking_send(News::Found(found));
+                }
+                Err(error) => return not_joined(Err(error)),
+            },
+            Some(Word::Stop(stop)) => return not_joined(Ok(stop)),
+            other => return not_joined(Err(PeerError::Internal(format!("not joined, but {other:?}")))),
+        }
     };
     let store = match store.taken_by(&peer.name) {
         Ok(store) => store,
@@ -252,7 +267,7 @@ fn train(
         validation: None,
         saving: None,
     };
-    let cause = training.run(loader).map(|stop| training.for_its_part(stop, total));
+    let cause = training.run(loader).and_then(|stop| training.for_its_part(stop, total));
     training.end(cause)
 }
 
@@ -384,13 +399,13 @@ impl Training<'_> {
     }
 
     /// A run can be finished without a peer that the others had left behind: that one is not.
-    fn for_its_part(&self, stop: Stop, total: Step) -> Stop {
-        let done = self.progress.steps_done;
-        if stop.kind != StopKind::Finished || done == total || self.held.contains(&total) {
-            return stop;
+    fn for_its_part(&self, stop: Stop, total: Step) -> Result<Stop, PeerError> {
+        // One that is yet to be told where to come in has done none.
+        let steps = self.progress.steps_done.max(self.held.last().copied().unwrap_or(0));
+        match stop.kind == StopKind::Finished && steps < total {
+            true => Err(PeerError::LeftBehind { steps }),
+            false => Ok(stop),
         }
-        let sentence = format!("{}, but this peer was left behind after {done}", stop.sentence);
-        Stop { kind: StopKind::AtOnce, sentence }
     }
 
     /// Saves what is complete, whatever ended the training.

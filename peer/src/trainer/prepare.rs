@@ -112,7 +112,11 @@ pub(super) fn prepare(inputs: Inputs) -> Result<Prepared, PeerError> {
 }
 
 /// The checkpoints to offer: those of the newest one's run.
-fn held(store: &Store, spec_hash: Digest, peer: &PeerSpec) -> Result<Option<Checkpoints>, PeerError> {
+pub(super) fn held(
+    store: &Store,
+    spec_hash: Digest,
+    peer: &PeerSpec,
+) -> Result<Option<Checkpoints>, PeerError> {
     let held = store.held()?;
     let Some(newest) = held.last() else { return Ok(None) };
     if newest.spec_hash != spec_hash || newest.peer != peer.name.as_str() || newest.arch != peer.arch {

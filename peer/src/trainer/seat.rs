@@ -181,6 +181,9 @@ impl Seat {
             }
             Word::Lost(error) => return Err(error),
             Word::Joined(run) => return Err(PeerError::Internal(format!("joined run {run} twice"))),
+            Word::LookAgain => {
+                return Err(PeerError::Internal("asked for its checkpoints after it joined".into()));
+            }
         };
         self.arrived(arrival).map(|_| ())
     }

@@ -87,7 +87,7 @@ impl From<Standing> for wire::Standing {
 }
 
 /// Pairs of a reason in the domain and on the wire.
-const REASONS: [(RefusalReason, wire::RefusalReason); 13] = [
+const REASONS: [(RefusalReason, wire::RefusalReason); 14] = [
     (RefusalReason::ProtocolVersion, wire::RefusalReason::ProtocolVersion),
     (RefusalReason::UnknownName, wire::RefusalReason::UnknownName),
     (RefusalReason::TakenName, wire::RefusalReason::TakenName),
@@ -101,6 +101,7 @@ const REASONS: [(RefusalReason, wire::RefusalReason); 13] = [
     (RefusalReason::Closed, wire::RefusalReason::Closed),
     (RefusalReason::Malformed, wire::RefusalReason::Malformed),
     (RefusalReason::Finished, wire::RefusalReason::Finished),
+    (RefusalReason::LeftBehind, wire::RefusalReason::LeftBehind),
 ];
 
 impl TryFrom<wire::JoinReply> for Result<Accepted, Refusal> {

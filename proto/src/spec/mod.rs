@@ -52,14 +52,16 @@ pub enum SpecError {
     #[error("not valid TOML: {0}")]
     Syntax(String),
     /// A key that nobody knows.
-    #[error("{section}: unknown key {key:?}{}", nearest.as_ref().map(|near| format!("; did you mean {near:?}?")).unwrap_or_default())]
+    #[error("{section}: unknown key {key:?}; {}", nearest.as_ref().map_or_else(|| format!("known are {known}"), |near| format!("did you mean {near:?}?")))]
     UnknownKey {
         /// Where, such as `[optim]`.
         section: String,
         /// The key.
         key: String,
-        /// The known key that is most like it.
+        /// The known key that is most like it, if any is.
         nearest: Option<String>,
+        /// All known keys.
+        known: String,
     },
     /// A key that must be given.
     #[error("{section}: {key} is missing; {hint}")]

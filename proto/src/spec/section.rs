@@ -4,10 +4,11 @@ use super::SpecError;
 
 /// Numbers beyond these, but for 0, are nothing that a network can be trained with in single precision.
 const LEAST: f64 = 1e-12;
-const MOST: f64 = 1e9;
+const MOST: f64 = 1e6;
 
-/// How alike a known key must be to be suggested for an unknown one.
-const ALIKE: f64 = 0.75;
+/// How alike a known key must be to be suggested for an unknown one; of shorter ones all are alike.
+const ALIKE: f64 = 0.85;
+const LETTERS: usize = 3;
 
 /// A table whose keys are taken one after another; what is left over at the end is unknown.
 pub(super) struct Section {
@@ -183,8 +184,11 @@ impl Section {
         match self.table.into_iter().next() {
             None => Ok(()),
             Some((key, _)) => {
-                let nearest = nearest(&key, &self.known);
-                Err(SpecError::UnknownKey { section: self.name, key, nearest })
+                let long: Vec<&str> =
+                    self.known.iter().copied().filter(|known| known.len() >= LETTERS).collect();
+                let alike = |near: &String| strsim::jaro_winkler(&key, near) >= ALIKE && key.len() >= LETTERS;
+                let nearest = nearest(&key, &long).filter(alike);
+                Err(SpecError::UnknownKey { section: self.name, key, nearest, known: self.known.join(", ") })
             }
         }
     }
@@ -207,7 +211,6 @@ fn number_of(value: &toml::Value) -> Option<f64> {
 /// The known word that is most like a misspelt one.
 pub(super) fn nearest(word: &str, known: &[&str]) -> Option<String> {
     let scored = known.iter().map(|candidate| (strsim::jaro_winkler(word, candidate), candidate));
-    let scored = scored.filter(|(alike, _)| *alike >= ALIKE);
     scored.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, candidate)| (*candidate).to_owned())
 }
 

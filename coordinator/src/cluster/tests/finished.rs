@@ -108,6 +108,17 @@ fn those_who_stand_at_the_end_hear_it_once_all_are_back() {
 }
 
 #[test]
+fn what_a_peer_lost_is_on_record_before_it_is_answered() {
+    let mut world = World::with(TOML, &of_a_run(100, &[90, 100]));
+    let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![90] });
+    let request = Box::new(JoinRequest { checkpoints, ..world.request("a") });
+    let actions = world.event(Event::Join { ticket: Ticket(99), remote: None, request });
+    let lost = Action::Record(Entry::Lost { peer: name("a"), after: 90 });
+    let place = |wanted: &dyn Fn(&Action) -> bool| actions.iter().position(wanted).unwrap();
+    assert!(place(&|action| *action == lost) < place(&|action| matches!(action, Action::Answer { .. })));
+}
+
+#[test]
 fn one_that_comes_again_with_less_takes_its_own_place() {
     let mut world = World::with(TOML, &of_a_run(100, &[90, 100]));
     assert_eq!(present(&mut world, "a", &[90, 100]), []);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::super::peer::Role;
 use super::super::run::FailurePolicy;
 use super::super::{LogitKd, MethodSpec, RunSpec, SpecError};
-use super::{EdgeSpec, Gate, KdclTarget, TermSpec, When};
+use super::{EdgeSpec, Gate, KdclTarget, LOGITS, TermSpec, When};
 
 impl RunSpec {
     /// # Errors
@@ -76,6 +76,9 @@ impl RunSpec {
 
     /// An edge is there in some generation.
     fn check_generations(&self, edge: &EdgeSpec) -> Result<(), SpecError> {
+        if !edge.is_open() {
+            return Ok(());
+        }
         if edge.when == When::Later && self.run.generations < 2 {
             let problem =
                 "is of the later generations, but there is one; write generations = 2 or more in [run]";
@@ -250,9 +253,8 @@ impl RunSpec {
     /// Whoever has nothing to learn from is a teacher.
     fn check_learners(&self) -> Result<(), SpecError> {
         let idle = |index: &usize| {
-            let nothing = |generation| !self.edges_to(*index).any(|edge| edge.is_of_loss(generation));
-            let idle = self.kinds_of_generations().any(nothing);
-            !self.is_coupled(*index) && !self.has_plain_ce(*index) && idle
+            let own = |generation| self.has_terms_of_its_own(*index, generation);
+            self.kinds_of_generations().any(|kind| !own(kind) && self.sources_of_loss(*index, kind, 0) == 0)
         };
         match (0..self.peers.len()).filter(|index| self.is_student(*index)).find(idle) {
             Some(index) => {
@@ -271,6 +273,19 @@ impl RunSpec {
         let whole = self.couples_all();
         let layerwise = matches!(self.method, MethodSpec::LMcl(_));
         let in_method = |problem: &str| Err(SpecError::value("[method]", "name", problem));
+        let silent = match &self.method {
+            MethodSpec::Alone | MethodSpec::Dml(_) => false,
+            MethodSpec::Mcl(mcl) => !self.method.contrasts() && mcl.logit_kd == LogitKd::Off,
+            MethodSpec::LMcl(l_mcl) => !l_mcl.contrasts() && !l_mcl.kd,
+        };
+        if silent && self.peers.len() > 1 {
+            let off = if layerwise { "kd is false" } else { "logit_kd is off" };
+            return in_method(&format!(
+                "is {:?} without a term: alpha, beta, gamma and lam are 0 and {off}; give one of them a weight, or write \
+                 name = \"alone\"",
+                self.method.name()
+            ));
+        }
         if let Some((from, _)) = self.links.iter().flatten().find(|(from, to)| from == to) {
             let name = self.peers.get(*from).map_or("?", |peer| peer.name.as_str());
             return in_method(&format!(
@@ -280,12 +295,14 @@ impl RunSpec {
         }
         if layerwise && !whole {
             return in_method(
-                "is \"l-mcl\", whose meta-updates need every peer; leave out its [[edge]] tables",
+                "is \"l-mcl\", whose meta-updates need every peer; write [method] name = \"l-mcl\" in the place of its \
+                 [[edge]] tables",
             );
         }
         if self.banks().is_some() && !whole {
             return in_method(
-                "has memory banks, which are for all peers; write bank = false, or no [[edge]] of it",
+                "has memory banks, which are for all peers; leave out bank, or write its name and numbers in [method] in \
+                 the place of its [[edge]] tables",
             );
         }
         let relabelled = self.edges.iter().find(|edge| edge.term.is_of_labels());
@@ -314,7 +331,7 @@ impl RunSpec {
         let gone_at_most = self.peers.len().saturating_sub(least);
         for (target, peer) in self.peers.iter().enumerate().filter(|(index, _)| self.is_student(*index)) {
             for generation in self.kinds_of_generations() {
-                let sources = self.sources_of_loss(target, generation);
+                let sources = self.sources_of_loss(target, generation, gone_at_most);
                 if self.has_terms_of_its_own(target, generation) || sources > gone_at_most {
                     continue;
                 }
@@ -350,14 +367,17 @@ impl RunSpec {
         coupled || self.has_plain_ce(target) || own.any(|edge| edge.is_of_loss(generation))
     }
 
-    /// From how many others the terms of a peer's loss are.
-    fn sources_of_loss(&self, target: usize, generation: u64) -> usize {
+    /// From how many others the terms of a peer's loss are, of whom so many may go.
+    fn sources_of_loss(&self, target: usize, generation: u64, gone_at_most: usize) -> usize {
         let edges = self.edges_to(target).filter(|edge| !edge.is_local() && edge.is_of_loss(generation));
         let couples = match &self.method {
             MethodSpec::Alone => false,
             MethodSpec::Dml(_) | MethodSpec::LMcl(_) => true,
             // Who is the last of those who are left is not known.
-            MethodSpec::Mcl(mcl) => self.method.contrasts() || mcl.logit_kd == LogitKd::All,
+            MethodSpec::Mcl(mcl) => {
+                let distils = gone_at_most == 0 || mcl.logit_kd == LogitKd::All;
+                self.method.contrasts() || (distils && self.couples_by(LOGITS, target))
+            }
         };
         let coupled = if couples { self.coupling_sources(target) } else { Vec::new() };
         edges.map(|edge| edge.from).chain(coupled).collect::<BTreeSet<usize>>().len()

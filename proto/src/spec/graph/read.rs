@@ -44,7 +44,9 @@ pub(in crate::spec) fn read_graph(
         links = topology.map(|shape| shape.pairs(&everybody).into_iter().collect());
     }
     if let Some(key) = ["topology", "group"].into_iter().find(|key| section.has(key) && coupling.is_some()) {
-        let problem = format!("is no number of {name:?}, whose terms are of all its peers; leave it out");
+        let whose =
+            if coupling == Some(MethodSpec::Alone) { "which has none" } else { "which all peers share" };
+        let problem = format!("is of terms between some peers, not of {name:?}, {whose}; leave it out");
         return Err(section.error(key, problem));
     }
     let (mut preset, mut edges) = (None, Vec::new());
@@ -67,7 +69,10 @@ pub(in crate::spec) fn read_graph(
     // By target, so that every term of a peer stands in one order whatever order the tables had.
     edges.sort_by_key(|edge| (edge.to, !edge.is_local(), edge.from));
     if !said.links.is_empty() {
-        links = Some(said.links);
+        let learns = |to: &usize| peers[*to].role == Role::Student;
+        let mut pairs = Topology::All.pairs(&everybody).into_iter().filter(|(_, to)| learns(to));
+        // Tables that name every pair say what [method] says.
+        links = (!pairs.all(|pair| said.links.contains(&pair))).then_some(said.links);
     }
     let method = said.coupling.or(coupling).unwrap_or(MethodSpec::Alone);
     Ok(Couplings { preset, method, links, edges })
@@ -83,7 +88,7 @@ struct Edges {
     coupling: Option<MethodSpec>,
 }
 
-/// `coupling` is that of `[method]`, which then has the numbers; with none the edges have them.
+/// `coupling` is that of `[method]`, which then says it all; with none the edges say who is coupled, and have the numbers.
 fn read_edges(
     sections: Vec<Section>,
     peers: &[PeerSpec],
@@ -140,6 +145,10 @@ fn read_link(
     optim: &OptimSpec,
 ) -> Result<(), SpecError> {
     let known = all.coupling.as_ref().or(coupling);
+    if known == Some(&MethodSpec::Alone) {
+        let problem = format!("is {term:?}, but [method] says that all train alone; leave out [method]");
+        return Err(section.error("term", problem));
+    }
     if let Some(other) = known.filter(|known| known.name() != term) {
         let problem = format!(
             "is {term:?}, but the run is coupled by {}; a run has one coupling (term = \"kl\" is DML's term for one \
@@ -148,14 +157,9 @@ fn read_link(
         );
         return Err(section.error("term", problem));
     }
-    // What couples all its peers is refused with the reason for that.
-    if matches!(coupling, Some(MethodSpec::LMcl(_))) {
-        return Ok(());
-    }
     if coupling.is_some() {
         let problem = format!(
-            "is {term:?}, by which [method] couples the peers already; leave out this table, or [method] (then tables of this \
-             term say who is coupled, and have its numbers)"
+            "is {term:?}, by which [method] couples the peers already, with its numbers; leave out this table"
         );
         return Err(section.error("term", problem));
     }

@@ -203,6 +203,15 @@ fn topologies_couple_neighbours() {
 }
 
 #[test]
+fn tables_that_name_every_pair_say_what_method_says() {
+    for (name, rest) in [("mcl", "feat_dim = 16"), ("dml", ""), ("l-mcl", "meta_freq = 3")] {
+        let tables = spec(&edge("\"all\"", "\"all\"", &format!("term = \"{name}\"\n{rest}")));
+        let method = spec(&format!("[method]\nname = \"{name}\"\n{rest}\n"));
+        assert_eq!((tables.method, tables.links), (method.method, method.links), "{name}");
+    }
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_in_a_sentence() {
     let one = |from: &str, to: &str, rest: &str| error(&edge(from, to, rest));
     for (said, words) in [
@@ -267,7 +276,10 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
             error("[method]\nname = \"mcl\"\n[[edge]]\nfrom = \"a\"\nto = \"b\"\nterm = \"mcl\"\n"),
             "leave out this table",
         ),
-        (error("[method]\nname = \"l-mcl\"\ntopology = \"ring\"\n"), "topology is no number of \"l-mcl\""),
+        (
+            error("[method]\nname = \"l-mcl\"\ntopology = \"ring\"\n"),
+            "topology is of terms between some peers, not of \"l-mcl\"",
+        ),
         (error("[method]\nname = \"self-kd\"\nterm = \"kd-fn\"\nalpha = 0.3\n"), "is of term = \"kd\""),
         (error("[method]\nname = \"l-mcl\"\nmeta_freq = 0\nmeta_times = 3\n"), "of which there are none"),
         (one("\"t\"", "\"a\"", "term = \"kl\"\nt = 1e200"), "beyond"),
@@ -291,7 +303,7 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
         (error("[method]\nname = \"kd\"\n[[edge]]\nto = \"a\"\nterm = \"l-mcl\"\n"), "itself"),
         (
             error(&("[method]\nname = \"l-mcl\"\n".to_owned() + &edge("\"a\"", "\"b\"", "term = \"l-mcl\""))),
-            "need every peer",
+            "leave out this table",
         ),
         (
             error(&(MIXED.to_owned() + "[policy]\non_failure = \"continue\"\n")),
@@ -301,6 +313,32 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
         (error(&edge("\"a\"", "\"t\"", "term = \"mcl\"")), "to names t, a teacher, which never learns"),
         (error(&edge("\"a\"", "\"b\"", "term = \"mcl\"\nweight = 0.5")), "weight is no number of \"mcl\""),
         (error(&edge("\"a\"", "\"b\"", "term = \"l-mcl\"")), "need every peer"),
+        (
+            error("[method]\nname = \"mcl\"\nalpha = 0\nbeta = 0\ngamma = 0\nlam = 0\nlogit_kd = \"off\"\n"),
+            "without a term",
+        ),
+        (
+            error("[method]\nname = \"l-mcl\"\nalpha = 0\nbeta = 0\ngamma = 0\nlam = 0\nkd = false\n"),
+            "without a term",
+        ),
+        (
+            error("[method]\nname = \"alone\"\n[[edge]]\nfrom = \"a\"\nto = \"b\"\nterm = \"dml\"\n"),
+            "leave out [method]",
+        ),
+        (error("[method]\nname = \"alone\"\ntopology = \"ring\"\n"), "which has none"),
+        (
+            error(
+                &(edge("\"a\"", "\"b\"", "term = \"dml\"")
+                    + "[[edge]]\nto = \"a\"\nterm = \"ce\"\nweight = 0\n"),
+            ),
+            "it would learn nothing",
+        ),
+        (
+            error(
+                "[method]\nname = \"mcl\"\nalpha = 0\nbeta = 0\ngamma = 0\nlam = 0\n[[edge]]\nto = \"a\"\nterm = \"ce\"\nweight = 0\n",
+            ),
+            "of a are all cut off",
+        ),
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
