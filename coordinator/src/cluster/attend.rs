@@ -44,10 +44,8 @@ impl Cluster {
             say(ToPeer::Lease(training.lease.until()));
             say(ToPeer::RetainFrom(training.lease.retain_from()));
         }
-        match &self.stage {
-            Stage::Stopping { stop, .. } => say(ToPeer::Stop(stop.clone())),
-            Stage::Finished { asks: false, .. } => say(ToPeer::Stop(self.finished_stop())),
-            Stage::Finished { .. } | Stage::Gathering | Stage::Running | Stage::Over { .. } => {}
+        if let Some(stop) = self.stop_told() {
+            say(ToPeer::Stop(stop));
         }
         self.ask_again(index, stream, out);
         self.moved(now);

@@ -73,15 +73,20 @@ impl Cluster {
             self.journal_failed = true;
             let sentence = format!("the coordinator's journal cannot be written: {cause}");
             // What was to be said together with what could not be written was not said.
-            let told = match &self.stage {
-                Stage::Stopping { stop, .. } => Some(stop.clone()),
-                Stage::Finished { asks: false, .. } => Some(self.finished_stop()),
-                Stage::Finished { .. } | Stage::Gathering | Stage::Running | Stage::Over { .. } => None,
-            };
+            let told = self.stop_told();
             self.stop(now, StopKind::AtOnce, sentence, out);
             if let Some(stop) = told {
                 self.tell_all(ToPeer::Stop(stop), out);
             }
+        }
+    }
+
+    /// How all who attend were told that the run ends, if they were.
+    pub(super) fn stop_told(&self) -> Option<Stop> {
+        match &self.stage {
+            Stage::Stopping { stop, .. } => Some(stop.clone()),
+            Stage::Finished { asks: false, .. } => Some(self.finished_stop()),
+            Stage::Finished { .. } | Stage::Gathering | Stage::Running | Stage::Over { .. } => None,
         }
     }
 

@@ -380,17 +380,17 @@ impl Cluster {
 
     /// A run that ends takes nobody in.
     fn refuse_late(&mut self, request: &JoinRequest) -> Refusal {
-        if let Err(refusal) = self.known(request) {
-            return refusal;
-        }
+        let index = match self.known(request) {
+            Ok(index) => index,
+            Err(refusal) => return refusal,
+        };
         let finished =
             matches!(self.stage, Stage::Finished { .. } | Stage::Over { ended: Ended::Finished, .. });
         if finished && self.is_complete(request) {
             let sentence = "the run is finished, and so is this peer".to_owned();
             return admission::refusal(RefusalReason::Finished, sentence);
         }
-        let member = self.members.index(&request.name).is_some_and(|index| self.in_view().contains(&index));
-        if finished && !member {
+        if finished && !self.in_view().contains(&index) {
             let sentence = "the run is finished; the others went on without this peer".to_owned();
             return admission::refusal(RefusalReason::LeftBehind, sentence);
         }

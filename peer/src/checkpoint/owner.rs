@@ -1,5 +1,5 @@
-//! Whose folder it is: one peer's, and of all its processes the last that was started. Another peer is refused at once; a
-//! process that was taken for dead, and goes on after its successor was started, writes nothing more.
+//! Whose folder it is: one peer's, and of all its processes the last that joined. Another peer is refused at once; a
+//! process that was taken for dead, and goes on after its successor has joined, publishes nothing more.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
