@@ -379,6 +379,13 @@ fn what_makes_no_sense_is_refused_in_a_sentence() {
         said.contains("peer c learns from others only") && said.contains("write 2, or give it"),
         "{said}"
     );
+    // Of three that learn by logits alone, the last does, as long as it is known to be the last.
+    let none = "alpha = 0\nbeta = 0\ngamma = 0\nlam = 0\n";
+    let last = format!("[method]\nname = \"mcl\"\n{none}{}", silent("c"));
+    assert_eq!(going_on(&last, 3), Ok(()));
+    assert!(going_on(&last, 2).unwrap_err().contains("peer c learns from others only"));
+    let named_all = with("").replace("name = \"a\"", "name = \"all\"");
+    assert!(RunSpec::parse(&named_all).unwrap_err().to_string().contains("means every peer"));
     let general = |rest: &str| {
         let text = with("[method]\nname = \"kdcl\"\ntarget = \"general\"\n").replace("batch = 20", rest);
         RunSpec::parse(&text).map_err(|error| error.to_string())
