@@ -5,6 +5,7 @@ mod maps;
 mod gates;
 mod stock;
 mod ops;
+mod wide;
 mod cpu;
 #[cfg(test)]
 mod tests;
@@ -80,6 +81,7 @@ pub fn conv2d(x: &Maps, w: &Tensor, geometry: ConvGeometry) -> Result<Maps> {
     check_conv(x.shape(), w, geometry)?;
     match &x.0 {
         Held::Flow(x) => ops::conv::conv2d(x, w, geometry).map(Maps::from),
+        Held::Tensor(x) if wide::accepts(x) => wide::conv::conv2d(x, w, geometry).map(Maps::stock),
         Held::Tensor(x) => stock::conv2d(x, w, geometry).map(Maps::stock),
     }
 }
@@ -114,7 +116,11 @@ pub fn batch_norm_train(
         }
         Held::Tensor(x) => {
             let residual = residual.map(Maps::to_tensor).transpose()?;
-            let (y, moments) = stock::batch_norm_train(x, gamma, beta, eps, residual.as_ref(), act)?;
+            let (normalised, moments) = match wide::accepts(x) {
+                true => wide::batch_norm::train(x, gamma, beta, eps)?,
+                false => stock::batch_norm_train(x, gamma, beta, eps)?,
+            };
+            let y = stock::finish(normalised, residual.as_ref(), act)?;
             Ok((Maps::stock(y), moments))
         }
     }

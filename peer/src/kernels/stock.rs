@@ -27,14 +27,12 @@ pub(super) fn conv2d(x: &Tensor, w: &Tensor, g: ConvGeometry) -> Result<Tensor> 
     x.conv2d(w, g.padding, g.stride, 1, g.groups)
 }
 
-/// See [`super::batch_norm_train`].
+/// See [`super::batch_norm_train`]; what follows is left to [`finish`].
 pub(super) fn batch_norm_train(
     x: &Tensor,
     gamma: &Tensor,
     beta: &Tensor,
     eps: f64,
-    residual: Option<&Tensor>,
-    act: Activation,
 ) -> Result<(Tensor, Moments)> {
     let flat_bcs = flatten_pixels(x)?;
     let (b, c, s) = flat_bcs.dims3()?;
@@ -45,7 +43,7 @@ pub(super) fn batch_norm_train(
     let scale = (&var + eps)?.sqrt()?.recip()?.broadcast_mul(&gamma.reshape((1, c, 1))?)?;
     let y = centred.broadcast_mul(&scale)?.broadcast_add(&beta.reshape((1, c, 1))?)?.reshape(x.shape())?;
     let moments = Moments { mean: mean.detach().flatten_all()?, var: var.detach().flatten_all()?, count };
-    Ok((finish(y, residual, act)?, moments))
+    Ok((y, moments))
 }
 
 /// See [`super::batch_norm_eval`].
@@ -161,7 +159,8 @@ pub(super) fn sgd_step(param: &Var, velocity: &Var, grad: Option<&Tensor>, sgd: 
     velocity.set(&v)
 }
 
-fn finish(y: Tensor, residual: Option<&Tensor>, act: Activation) -> Result<Tensor> {
+/// What follows a normalisation.
+pub(super) fn finish(y: Tensor, residual: Option<&Tensor>, act: Activation) -> Result<Tensor> {
     let y = match residual {
         Some(r) => y.add(r)?,
         None => y,

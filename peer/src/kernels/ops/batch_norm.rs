@@ -41,7 +41,7 @@ pub(in super::super) fn eval(
     residual: Option<&Flow>,
     act: Activation,
 ) -> Result<Flow> {
-    let to_f64 = |t: &Tensor| with_values(t, |v| Ok(v.iter().map(|&v| f64::from(v)).collect()));
+    let to_f64 = |t: &Tensor| with_values(t, |v: &[f32]| Ok(v.iter().map(|&v| f64::from(v)).collect()));
     let statistics = Statistics { mean: to_f64(mean)?, var: to_f64(var)?, of_batch: false };
     normalise(x, affine, statistics, eps, residual, act)
 }

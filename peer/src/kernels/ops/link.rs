@@ -5,10 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 /// Gradients by the arguments, in their order; none for those that want none.
-pub(super) type Gradients = [Option<Tensor>; 3];
+pub(in super::super) type Gradients = [Option<Tensor>; 3];
 
 /// Enters `result`, computed from `args` (at most three), into the graph. `backward` takes the result and its gradient.
-pub(super) fn link<B>(
+pub(in super::super) fn link<B>(
     name: &'static str,
     args: &[&Tensor],
     result: (CpuStorage, Shape),

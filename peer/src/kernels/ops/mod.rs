@@ -1,6 +1,6 @@
 //! The kernels as candle operations with gradients; the only place that knows both candle and the kernels.
 
-mod link;
+pub(super) mod link;
 pub(super) mod flow;
 pub(super) mod conv;
 pub(super) mod batch_norm;
@@ -9,7 +9,7 @@ pub(super) mod pool;
 pub(super) mod loss;
 pub(super) mod update;
 
-use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor, WithDType};
 
 /// Whether the fast path takes these operands: f32 in main memory, with something to compute.
 pub(super) fn accepts(operands: &[&Tensor]) -> bool {
@@ -17,11 +17,11 @@ pub(super) fn accepts(operands: &[&Tensor]) -> bool {
 }
 
 /// The values of an operand, which the door has made contiguous.
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+fn values<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         candle_core::bail!("kernel operand of shape {:?} is not contiguous", layout.dims())
     };
-    Ok(&storage.as_slice::<f32>()?[start..end])
+    Ok(&storage.as_slice::<T>()?[start..end])
 }
 
 /// The values of an operand that is changed in place.
@@ -33,7 +33,7 @@ fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mu
 }
 
 /// Runs `f` on the values of a tensor in main memory.
-fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+pub(super) fn with_values<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> Result<R>) -> Result<R> {
     // The gradient of a sum or a broadcast arrives with strides.
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();

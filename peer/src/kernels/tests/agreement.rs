@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
 
 use super::super::cpu::isa::Isa;
-use super::super::{Activation, ConvGeometry, Maps, PoolGeometry, linear, relu};
+use super::super::{Activation, ConvGeometry, Maps, Moments, PoolGeometry, linear, relu, stock};
 use super::tensor;
 use super::tensors::{
     adaptive_avg_pool2d, add, batch_norm_eval, batch_norm_train, conv2d, global_avg_pool, max_pool2d,
@@ -309,5 +309,46 @@ proptest! {
     ) {
         let conv = |a: &[Tensor]| conv2d(&a[0], &a[1], geometry(1, 1));
         check("convolution", &conv, &[&x, &[co, x[1], 3, 3]], TOLERANCE);
+    }
+}
+
+/// The path of f64 in main memory against candle's own ops, result and gradients.
+#[test]
+fn wide_operations_agree_with_candle() {
+    let check = |name: &str,
+                 wide: &dyn Fn(&[Tensor]) -> Result<Tensor>,
+                 candle: &dyn Fn(&[Tensor]) -> Result<Tensor>,
+                 shapes: &[&[usize]]| {
+        let (wide, candle) = (evaluate(wide, shapes, DType::F64), evaluate(candle, shapes, DType::F64));
+        for (i, (wide, candle)) in wide.iter().zip(&candle).enumerate() {
+            let scale = candle.iter().fold(1e-2, |m: f64, v| m.max(v.abs()));
+            let error = wide.iter().zip(candle).fold(0.0, |m: f64, (a, b)| m.max((a - b).abs()));
+            assert!(error <= 1e-13 * scale, "{name} {shapes:?}, result {i}: error {error:e} of {scale:e}");
+        }
+    };
+    let ungrouped = CONVOLUTIONS.map(|(x, co, window, stride, padding)| (x, co, 1, window, stride, padding));
+    for (x, co, groups, [kh, kw], stride, padding) in ungrouped.into_iter().chain(GROUPED) {
+        let geometry = ConvGeometry { stride, padding, groups };
+        let wide = |a: &[Tensor]| conv2d(&a[0], &a[1], geometry);
+        let candle = |a: &[Tensor]| stock::conv2d(&a[0], &a[1], geometry);
+        check("convolution", &wide, &candle, &[&x, &[co, x[1] / groups, kh, kw]]);
+    }
+    for x in [&[2, 1, 1, 1][..], &[3, 16, 8, 8], &[5, 7, 3, 2], &[70, 2, 1, 3], &[6, 5]] {
+        let wide = |a: &[Tensor]| Ok(batch_norm_train(&a[0], &a[1], &a[2], 1e-3, None, Activation::None)?.0);
+        let candle = |a: &[Tensor]| Ok(stock::batch_norm_train(&a[0], &a[1], &a[2], 1e-3)?.0);
+        check("batch norm", &wide, &candle, &[x, &[x[1]], &[x[1]]]);
+        let moments = |of: &dyn Fn(&Tensor) -> Moments| {
+            let moments = of(&tensor(x, 5, DType::F64));
+            (Tensor::cat(&[moments.mean, moments.var], 0).unwrap().to_vec1::<f64>().unwrap(), moments.count)
+        };
+        let [one, zero] = [1.0, 0.0].map(|v| Tensor::full(v, x[1], &Device::Cpu).unwrap());
+        let (wide, count) =
+            moments(&|x| batch_norm_train(x, &one, &zero, 1e-3, None, Activation::None).unwrap().1);
+        let (candle, of_candle) = moments(&|x| stock::batch_norm_train(x, &one, &zero, 1e-3).unwrap().1);
+        assert_eq!(count, of_candle);
+        assert!(
+            wide.iter().zip(&candle).all(|(a, b)| (a - b).abs() <= 1e-14),
+            "{x:?}: {wide:?} against {candle:?}"
+        );
     }
 }
