@@ -11,7 +11,7 @@ use crate::process::{Link, Process};
 use crate::world::{Down, Up, World};
 
 /// The machine of the coordinator: its disk, and its process if that runs.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Coordinator {
     pub(crate) journal: Journal,
     pub(crate) cluster: Option<Cluster>,
@@ -40,7 +40,9 @@ impl World {
                 self.coordinator.outlets.remove(stream);
             }
             let mut actions = Vec::new();
-            self.watch.retained = cluster.retain_from();
+            // Logs that were let go stay so, whatever a coordinator that was started again knows of it.
+            let before = if self.damaged { 0 } else { self.watch.retained };
+            self.watch.retained = cluster.retain_from().max(before);
             cluster.handle(self.now, event, &mut actions);
             for action in actions {
                 if let Some((left, lost)) = self.coordinator.dies {

@@ -2,7 +2,6 @@
 //! suffix. [`Journal::history`] reads it back as the tables of the real one are read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 
 use cohort_coordinator::agreement::Said;
@@ -24,20 +23,18 @@ pub(crate) struct Journal {
     pub(crate) starts: u64,
 }
 
-impl fmt::Debug for Journal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.durable, self.starts)?;
-        self.entries.iter().try_for_each(|entry| match &**entry {
-            Entry::View { view, .. } => {
-                write!(f, " v{} {}", view.id, view.begins_at)?;
-                view.members.iter().try_for_each(|member| write!(f, " {}", member.index))
-            }
-            Entry::Lease { until } => write!(f, " l{until}"),
-            Entry::Checkpoint { peer, step } => write!(f, " c{peer}{step}"),
-            Entry::Lost { peer, after } => write!(f, " f{peer}{after}"),
-            Entry::Report { peer, report } => write!(f, " r{peer}{}", report.step),
-            Entry::Phase(phase) => write!(f, " {}", phase.name()),
-        })
+/// An entry, by what tells it from others.
+fn short(entry: &Entry) -> String {
+    match entry {
+        Entry::View { view, .. } => {
+            let members: Vec<usize> = view.members.iter().map(|member| member.index).collect();
+            format!("v{} {} {members:?}", view.id, view.begins_at)
+        }
+        Entry::Lease { until } => format!("l{until}"),
+        Entry::Checkpoint { peer, step } => format!("c{peer}{step}"),
+        Entry::Lost { peer, after } => format!("f{peer}{after}"),
+        Entry::Report { peer, report } => format!("r{peer}{}", report.step),
+        Entry::Phase(phase) => phase.name().into(),
     }
 }
 
@@ -48,6 +45,22 @@ impl Journal {
         if durable {
             self.durable = self.entries.len();
         }
+    }
+
+    /// What it says, with the entries in order between which the order makes no difference to whoever reads it.
+    pub(crate) fn in_any_order(&self) -> String {
+        let (durable, at_risk) = self.entries.split_at(self.durable);
+        let ordered = |entries: &[Arc<Entry>]| {
+            let divides = |entry: &Arc<Entry>| matches!(**entry, Entry::View { .. } | Entry::Lost { .. });
+            let parts = entries.chunk_by(|one, next| !divides(one) && !divides(next));
+            let in_order = parts.flat_map(|part| {
+                let mut words: Vec<String> = part.iter().map(|entry| short(entry)).collect();
+                words.sort_unstable();
+                words
+            });
+            in_order.collect::<Vec<_>>().join(" ")
+        };
+        format!("{} {}; {}", self.starts, ordered(durable), ordered(at_risk))
     }
 
     /// Entries that a crash may lose.

@@ -15,4 +15,5 @@ mod watch;
 mod world;
 mod timed;
 mod seeds;
+mod fingerprint;
 mod search;
