@@ -94,6 +94,11 @@ impl Lease {
         lease
     }
 
+    /// Logs reached back to a step under an earlier start of the coordinator, and no further.
+    pub fn was_retained(&mut self, from: Step) {
+        self.retain_from = self.retain_from.max(from);
+    }
+
     fn in_view(&self) -> impl Iterator<Item = &Progress> {
         self.members.iter().filter(|member| member.in_view)
     }
@@ -171,8 +176,13 @@ impl Lease {
 
     /// The newest checkpoint that all of these hold, and may go back to together.
     pub fn common_of(&self, members: &BTreeSet<usize>) -> Step {
+        self.common_until(members, Step::MAX)
+    }
+
+    /// The same, of no later steps than these.
+    pub fn common_until(&self, members: &BTreeSet<usize>, until: Step) -> Step {
         let members: Vec<&Progress> = members.iter().filter_map(|index| self.members.get(*index)).collect();
-        newest_behind_all(&members, |member| member.completed)
+        newest_behind_all(&members, |member| member.completed.min(until))
     }
 
     /// The checkpoints of a member.

@@ -157,6 +157,7 @@ impl Process {
             Exit::Stopped,
             Exit::Mismatch,
             Exit::BadSpec,
+            Exit::LeftBehind,
         ];
         let exit =
             known.into_iter().find(|exit| Some(*exit as i32) == status.code()).unwrap_or(Exit::Internal);

@@ -213,6 +213,11 @@ impl Rounds {
         holds.is_some_and(|view| view.id == header.view && view.member(&self.me).is_some())
     }
 
+    /// Whether the view that holds for a step, as far as is known, is without this peer.
+    pub fn is_left_behind_at(&self, step: Step) -> bool {
+        self.views.at(step).is_some_and(|view| view.member(&self.me).is_none())
+    }
+
     /// What a source that is gone said to steps from this on is not to be used: others do not know that it is here.
     pub fn forget(&mut self, source: &PeerName, from: Step) {
         if let Some(said) = self.inbox.get_mut(source) {

@@ -9,6 +9,8 @@ use cohort_proto::control::{JoinRequest, Refusal, ToPeer};
 use cohort_proto::limits::{CONNECT_TIMEOUT, RETRY_PAUSE_MAX};
 use cohort_proto::spec::RunSpec;
 
+use super::ending::absence_ms;
+use super::holdings::has;
 use super::{Cluster, Stage, note};
 use crate::admission;
 use crate::event::{Action, Tick, Ticket};
@@ -27,6 +29,12 @@ pub(super) struct JoinAsked {
 pub(super) fn returning_ms(spec: &RunSpec) -> u64 {
     let attempt = RETRY_PAUSE_MAX + CONNECT_TIMEOUT;
     spec.policy.failure_timeout_ms.max(u64::try_from(attempt.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// How long members of a run that began under an earlier start may stay away before they are given up: those who live come
+/// back in this time.
+pub(super) fn absent_ms(spec: &RunSpec) -> u64 {
+    absence_ms(spec).max(returning_ms(spec))
 }
 
 impl Cluster {
@@ -56,11 +64,12 @@ impl Cluster {
         Ok(index)
     }
 
-    /// Whether a peer comes with its last checkpoint.
-    pub(super) fn is_complete(&self, request: &JoinRequest) -> bool {
-        let total = self.members.data().map(|data| data.total_steps);
+    /// Whether a peer comes with its last checkpoint. If the others took the last step without it, it has none.
+    pub(super) fn is_complete(&self, index: usize, request: &JoinRequest) -> bool {
+        let Some(total) = self.members.data().map(|data| data.total_steps) else { return false };
+        let last = self.training.as_ref().and_then(|training| training.views.at(total.saturating_sub(1)));
         let mut held = request.checkpoints.iter().flat_map(|held| &held.steps);
-        held.any(|step| Some(*step) == total)
+        held.any(|step| *step == total) && last.is_none_or(|view| has(view, index))
     }
 
     /// Whether the run was found finished, and some may still come who are not complete.
@@ -76,9 +85,8 @@ impl Cluster {
     /// The member that comes complete to a run that was found finished, while others may still come.
     pub(super) fn came_complete(&self, now: Tick, request: &JoinRequest) -> Option<usize> {
         let early = self.asks() && now < self.returning_until;
-        let complete = early && request.standing.is_none() && self.is_complete(request);
-        let index = complete.then(|| self.known(request).ok())??;
-        self.in_view().contains(&index).then_some(index)
+        let index = self.known(request).ok().filter(|_| early && request.standing.is_none())?;
+        (self.is_complete(index, request) && self.in_view().contains(&index)).then_some(index)
     }
 
     /// Its answer waits.
@@ -127,15 +135,17 @@ impl Cluster {
     pub(super) fn reopen(&mut self, now: Tick, request: &JoinRequest) {
         let finished = matches!(self.stage, Stage::Finished { .. });
         let nobody = !self.members.any_present() && !self.members.any_left();
-        let member = self.known(request).is_ok_and(|index| self.in_view().contains(&index));
+        let Some(member) = self.known(request).ok().filter(|index| self.in_view().contains(index)) else {
+            return;
+        };
         let total = self.members.data().map(|data| data.total_steps);
         let lacks = total.is_some_and(|total| match request.standing {
             Some(standing) => standing.steps_done < total,
-            None => !self.is_complete(request),
+            None => !self.is_complete(member, request),
         });
-        if finished && (self.asks() || nobody) && member && lacks {
+        if finished && (self.asks() || nobody) && lacks {
             self.stage = Stage::Running;
-            self.absent_until = Some(now.plus(super::ending::absence_ms(&self.spec)));
+            self.absent_until = Some(now.plus(absent_ms(&self.spec)));
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_proto::id::{RunId, Step, ViewId};
+use cohort_proto::spec::FailurePolicy;
 use cohort_proto::view::{View, Views};
 
 use super::Training;
@@ -40,7 +41,7 @@ pub struct PeerRecord {
 }
 
 /// The training of a run that began under an earlier start of the coordinator.
-pub(super) fn recall(now: Tick, history: &History) -> Option<Training> {
+pub(super) fn recall(now: Tick, policy: FailurePolicy, history: &History) -> Option<Training> {
     let data = history.data?;
     let last = history.views.last()?;
     let since = |index: usize| {
@@ -58,7 +59,15 @@ pub(super) fn recall(now: Tick, history: &History) -> Option<Training> {
         Progress { in_view, is_known: false, ..progress }
     };
     let members = history.records.iter().enumerate().map(progress).collect();
-    let lease = Lease::new(now, data.total_steps, members, history.lease_until);
+    let mut lease = Lease::new(now, data.total_steps, members, history.lease_until);
+    if policy == FailurePolicy::Continue {
+        // One that came in lately holds nothing that the others held before it came; theirs is not to be lost for that.
+        let ends = history.views.iter().skip(1).map(|next| next.begins_at).chain([Step::MAX]);
+        let members = |view: &View| view.members.iter().map(|member| member.index).collect();
+        let all_held =
+            history.views.iter().zip(ends).map(|(view, end)| lease.common_until(&members(view), end));
+        lease.was_retained(all_held.max().unwrap_or(0));
+    }
     let mut agreement = Agreement::default();
     for (index, record) in history.records.iter().enumerate() {
         for (step, said) in &record.said {

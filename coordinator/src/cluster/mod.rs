@@ -117,7 +117,7 @@ enum Stage {
 impl Cluster {
     /// Waits for the peers of the spec, or for those of a run that has begun.
     pub fn new(now: Tick, spec: RunSpec, history: &History) -> Self {
-        let training = history::recall(now, history);
+        let training = history::recall(now, spec.policy.on_failure, history);
         let complete = training.as_ref().is_some_and(|training| training.lease.all_saved());
         let stage = match &training {
             _ if complete => {
@@ -127,7 +127,7 @@ impl Cluster {
             Some(_) => Stage::Running,
             None => Stage::Gathering,
         };
-        let absent_until = (stage == Stage::Running).then(|| now.plus(ending::absence_ms(&spec)));
+        let absent_until = (stage == Stage::Running).then(|| now.plus(finished::absent_ms(&spec)));
         let returning_until = if history.starts > 0 { now.plus(finished::returning_ms(&spec)) } else { now };
         Self {
             run: history.run,
@@ -279,6 +279,8 @@ impl Cluster {
         if late_ms > self.members.heartbeat_ms() {
             self.members.forgive(now, late_ms);
             self.moved_at = self.moved_at.plus(late_ms);
+            self.returning_until = self.returning_until.plus(late_ms);
+            self.absent_until = self.absent_until.map(|until| until.plus(late_ms));
             if let Stage::Stopping { deadline, .. } | Stage::Finished { deadline, .. } = &mut self.stage {
                 *deadline = deadline.plus(late_ms);
             }
@@ -355,6 +357,9 @@ impl Cluster {
                     training.unheard |= training.falling_back.contains(&index);
                     training.lease.resume(index, standing.steps_done);
                     accepted.reported = training.lease.next(index);
+                    // Those who came before it without a memory do not make it go back.
+                    let fresh = self.members.without_memory();
+                    fresh.into_iter().for_each(|fresh| _ = self.lose(fresh, out));
                 }
                 // The others have gone on without it, so what it remembers is void.
                 Some(_) => {
@@ -386,7 +391,7 @@ impl Cluster {
         };
         let finished =
             matches!(self.stage, Stage::Finished { .. } | Stage::Over { ended: Ended::Finished, .. });
-        if finished && self.is_complete(request) {
+        if finished && self.is_complete(index, request) {
             let sentence = "the run is finished, and so is this peer".to_owned();
             return admission::refusal(RefusalReason::Finished, sentence);
         }

@@ -219,3 +219,13 @@ fn what_others_say_after_they_left_it_behind_is_not_for_it() {
     let far = Arc::new(Contribution::seal(header, vec![], &Schema::default()).unwrap());
     assert_eq!(rounds.arrived(Arrival::Heard(far)), Ok(false));
 }
+
+/// Nobody heard its last step, so the others take it without this peer: what it saved of it is no end of the run.
+#[test]
+fn a_step_that_the_others_take_without_it_is_none_of_its_own() {
+    let mut rounds = peer_b();
+    assert!(!rounds.is_left_behind_at(9));
+    let without = View { id: ViewId(2), begins_at: 9, members: vec![view().members[2].clone()] };
+    rounds.arrived(Arrival::View(without)).unwrap();
+    assert!(rounds.is_left_behind_at(9) && !rounds.is_left_behind_at(8));
+}

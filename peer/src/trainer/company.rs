@@ -37,6 +37,11 @@ impl Live {
         self.seat.goes_on()
     }
 
+    /// Whether the others take a step without this peer.
+    pub(super) fn is_left_behind_at(&self, step: Step) -> bool {
+        self.seat.rounds.is_left_behind_at(step)
+    }
+
     pub(super) fn common(&self) -> Step {
         self.seat.common()
     }

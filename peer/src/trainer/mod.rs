@@ -402,7 +402,8 @@ impl Training<'_> {
     fn for_its_part(&self, stop: Stop, total: Step) -> Result<Stop, PeerError> {
         // One that is yet to be told where to come in has done none.
         let steps = self.progress.steps_done.max(self.held.last().copied().unwrap_or(0));
-        match stop.kind == StopKind::Finished && steps < total {
+        let void = self.company.is_left_behind_at(total.saturating_sub(1));
+        match stop.kind == StopKind::Finished && (steps < total || void) {
             true => Err(PeerError::LeftBehind { steps }),
             false => Ok(stop),
         }

@@ -468,3 +468,47 @@ fn one_that_no_longer_holds_what_all_go_back_to_is_told_anew() {
     let other = world.say("a", FromPeer::CheckpointSaved { step: 20, held: vec![20] });
     assert_eq!(starts(&other), vec![], "everybody has fresh weights");
 }
+
+/// A coordinator of three that was started again: a and b took the steps from 20 to 50 without c, which came in there.
+fn found_after_one_came_in() -> World {
+    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 2\n");
+    let before = three();
+    let all = before.cluster.view().unwrap().members.clone();
+    let mut views: Views = before.cluster.view().unwrap().clone().into();
+    views.insert(View { id: ViewId(2), begins_at: 20, members: all[..2].to_vec() });
+    views.insert(View { id: ViewId(3), begins_at: 50, members: all });
+    let record =
+        |checkpoints: &[Step]| PeerRecord { completed: 55, checkpoints: checkpoints.to_vec(), said: vec![] };
+    let records = vec![record(&[15, 30, 45]), record(&[15, 30, 45]), record(&[15, 50])];
+    let data = before.cluster.members().data();
+    let history = History { starts: 1, views, data, lease_until: 60, records, ..history() };
+    World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history)
+}
+
+#[test]
+fn one_that_came_in_lately_costs_nobody_the_checkpoints_of_before() {
+    let mut world = found_after_one_came_in();
+    started_again(&mut world, "c", &[15, 50]);
+    started_again(&mut world, "a", &[30, 45]);
+    let actions = started_again(&mut world, "b", &[30, 45]);
+    assert_eq!((views(&actions)[0], starts(&actions)[0]), ((4, 45, 2), (45, 2)), "a and b go back together");
+}
+
+#[test]
+fn those_who_stand_are_not_rolled_back_for_one_that_came_in_lately() {
+    let mut world = found_after_one_came_in();
+    assert_eq!(starts(&started_again(&mut world, "c", &[15, 50])), vec![]);
+    let mut told = vec![];
+    for peer in ["a", "b"] {
+        let standing = Some(Standing { session: 4, steps_done: 55, log_from: 45, lease_until: 60 });
+        let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![30, 45] });
+        told = world.come_back(peer, JoinRequest { standing, checkpoints, ..world.request(peer) });
+        assert_eq!((views(&told), starts(&told)), (vec![], vec![]));
+    }
+    let flush = flushes(&told)[0].clone();
+    assert_eq!((flush.1, flush.2), (vec!["c"], 1), "b is asked as a was before");
+    world.say("a", received(flush.0, &[("c", 55)]));
+    let actions = world.say("b", received(flush.0, &[("c", 55)]));
+    assert_eq!(views(&actions)[0], (4, 55, 2), "nothing is taken again");
+    assert!(starts(&actions).iter().all(|(_, peers)| *peers == 1), "{:?}", starts(&actions));
+}
