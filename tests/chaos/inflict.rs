@@ -194,12 +194,7 @@ impl Supervisor<'_> {
     }
 
     fn damage(&mut self, place: usize, dice: &mut SplitMix64) -> Result<()> {
-        let peers: Vec<String> =
-            self.fleet.slots.iter().skip(FIRST + 1).map(|slot| slot.name.clone()).collect();
-        let newest = |name: &String| damage::checkpoints(&self.fleet.state_of(name)).last().copied();
-        if self.damaged.is_some_and(|step| peers.iter().all(|name| newest(name) > Some(step))) {
-            self.damaged = None;
-        }
+        self.forget_old_damage();
         let Some(slot) = self.fleet.slots.get(place).filter(|_| place != FIRST) else { return Ok(()) };
         // With one damaged already, the one before may be all that is left.
         if self.damaged.is_some() || slot.up() {
@@ -212,6 +207,15 @@ impl Supervisor<'_> {
             self.say(&format!("{name}'s checkpoint {step} is damaged: {words}"));
         }
         Ok(())
+    }
+
+    /// Once every peer has a newer checkpoint, nobody goes back to what a damaged one was for.
+    pub(crate) fn forget_old_damage(&mut self) {
+        let mut peers = self.fleet.slots.iter().skip(FIRST + 1);
+        let newest = |name: &str| damage::checkpoints(&self.fleet.state_of(name)).last().copied();
+        if self.damaged.is_some_and(|step| peers.all(|slot| newest(&slot.name) > Some(step))) {
+            self.damaged = None;
+        }
     }
 
     /// The newest checkpoint of a peer that nobody has damaged.

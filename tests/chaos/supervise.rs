@@ -238,6 +238,7 @@ impl<'a> Supervisor<'a> {
     pub(crate) fn ended(&mut self, place: usize, end: End) -> Result<()> {
         let finished = matches!(self.fleet.slots.get(FIRST).map(|slot| &slot.state), Some(State::Done));
         let stopping = self.stopping.is_some();
+        self.forget_old_damage();
         let after_damage = self.damaged.is_some();
         let Some(slot) = self.fleet.slots.get_mut(place) else { return Ok(()) };
         let words = format!("{} ended early ({end:?}): {}", slot.name, slot.last_line());

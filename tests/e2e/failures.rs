@@ -83,6 +83,25 @@ fn a_peer_is_killed_and_replays() -> Result<()> {
     ends_undisturbed(&site, [a, b, coordinator.process])
 }
 
+/// The next process of a peer waits for the name, and meanwhile the one before goes on, saves, and lets old checkpoints go.
+#[test]
+fn one_that_waits_for_its_predecessor_looks_at_the_disk_when_that_is_gone() -> Result<()> {
+    let Held { site, gate, coordinator, a, mut b } = held()?;
+    let mut next = site.peer(&coordinator.url(), "b", &[])?;
+    next.wait_for_words(&["waiting in case that one has died"])?;
+    gate.open();
+    let found = site.checkpoints("b")?;
+    wait_until("b to let go of all that there was", || {
+        let there = site.checkpoints("b")?;
+        Ok((!found.iter().any(|step| there.contains(step))).then_some(()))
+    })?;
+    b.signal(Signal::SIGKILL)?;
+    drop(b);
+    next.wait_for_words(&["going on from", "checkpoint-"])?;
+    ensure!(!a.stderr()?.contains("going on from"), "a survivor is not rolled back:\n{}", a.stderr()?);
+    ends_undisturbed(&site, [a, next, coordinator.process])
+}
+
 /// One that is given up is awaited all the same.
 #[test]
 fn a_peer_is_killed_and_comes_late() -> Result<()> {

@@ -182,9 +182,13 @@ impl Store {
         let temporary = self.folder.join(format!("{TEMPORARY}{suffix}"));
         self.check_owner()?;
         remove(&temporary)?;
-        fs::create_dir(&temporary).map_err(file_error("make", &temporary))?;
-        files.iter().try_for_each(|(name, bytes)| write_durably(&temporary.join(name), bytes))?;
-        sync_folder(&temporary)?;
+        let write = || {
+            fs::create_dir(&temporary).map_err(file_error("make", &temporary))?;
+            files.iter().try_for_each(|(name, bytes)| write_durably(&temporary.join(name), bytes))?;
+            sync_folder(&temporary)
+        };
+        // Half a checkpoint on a full disk would only take the room of the next.
+        write().inspect_err(|_| _ = remove(&temporary))?;
         self.check_owner()?;
         remove(target)?;
         fs::rename(&temporary, target).map_err(file_error("rename", target))?;

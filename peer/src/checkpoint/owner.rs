@@ -36,7 +36,7 @@ impl Owner {
         let word = format!("-{process}-{now}");
         let (path, line) = (folder.join(OWNER), format!("{peer} {word}\n"));
         let temporary = folder.join(format!("{TEMPORARY}{process}"));
-        write_durably(&temporary, line.as_bytes())?;
+        write_durably(&temporary, line.as_bytes()).inspect_err(|_| _ = fs::remove_file(&temporary))?;
         fs::rename(&temporary, &path).map_err(file_error("rename", &path))?;
         Ok(Self { path, line, word })
     }

@@ -112,7 +112,10 @@ impl Conv {
             (0..self.group.batch * self.groups).into_par_iter().map(unit).collect();
         let mut all = Vec::new();
         for unit in units? {
-            with_values(&unit, |values| Ok(all.extend_from_slice(values)))?;
+            with_values(&unit, |values| {
+                all.extend_from_slice(values);
+                Ok(())
+            })?;
         }
         Ok(all)
     }
