@@ -140,6 +140,10 @@ pub(super) const NOT_NEGATIVE: &str = "0 or greater";
 fn read_dml(section: &mut Section) -> Result<DmlSpec, SpecError> {
     let reduce = section.choice("reduce", &[("mean", DmlReduce::Mean), ("sum", DmlReduce::Sum)])?;
     let target = section.choice("target", &[("each", DmlTarget::Each), ("ensemble", DmlTarget::Ensemble)])?;
+    if reduce.is_some() && target == Some(DmlTarget::Ensemble) {
+        let problem = "combines the terms of several sources, and with target = \"ensemble\" there is one; leave it out";
+        return Err(section.error("reduce", problem));
+    }
     Ok(DmlSpec {
         t: section.number("t", POSITIVE, |t| t > 0.0)?.unwrap_or(1.0),
         reduce: reduce.unwrap_or(DmlReduce::Mean),

@@ -8,6 +8,8 @@ const MOST: f64 = 1e6;
 
 /// How alike a known key must be to be suggested for an unknown one; of shorter ones all are alike.
 const ALIKE: f64 = 0.85;
+/// How alike a known word must be to be suggested for an unknown value.
+const ALIKE_WORDS: f64 = 0.75;
 const LETTERS: usize = 3;
 
 /// A table whose keys are taken one after another; what is left over at the end is unknown.
@@ -120,10 +122,15 @@ impl Section {
         if !number.is_finite() || !fits(number) {
             return Err(self.error(key, format!("is {number}; it must be {wanted}")));
         }
+        self.check_size(key, number)?;
+        Ok(Some(number))
+    }
+
+    fn check_size(&self, key: &str, number: f64) -> Result<(), SpecError> {
         if number != 0.0 && !(LEAST..=MOST).contains(&number.abs()) {
             return Err(self.error(key, format!("is {number:e}, which is beyond {LEAST:e} to {MOST:e}")));
         }
-        Ok(Some(number))
+        Ok(())
     }
 
     /// A list of finite numbers.
@@ -134,7 +141,10 @@ impl Section {
         };
         let numbers: Option<Vec<f64>> = items.iter().map(number_of).collect();
         match numbers.filter(|numbers| numbers.iter().all(|n| n.is_finite())) {
-            Some(numbers) => Ok(Some(numbers)),
+            Some(numbers) => {
+                numbers.iter().try_for_each(|number| self.check_size(key, *number))?;
+                Ok(Some(numbers))
+            }
             None => Err(self.mistyped(key, "a list of numbers", &value)),
         }
     }
@@ -216,6 +226,10 @@ pub(super) fn nearest(word: &str, known: &[&str]) -> Option<String> {
 
 /// Says that a word is none of the known ones, and which is nearest.
 pub(super) fn unknown_word(word: &str, known: &[&str]) -> String {
-    let near = nearest(word, known).map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
+    let alike = |near: &String| strsim::jaro_winkler(word, near) >= ALIKE_WORDS;
+    let near = nearest(word, known)
+        .filter(alike)
+        .map(|near| format!("; did you mean {near:?}?"))
+        .unwrap_or_default();
     format!("{word:?} is not known{near} (known: {})", known.join(", "))
 }

@@ -21,6 +21,16 @@ impl RunSpec {
                 format!("is 1, but {:?} trains a network on its past; write 2 or more", preset.name());
             return Err(SpecError::value("[run]", "generations", problem));
         }
+        let differs =
+            |edge: &EdgeSpec| edge.is_open() && (edge.is_of_the_past() || edge.when != When::Always);
+        if self.run.generations > 1 && !self.edges.iter().any(differs) {
+            let problem = format!(
+                "is {}, but no term looks back to the generation before; write 1, or an [[edge]] of a peer to itself (kd, \
+                 kl, dkd or kd-fn)",
+                self.run.generations
+            );
+            return Err(SpecError::value("[run]", "generations", problem));
+        }
         for (place, edge) in self.edges.iter().enumerate() {
             self.check_ends(edge)?;
             self.check_generations(edge)?;
@@ -95,6 +105,8 @@ impl RunSpec {
     fn check_term(&self, edge: &EdgeSpec) -> Result<(), SpecError> {
         let classes = self.data.dataset.classes();
         match &edge.term {
+            TermSpec::Dkd { alpha, beta, .. } if *alpha == 0.0 && *beta == 0.0 => Err(self
+                .about(edge, "has alpha and beta 0, so nothing is learned by it; give one of them a weight")),
             TermSpec::Dkd { .. } if classes < 3 => {
                 Err(self.about(edge, "has nothing to decouple with two classes; write term = \"kd\""))
             }
@@ -275,21 +287,20 @@ impl RunSpec {
         let in_method = |problem: &str| Err(SpecError::value("[method]", "name", problem));
         let silent = match &self.method {
             MethodSpec::Alone | MethodSpec::Dml(_) => false,
-            MethodSpec::Mcl(mcl) => !self.method.contrasts() && mcl.logit_kd == LogitKd::Off,
+            MethodSpec::Mcl(_) => {
+                let distils = |target: &usize| {
+                    self.couples_by(LOGITS, *target) && !self.coupling_sources(*target).is_empty()
+                };
+                let mut students = (0..self.peers.len()).filter(|index| self.is_student(*index));
+                !self.method.contrasts() && !students.any(|target| distils(&target))
+            }
             MethodSpec::LMcl(l_mcl) => !l_mcl.contrasts() && !l_mcl.kd,
         };
         if silent && self.peers.len() > 1 {
-            let off = if layerwise { "kd is false" } else { "logit_kd is off" };
+            let off = if layerwise { "kd is false" } else { "nobody learns by logit_kd" };
             return in_method(&format!(
                 "is {:?} without a term: alpha, beta, gamma and lam are 0 and {off}; give one of them a weight, or write \
                  name = \"alone\"",
-                self.method.name()
-            ));
-        }
-        if let Some((from, _)) = self.links.iter().flatten().find(|(from, to)| from == to) {
-            let name = self.peers.get(*from).map_or("?", |peer| peer.name.as_str());
-            return in_method(&format!(
-                "is {:?}, but an [[edge]] of it goes from {name} to itself; it couples different peers",
                 self.method.name()
             ));
         }
@@ -363,7 +374,10 @@ impl RunSpec {
                 MethodSpec::Mcl(mcl) => mcl.alpha > 0.0,
                 MethodSpec::Alone | MethodSpec::Dml(_) => false,
             };
-        let mut own = self.edges_to(target).filter(|edge| edge.is_local());
+        // What only smooths or spreads what the network says teaches it nothing.
+        let teaches =
+            |term: &TermSpec| !matches!(term, TermSpec::Tolerant { .. } | TermSpec::ConfidencePenalty { .. });
+        let mut own = self.edges_to(target).filter(|edge| edge.is_local() && teaches(&edge.term));
         coupled || self.has_plain_ce(target) || own.any(|edge| edge.is_of_loss(generation))
     }
 

@@ -68,6 +68,15 @@ pub(in crate::spec) fn read_graph(
     edges.extend(said.edges);
     // By target, so that every term of a peer stands in one order whatever order the tables had.
     edges.sort_by_key(|edge| (edge.to, !edge.is_local(), edge.from));
+    if let Some(edge) = edges.iter().find(|edge| coupling == Some(MethodSpec::Alone) && !edge.is_local()) {
+        let problem = format!(
+            "is \"alone\", but {} is learned by {} from {}; write name = \"graph\", or leave out [method]",
+            edge.term.name(),
+            peers[edge.to].name,
+            peers[edge.from].name
+        );
+        return Err(SpecError::value("[method]", "name", problem));
+    }
     if !said.links.is_empty() {
         let learns = |to: &usize| peers[*to].role == Role::Student;
         let mut pairs = Topology::All.pairs(&everybody).into_iter().filter(|(_, to)| learns(to));
@@ -118,7 +127,18 @@ fn read_edges(
                 );
                 return Err(section.error("to", problem));
             }
+            if let Some((own, _)) = pairs.iter().find(|(from, to)| from == to) {
+                let name = &peers[*own].name;
+                let problem = format!("is {term:?} from {name} to itself; it couples different peers");
+                return Err(section.error("term", problem));
+            }
             read_link(&mut section, &term, &mut all, coupling, optim)?;
+            if let Some((from, to)) = pairs.iter().find(|pair| all.links.contains(pair)) {
+                let (from, to) = (&peers[*from].name, &peers[*to].name);
+                let problem =
+                    format!("is {term:?} from {from} to {to}, as in a table before; name them in one");
+                return Err(section.error("term", problem));
+            }
             all.links.extend(pairs);
         } else {
             let spec = TermSpec::read(&term, &mut section)?;

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::super::{MethodSpec, RunSpec};
+use super::super::{DmlReduce, DmlTarget, MethodSpec, RunSpec};
 use super::{EdgeSpec, Gate, TermSpec, WeightSchedule, When};
 
 /// All terms of a run, by target.
@@ -68,7 +68,9 @@ impl RunSpec {
 
     fn view(&self, edge: &EdgeSpec) -> EdgeView {
         let EdgeSpec { from, to, term, weight, schedule, gate, when } = edge;
-        let (schedule, gate, when) = (*schedule, *gate, *when);
+        let (schedule, gate) = (*schedule, *gate);
+        // The first has no past.
+        let when = if edge.is_of_the_past() { When::Later } else { *when };
         let with = numbers(term, "term");
         let says = edge.says().into_iter().map(str::to_owned);
         let (from, to, term) = (self.name_of(*from), self.name_of(*to), term.name().to_owned());
@@ -93,14 +95,15 @@ impl RunSpec {
             (true, true) => "ce of every stage but the last, and of their aggregation",
             (false, _) => "vcl",
         };
-        let is_local = l_mcl || (self.method.contrasts() && self.is_coupled(target));
+        let vcl = matches!(&self.method, MethodSpec::Mcl(mcl) if mcl.alpha > 0.0);
+        let is_local = l_mcl || (vcl && self.is_coupled(target));
         is_local.then(|| EdgeView { term: what.to_owned(), ..self.coupling_view(target, target, 1.0) })
     }
 
     fn coupling_edge(&self, from: usize, to: usize, sources: usize) -> EdgeView {
         let weight = match &self.method {
             // DML's mean over the sources.
-            MethodSpec::Dml(dml) if dml.reduce == super::super::DmlReduce::Mean => {
+            MethodSpec::Dml(dml) if dml.target == DmlTarget::Each && dml.reduce == DmlReduce::Mean => {
                 1.0 / sources.max(1) as f64
             }
             _ => 1.0,
@@ -108,7 +111,10 @@ impl RunSpec {
         let schema = self.contribution_schema(from).unwrap_or_default();
         let names = schema.tensors().iter().map(|tensor| tensor.name.clone());
         let says = names.filter(|name| self.couples_by(name, to)).collect();
-        EdgeView { says, ..self.coupling_view(from, to, weight) }
+        let view = self.coupling_view(from, to, weight);
+        let together = matches!(&self.method, MethodSpec::Dml(dml) if dml.target == DmlTarget::Ensemble);
+        let term = if together { format!("{}, one term with all its sources", view.term) } else { view.term };
+        EdgeView { says, term, ..view }
     }
 
     fn coupling_view(&self, from: usize, to: usize, weight: f64) -> EdgeView {

@@ -463,3 +463,69 @@ fn a_graph_that_no_status_can_carry_is_refused() {
     assert!(error.contains("of one and 300 peers") && error.contains("topology = \"groups\""), "{error}");
     assert!(run(300, "topology = \"groups\"\ngroup = 3").is_ok());
 }
+
+/// What would be trained otherwise than it says, or not at all.
+#[test]
+fn what_says_nothing_or_says_it_twice_is_refused() {
+    let every = |term: &str| edge("[\"t\", \"a\", \"b\"]", "[\"a\", \"b\"]", &format!("term = \"{term}\""));
+    let own = |term: &str| edge("\"a\"", "\"a\"", &format!("term = \"{term}\""));
+    let twice = edge("\"a\"", "\"b\"", "term = \"mcl\"");
+    let nothing = "alpha = 0\nbeta = 0\ngamma = 0\nlam = 0";
+    let without_labels = |term: &str| own(term) + "[[edge]]\nto = \"a\"\nterm = \"ce\"\nweight = 0\n";
+    let generations = with("[method]\nname = \"mcl\"\n").replace("steps = 4", "steps = 4\ngenerations = 3");
+    for (said, words) in [
+        (error(&(every("dml") + &own("dml"))), "from a to itself"),
+        (error(&(every("l-mcl") + "[[edge]]\nto = \"a\"\nterm = \"l-mcl\"\n")), "from a to itself"),
+        (error(&(twice.clone() + &twice)), "as in a table before"),
+        (error(&edge("\"t\"", "\"a\"", "term = \"dkd\"\nalpha = 0\nbeta = 0")), "alpha and beta 0"),
+        (
+            error(&edge(
+                "[\"a\", \"t\"]",
+                "\"b\"",
+                &format!("term = \"mcl\"\n{nothing}\nlogit_kd = \"off\""),
+            )),
+            "nobody learns",
+        ),
+        (
+            error(&edge("\"b\"", "\"a\"", &format!("term = \"mcl\"\n{nothing}\nlogit_kd = \"off\""))),
+            "without a term",
+        ),
+        (
+            error("[method]\nname = \"dml\"\ntarget = \"ensemble\"\nreduce = \"sum\"\n"),
+            "there is one; leave it out",
+        ),
+        (RunSpec::parse(&generations).unwrap_err().to_string(), "no term looks back"),
+        (
+            error(&(String::from("[method]\nname = \"alone\"\n") + &edge("\"b\"", "\"a\"", "term = \"kd\""))),
+            "kd is learned by a from b",
+        ),
+        (error(&without_labels("confidence-penalty")), "it would learn nothing"),
+        (error(&without_labels("tolerant")), "it would learn nothing"),
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    // The teacher is the last of three, and nobody else is told by logit_kd = "last".
+    let last = format!("[method]\nname = \"mcl\"\n{nothing}\n");
+    let teacher_last = "[run]\nsteps = 4\n[data]\ndataset = \"mnist\"\nbatch = 20\n[[peer]]\nname = \"a\"\narch = \"resnet8\"\n\
+                        [[peer]]\nname = \"b\"\narch = \"resnet8\"\n[[peer]]\nname = \"t\"\narch = \"resnet8\"\nrole = \"teacher\"\n\
+                        init = \"t.safetensors\"\n";
+    let said = RunSpec::parse(&(last + teacher_last)).unwrap_err().to_string();
+    assert!(said.contains("nobody learns by logit_kd"), "{said}");
+    let normalize = with("[method]\nname = \"alone\"\n")
+        .replace("batch = 20", "batch = 20\nnormalize = { mean = [0.5], std = [1e-30] }");
+    assert!(RunSpec::parse(&normalize).unwrap_err().to_string().contains("beyond"));
+    let far = with("[method]\nname = \"alone\"\n").replace("\"mnist\"", "\"cifar10\"");
+    assert!(!RunSpec::parse(&far).unwrap_err().to_string().contains("did you mean"));
+}
+
+#[test]
+fn the_graph_that_is_shown_is_the_one_that_trains() {
+    let shown = |text: &str| RunSpec::parse(text).unwrap().graph().text();
+    let ensemble = shown(&with("[method]\nname = \"dml\"\ntarget = \"ensemble\"\n"));
+    assert!(ensemble.contains("a <- b  dml, one term with all its sources  (weight 1"), "{ensemble}");
+    let mcl = shown(&with("[method]\nname = \"mcl\"\nalpha = 0\n"));
+    assert!(!mcl.contains("a <- a  vcl"), "{mcl}");
+    let past =
+        with(&edge("\"a\"", "\"a\"", "term = \"kd\"")).replace("steps = 4", "steps = 4\ngenerations = 2");
+    assert!(shown(&past).contains("in the later generations"), "{}", shown(&past));
+}
