@@ -246,7 +246,8 @@ fn check_stopped(actions: &[Action], parts: &[&str]) {
 /// Steps are those of a generation, and a peer plans all of them.
 #[test]
 fn a_run_of_generations_has_its_steps_in_each() {
-    let toml = TOML.replace("steps = 100", "steps = 100\ngenerations = 3");
+    let past = "[[edge]]\nfrom = \"a\"\nto = \"a\"\nterm = \"kd\"\n";
+    let toml = TOML.replace("steps = 100", "steps = 100\ngenerations = 3") + past;
     for (planned, taken) in [(300, true), (100, false)] {
         let mut world = World::with(&toml, &history());
         let request = JoinRequest { total_steps: planned, ..world.request("a") };
