@@ -26,7 +26,7 @@ impl Planes {
     }
 
     /// The pixels of one channel of one image, of which there are `batch` times `channels`.
-    fn plane(self, values: &[f32], plane: usize) -> &[f32] {
+    pub(in crate::kernels) fn plane<T>(self, values: &[T], plane: usize) -> &[T] {
         &values[plane * self.pixels..][..self.pixels]
     }
 }
@@ -233,6 +233,9 @@ pub(in crate::kernels) fn gradient(
 }
 
 /// One result per plane, in order.
-fn per_plane<T: Send>(p: Planes, of_plane: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+pub(in crate::kernels) fn per_plane<T: Send>(
+    p: Planes,
+    of_plane: impl Fn(usize) -> T + Sync + Send,
+) -> Vec<T> {
     (0..p.batch * p.channels).into_par_iter().with_min_len(p.channels).map(of_plane).collect()
 }

@@ -31,7 +31,7 @@ impl ConvShape {
     }
 
     /// Values of one image that goes in.
-    pub(super) fn image_in(&self) -> usize {
+    pub(in crate::kernels) fn image_in(&self) -> usize {
         self.ci * self.h * self.w
     }
 

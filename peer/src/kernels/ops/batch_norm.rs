@@ -148,7 +148,7 @@ impl Normalised {
     }
 }
 
-fn planes(dims: &[usize]) -> Result<Planes> {
+pub(in super::super) fn planes(dims: &[usize]) -> Result<Planes> {
     match *dims {
         [batch, channels, ref pixels @ ..] => Ok(Planes { batch, channels, pixels: pixels.iter().product() }),
         _ => candle_core::bail!("batch normalisation needs [B, C, ...], got shape {dims:?}"),

@@ -43,6 +43,6 @@ pub(super) fn with_values<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T])
     }
 }
 
-fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+pub(super) fn tensor<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(values, shape.into(), &candle_core::Device::Cpu)
 }

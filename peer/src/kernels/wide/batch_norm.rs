@@ -5,9 +5,10 @@ use candle_core::{CpuStorage, Result, Tensor};
 use rayon::prelude::*;
 
 use super::super::Moments;
+use super::super::cpu::batch_norm::{Planes, per_plane};
+use super::super::ops::batch_norm::planes;
 use super::super::ops::link::{Gradients, link};
-use super::super::ops::with_values;
-use super::tensor;
+use super::super::ops::{tensor, with_values};
 
 /// See [`super::super::batch_norm_train`], without what follows it; the shapes are checked.
 pub(in super::super) fn train(
@@ -16,44 +17,25 @@ pub(in super::super) fn train(
     beta: &Tensor,
     eps: f64,
 ) -> Result<(Tensor, Moments)> {
-    let (batch, channels) = (x.dim(0)?, x.dim(1)?);
-    let planes = Planes { channels, pixels: x.elem_count() / (batch * channels), batch };
+    let planes = planes(x.dims())?;
     let x_values = x.detach().contiguous()?;
     let (mean, var) = with_values(&x_values, |x: &[f64]| Ok(planes.moments(x)))?;
     let deviation: Vec<f64> = var.iter().map(|var| (var + eps).sqrt()).collect();
     let normalised = Normalised { planes, x: x_values, gamma: gamma.detach(), mean, deviation };
     let y = (CpuStorage::F64(normalised.values(beta)?), x.shape().clone());
-    let (mean, count) = (tensor(normalised.mean.clone(), channels)?, planes.count());
-    let moments = Moments { mean, var: tensor(var, channels)?, count };
+    let mean = tensor(normalised.mean.clone(), planes.channels)?;
+    let moments = Moments { mean, var: tensor(var, planes.channels)?, count: planes.count() };
     let y = link("cohort-batch-norm-f64", &[x, gamma, beta], y, move |_, dy| normalised.backward(dy))?;
     Ok((y, moments))
 }
 
-/// Sizes of maps `[B, C, ...]`.
-#[derive(Clone, Copy)]
-struct Planes {
-    batch: usize,
-    channels: usize,
-    pixels: usize,
-}
-
 impl Planes {
-    /// Values per channel.
-    fn count(self) -> usize {
-        self.batch * self.pixels
-    }
-
-    fn plane(self, values: &[f64], plane: usize) -> &[f64] {
-        &values[plane * self.pixels..][..self.pixels]
-    }
-
     /// Per channel, the sum over its planes of what `of_plane` makes of each, given its number and its channel.
     fn sums<const N: usize>(
         self,
         of_plane: impl Fn(usize, usize) -> [f64; N] + Sync + Send,
     ) -> Vec<[f64; N]> {
-        let planes = (0..self.batch * self.channels).into_par_iter();
-        let of_planes: Vec<[f64; N]> = planes.map(|plane| of_plane(plane, plane % self.channels)).collect();
+        let of_planes = per_plane(self, |plane| of_plane(plane, plane % self.channels));
         let mut sums = vec![[0.0; N]; self.channels];
         for parts in of_planes.chunks_exact(self.channels) {
             for (sum, part) in sums.iter_mut().flatten().zip(parts.iter().flatten()) {

@@ -4,14 +4,14 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::super::ConvGeometry;
+use super::super::cpu::conv::Grouped;
 use super::super::cpu::geometry::ConvShape;
 use super::super::ops::link::link;
-use super::super::ops::with_values;
-use super::tensor;
+use super::super::ops::{tensor, with_values};
 
 /// Images whose contributions to the gradient by the weights are added up before they are added to those of others.
 const TOGETHER: usize = 4;
@@ -22,7 +22,8 @@ pub(in super::super) fn conv2d(x: &Tensor, w: &Tensor, g: ConvGeometry) -> Resul
     let (co, ci, kh, kw) = w.dims4()?;
     let (stride, padding) = (g.stride, g.padding);
     let group = ConvShape { batch, ci, h, w: width, co: co / g.groups, kh, kw, stride, padding };
-    let conv = Conv { group, groups: g.groups, x: x.detach().contiguous()?, w: w.detach().contiguous()? };
+    let shape = Grouped { group, groups: g.groups };
+    let conv = Conv { shape, x: x.detach().contiguous()?, w: w.detach().contiguous()? };
     let y = (CpuStorage::F64(conv.forward()?), (batch, co, group.out_h(), group.out_w()).into());
     // The images of the first layer need no gradient.
     let (by_x, by_w) = (x.track_op(), w.track_op());
@@ -33,11 +34,9 @@ pub(in super::super) fn conv2d(x: &Tensor, w: &Tensor, g: ConvGeometry) -> Resul
     })
 }
 
-/// A convolution with its arguments, outside the graph.
+/// A convolution with its arguments, outside the graph. A unit is one group of channels of one image.
 struct Conv {
-    /// What each group computes; its channels are those of one group.
-    group: ConvShape,
-    groups: usize,
+    shape: Grouped,
     x: Tensor,
     w: Tensor,
 }
@@ -45,73 +44,68 @@ struct Conv {
 impl Conv {
     /// Rows of the matrix of windows, and its columns.
     fn windows(&self) -> (usize, usize) {
-        let ConvShape { ci, kh, kw, .. } = self.group;
-        (ci * kh * kw, self.group.out_h() * self.group.out_w())
+        let s = &self.shape.group;
+        (s.ci * s.kh * s.kw, s.out_h() * s.out_w())
     }
 
     /// The weights of each group as a matrix.
-    fn matrices(&self) -> Result<Vec<Tensor>> {
-        let w = self.w.reshape((self.groups, self.group.co, self.windows().0))?;
-        (0..self.groups).map(|group| w.get(group)).collect()
+    fn matrices(&self) -> Result<Tensor> {
+        self.w.reshape((self.shape.groups, self.shape.group.co, self.windows().0))
+    }
+
+    /// The output's gradient of each unit as a matrix.
+    fn gradients(&self, dy: &Tensor) -> Result<Tensor> {
+        let Grouped { group, groups } = self.shape;
+        dy.contiguous()?.reshape((group.batch * groups, group.co, self.windows().1))
     }
 
     /// `[B, Co, Ho, Wo]`.
     fn forward(&self) -> Result<Vec<f64>> {
-        let (s, matrices) = (&self.group, self.matrices()?);
-        with_values(&self.x, |x: &[f64]| {
-            let unit = |i: usize| {
-                let image = part(x, i, s.ci * s.h * s.w);
-                matrices[i % self.groups].matmul(&self.columns(image)?)
-            };
-            self.units(unit)
-        })
+        let matrices = self.matrices()?;
+        self.units(|unit| matrices.get(unit % self.shape.groups)?.matmul(&self.columns(unit)?))
     }
 
     /// The gradient by `x` from that by the output: what the columns get is added where they came from.
     fn backward_data(&self, dy: &Tensor) -> Result<Tensor> {
-        let (s, (_, pixels)) = (&self.group, self.windows());
-        let matrices: Result<Vec<Tensor>> = self.matrices()?.iter().map(Tensor::t).collect();
-        let matrices = matrices?;
-        let dx = with_values(dy, |dy: &[f64]| {
-            let unit = |i: usize| {
-                let dy = tensor(part(dy, i, s.co * pixels).to_vec(), (s.co, pixels))?;
-                with_values(&matrices[i % self.groups].matmul(&dy)?, |columns| self.image(columns))
-            };
-            self.units(unit)
+        let (matrices, dy) = (self.matrices()?.transpose(1, 2)?, self.gradients(dy)?);
+        let dx = self.units(|unit| {
+            let columns = matrices.get(unit % self.shape.groups)?.matmul(&dy.get(unit)?)?;
+            with_values(&columns, |columns| self.image(columns))
         })?;
         tensor(dx, self.x.shape())
     }
 
-    /// The gradient by `w` from that by the output.
+    /// The gradient by `w` from that by the output. No more sums are held at a time than threads make.
     fn backward_weights(&self, dy: &Tensor) -> Result<Tensor> {
-        let (s, (_, pixels)) = (&self.group, self.windows());
-        let sums = with_values(&self.x, |x: &[f64]| {
-            with_values(dy, |dy: &[f64]| {
-                let unit = |i: usize| {
-                    let dy = tensor(part(dy, i, s.co * pixels).to_vec(), (s.co, pixels))?;
-                    dy.matmul(&self.columns(part(x, i, s.ci * s.h * s.w))?.t()?)
-                };
-                let sum = |first: usize, group: usize| {
-                    let images = first + 1..(first + TOGETHER).min(s.batch);
-                    let unit = |image: usize| unit(image * self.groups + group);
-                    images.map(unit).try_fold(unit(first)?, |sum, unit| sum.add(&unit?))
-                };
-                let of_group = |group: usize| {
-                    let parts = (0..s.batch).into_par_iter().step_by(TOGETHER).map(|first| sum(first, group));
-                    Tensor::stack(&parts.collect::<Result<Vec<Tensor>>>()?, 0)?.sum(0)
-                };
-                (0..self.groups).map(of_group).collect::<Result<Vec<Tensor>>>()
-            })
-        })?;
-        Tensor::cat(&sums, 0)?.reshape(self.w.shape())
+        let (Grouped { group, groups }, dy) = (self.shape, self.gradients(dy)?);
+        let of_image = |image: usize, g: usize| {
+            let unit = image * groups + g;
+            dy.get(unit)?.matmul(&self.columns(unit)?.t()?)
+        };
+        let of_images = |first: usize, g: usize| {
+            let mut others = first + 1..(first + TOGETHER).min(group.batch);
+            others.try_fold(of_image(first, g)?, |sum, image| sum.add(&of_image(image, g)?))
+        };
+        let firsts: Vec<usize> = (0..group.batch).step_by(TOGETHER).collect();
+        let of_group = |g: usize| {
+            let mut sum = Tensor::zeros((group.co, self.windows().0), DType::F64, &Device::Cpu)?;
+            for firsts in firsts.chunks(rayon::current_num_threads()) {
+                let parts = firsts.par_iter().map(|first| of_images(*first, g));
+                for part in parts.collect::<Result<Vec<Tensor>>>()? {
+                    sum = sum.add(&part)?;
+                }
+            }
+            Ok(sum)
+        };
+        let sums: Result<Vec<Tensor>> = (0..groups).map(of_group).collect();
+        Tensor::cat(&sums?, 0)?.reshape(self.w.shape())
     }
 
-    /// What all groups of all images give, one after the other.
-    fn units(&self, unit: impl Fn(usize) -> Result<Tensor> + Sync + Send) -> Result<Vec<f64>> {
-        let units: Result<Vec<Tensor>> =
-            (0..self.group.batch * self.groups).into_par_iter().map(unit).collect();
+    /// What all units give, one after the other.
+    fn units(&self, of_unit: impl Fn(usize) -> Result<Tensor> + Sync + Send) -> Result<Vec<f64>> {
+        let units = (0..self.shape.group.batch * self.shape.groups).into_par_iter().map(of_unit);
         let mut all = Vec::new();
-        for unit in units? {
+        for unit in units.collect::<Result<Vec<Tensor>>>()? {
             with_values(&unit, |values| {
                 all.extend_from_slice(values);
                 Ok(())
@@ -120,33 +114,37 @@ impl Conv {
         Ok(all)
     }
 
-    /// The windows of an image as columns, zeros where they reach beyond its border.
-    fn columns(&self, image: &[f64]) -> Result<Tensor> {
-        let (rows, pixels) = self.windows();
+    /// The windows of a unit as columns, zeros where they reach beyond its border.
+    fn columns(&self, unit: usize) -> Result<Tensor> {
+        let ((rows, pixels), size) = (self.windows(), self.shape.group.image_in());
         let mut columns = vec![0.0; rows * pixels];
-        self.runs(|run, at| {
-            let from = image[at..].iter().step_by(self.group.stride);
-            columns[run].iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-        });
+        with_values(&self.x, |x: &[f64]| {
+            let image = &x[unit * size..][..size];
+            self.runs(|run, at| {
+                let from = image[at..].iter().step_by(self.shape.group.stride);
+                columns[run].iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+            });
+            Ok(())
+        })?;
         tensor(columns, (rows, pixels))
     }
 
     /// The image in which each pixel is the sum of what stands for it in the columns.
     fn image(&self, columns: &[f64]) -> Result<Tensor> {
-        let ConvShape { ci, h, w, stride, .. } = self.group;
-        let mut image = vec![0.0; ci * h * w];
+        let s = &self.shape.group;
+        let mut image = vec![0.0; s.image_in()];
         self.runs(|run, at| {
-            let to = image[at..].iter_mut().step_by(stride);
+            let to = image[at..].iter_mut().step_by(s.stride);
             to.zip(&columns[run]).for_each(|(to, from)| *to += *from);
         });
-        tensor(image, ci * h * w)
+        tensor(image, s.image_in())
     }
 
     /// Every run of values in the matrix of windows whose pixels lie in one line of the image, and where the first of
     /// these is; the following ones are `stride` pixels apart.
     fn runs(&self, mut run: impl FnMut(Range<usize>, usize)) {
-        let ConvShape { ci, h, w, kh, kw, stride, padding, .. } = self.group;
-        let (out_h, out_w) = (self.group.out_h(), self.group.out_w());
+        let ConvShape { ci, h, w, kh, kw, stride, padding, .. } = self.shape.group;
+        let (out_h, out_w) = (self.shape.group.out_h(), self.shape.group.out_w());
         // Windows whose tap falls into a line of pixels of this length.
         let inside = |tap: usize, size: usize, windows: usize| {
             let first = padding.saturating_sub(tap).div_ceil(stride);
@@ -164,9 +162,4 @@ impl Conv {
             }
         }
     }
-}
-
-/// The values of one of several equal parts.
-fn part(values: &[f64], index: usize, len: usize) -> &[f64] {
-    &values[index * len..][..len]
 }

@@ -5,13 +5,9 @@
 pub(super) mod conv;
 pub(super) mod batch_norm;
 
-use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_core::{DType, Tensor};
 
 /// Whether this path takes maps: f64 in main memory, with something to compute.
 pub(super) fn accepts(x: &Tensor) -> bool {
     x.dtype() == DType::F64 && x.device().is_cpu() && x.elem_count() > 0
-}
-
-fn tensor(values: Vec<f64>, shape: impl Into<Shape>) -> Result<Tensor> {
-    Tensor::from_vec(values, shape.into(), &Device::Cpu)
 }
