@@ -357,9 +357,6 @@ impl Cluster {
                     training.unheard |= training.falling_back.contains(&index);
                     training.lease.resume(index, standing.steps_done);
                     accepted.reported = training.lease.next(index);
-                    // Those who came before it without a memory do not make it go back.
-                    let fresh = self.members.without_memory();
-                    fresh.into_iter().for_each(|fresh| _ = self.lose(fresh, out));
                 }
                 // The others have gone on without it, so what it remembers is void.
                 Some(_) => {
@@ -369,18 +366,10 @@ impl Cluster {
                 None => {
                     // It is not on its way to anywhere before it is told where to start.
                     training.lease.resume(index, Step::MAX);
-                    if self.others_remember(index) {
-                        self.lose(index, out);
-                    }
                 }
             }
         }
         Ok(accepted)
-    }
-
-    /// Whether some other member of the view is where the run is.
-    fn others_remember(&self, index: usize) -> bool {
-        self.in_view().into_iter().any(|other| other != index && self.members.log_from(other).is_some())
     }
 
     /// A run that ends takes nobody in.
@@ -417,6 +406,7 @@ impl Cluster {
             Stage::Gathering if self.members.all_attend() => self.begin(now, out),
             Stage::Running => {
                 self.lose_those_gone(out);
+                self.lose_those_without_memory(out);
                 self.decide_cut(now, out);
                 self.start_waiting(now, out);
                 self.ask_for_relays(out);

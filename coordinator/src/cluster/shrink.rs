@@ -91,6 +91,18 @@ impl Cluster {
         }
     }
 
+    /// Members who came back without a memory do not make those go back who are where the run is: they are put out, all or
+    /// none, and come in again.
+    pub(super) fn lose_those_without_memory(&mut self, out: &mut Vec<Action>) {
+        let joined = |index: &usize| self.members.peer(*index).is_some_and(|peer| peer.joined.is_some());
+        let members = self.in_view();
+        let (there, fresh): (BTreeSet<usize>, BTreeSet<usize>) =
+            members.into_iter().filter(joined).partition(|index| self.members.log_from(*index).is_some());
+        if !there.is_empty() && self.may_lose(&fresh) {
+            fresh.into_iter().for_each(|index| _ = self.lose(index, out));
+        }
+    }
+
     /// Those who have still to come in, where others are now: they have heard nothing of what these may lack. They are put
     /// out with one who is lost, and come in again.
     fn coming_in(&self, lost: &BTreeSet<usize>) -> BTreeSet<usize> {

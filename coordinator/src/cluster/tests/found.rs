@@ -494,21 +494,59 @@ fn one_that_came_in_lately_costs_nobody_the_checkpoints_of_before() {
     assert_eq!((views(&actions)[0], starts(&actions)[0]), ((4, 45, 2), (45, 2)), "a and b go back together");
 }
 
+/// One of three that has taken 55 steps and has all from 45 on.
+fn stands(world: &World, peer: &'static str) -> JoinRequest {
+    let standing = Some(Standing { session: 4, steps_done: 55, log_from: 45, lease_until: 60 });
+    let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![30, 45] });
+    JoinRequest { standing, checkpoints, ..world.request(peer) }
+}
+
+/// c may have asked to join before them, and attend after them.
 #[test]
 fn those_who_stand_are_not_rolled_back_for_one_that_came_in_lately() {
-    let mut world = found_after_one_came_in();
-    assert_eq!(starts(&started_again(&mut world, "c", &[15, 50])), vec![]);
-    let mut told = vec![];
-    for peer in ["a", "b"] {
-        let standing = Some(Standing { session: 4, steps_done: 55, log_from: 45, lease_until: 60 });
-        let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![30, 45] });
-        told = world.come_back(peer, JoinRequest { standing, checkpoints, ..world.request(peer) });
-        assert_eq!((views(&told), starts(&told)), (vec![], vec![]));
+    for attends_late in [false, true] {
+        let mut world = found_after_one_came_in();
+        let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![15, 50] });
+        let request = JoinRequest { checkpoints, ..world.request("c") };
+        let session = world.present(request, "127.0.0.1").unwrap().session;
+        world.sessions.insert("c", session);
+        if !attends_late {
+            assert_eq!(starts(&world.attend("c")), vec![]);
+        }
+        let mut told = vec![];
+        for peer in ["a", "b"] {
+            told = world.come_back(peer, stands(&world, peer));
+            assert_eq!((views(&told), starts(&told)), (vec![], vec![]));
+        }
+        let flush = flushes(&told)[0].clone();
+        assert_eq!((flush.1, flush.2), (vec!["c"], 1), "b is asked as a was before");
+        if attends_late {
+            let actions = world.attend("c");
+            assert_eq!((views(&actions), starts(&actions)), (vec![], vec![]));
+        }
+        world.say("a", received(flush.0, &[("c", 55)]));
+        let actions = world.say("b", received(flush.0, &[("c", 55)]));
+        assert_eq!(views(&actions)[0], (4, 55, 2), "nothing is taken again");
+        assert!(starts(&actions).iter().all(|(_, peers)| *peers == 1), "{:?}", starts(&actions));
     }
-    let flush = flushes(&told)[0].clone();
-    assert_eq!((flush.1, flush.2), (vec!["c"], 1), "b is asked as a was before");
-    world.say("a", received(flush.0, &[("c", 55)]));
-    let actions = world.say("b", received(flush.0, &[("c", 55)]));
-    assert_eq!(views(&actions)[0], (4, 55, 2), "nothing is taken again");
-    assert!(starts(&actions).iter().all(|(_, peers)| *peers == 1), "{:?}", starts(&actions));
+}
+
+/// Two of three lost their memory, and two must be left: they replay what c has said.
+#[test]
+fn one_who_stands_is_not_rolled_back_for_as_many_as_are_needed() {
+    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 2\n");
+    let before = three();
+    let record = PeerRecord { completed: 55, checkpoints: vec![30, 45], said: vec![] };
+    let (views_then, data) = (before.cluster.view().unwrap().clone().into(), before.cluster.members().data());
+    let records = vec![record; 3];
+    let history = History { starts: 1, views: views_then, data, lease_until: 60, records, ..history() };
+    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history);
+    started_again(&mut world, "a", &[30, 45]);
+    started_again(&mut world, "b", &[30, 45]);
+    let told = world.come_back("c", stands(&world, "c"));
+    assert_eq!((starts(&told), flushes(&told)), (vec![(45, 2)], vec![]), "a and b alone");
+    assert!(
+        told.iter().all(|action| !matches!(action, Action::Record(Entry::View { .. }))),
+        "in the same view"
+    );
 }
