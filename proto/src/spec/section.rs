@@ -196,8 +196,7 @@ impl Section {
             Some((key, _)) => {
                 let long: Vec<&str> =
                     self.known.iter().copied().filter(|known| known.len() >= LETTERS).collect();
-                let alike = |near: &String| strsim::jaro_winkler(&key, near) >= ALIKE && key.len() >= LETTERS;
-                let nearest = nearest(&key, &long).filter(alike);
+                let nearest = nearest(&key, &long, ALIKE).filter(|_| key.len() >= LETTERS);
                 Err(SpecError::UnknownKey { section: self.name, key, nearest, known: self.known.join(", ") })
             }
         }
@@ -218,18 +217,18 @@ fn number_of(value: &toml::Value) -> Option<f64> {
     }
 }
 
-/// The known word that is most like a misspelt one.
-pub(super) fn nearest(word: &str, known: &[&str]) -> Option<String> {
+/// The known word that is most like a misspelt one, if any is so much like it.
+fn nearest(word: &str, known: &[&str], alike: f64) -> Option<String> {
     let scored = known.iter().map(|candidate| (strsim::jaro_winkler(word, candidate), candidate));
-    scored.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, candidate)| (*candidate).to_owned())
+    scored
+        .filter(|(score, _)| *score >= alike)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| (*candidate).to_owned())
 }
 
 /// Says that a word is none of the known ones, and which is nearest.
 pub(super) fn unknown_word(word: &str, known: &[&str]) -> String {
-    let alike = |near: &String| strsim::jaro_winkler(word, near) >= ALIKE_WORDS;
-    let near = nearest(word, known)
-        .filter(alike)
-        .map(|near| format!("; did you mean {near:?}?"))
-        .unwrap_or_default();
+    let near = nearest(word, known, ALIKE_WORDS);
+    let near = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
     format!("{word:?} is not known{near} (known: {})", known.join(", "))
 }

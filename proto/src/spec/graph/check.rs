@@ -21,8 +21,11 @@ impl RunSpec {
                 format!("is 1, but {:?} trains a network on its past; write 2 or more", preset.name());
             return Err(SpecError::value("[run]", "generations", problem));
         }
-        let differs =
-            |edge: &EdgeSpec| edge.is_open() && (edge.is_of_the_past() || edge.when != When::Always);
+        // A preset is named for its looking back; tables may also say how generations differ.
+        let looks_back = self.preset.is_some_and(|preset| preset.generations() > 1);
+        let differs = |edge: &EdgeSpec| {
+            edge.is_open() && (edge.is_of_the_past() || (!looks_back && edge.when != When::Always))
+        };
         if self.run.generations > 1 && !self.edges.iter().any(differs) {
             let problem = format!(
                 "is {}, but no term looks back to the generation before; write 1, or an [[edge]] of a peer to itself (kd, \

@@ -101,20 +101,19 @@ impl RunSpec {
     }
 
     fn coupling_edge(&self, from: usize, to: usize, sources: usize) -> EdgeView {
-        let weight = match &self.method {
-            // DML's mean over the sources.
-            MethodSpec::Dml(dml) if dml.target == DmlTarget::Each && dml.reduce == DmlReduce::Mean => {
-                1.0 / sources.max(1) as f64
+        let (weight, together) = match &self.method {
+            MethodSpec::Dml(dml) if dml.target == DmlTarget::Ensemble => {
+                (1.0, ", one term with all its sources")
             }
-            _ => 1.0,
+            // DML's mean over the sources.
+            MethodSpec::Dml(dml) if dml.reduce == DmlReduce::Mean => (1.0 / sources.max(1) as f64, ""),
+            _ => (1.0, ""),
         };
         let schema = self.contribution_schema(from).unwrap_or_default();
         let names = schema.tensors().iter().map(|tensor| tensor.name.clone());
         let says = names.filter(|name| self.couples_by(name, to)).collect();
         let view = self.coupling_view(from, to, weight);
-        let together = matches!(&self.method, MethodSpec::Dml(dml) if dml.target == DmlTarget::Ensemble);
-        let term = if together { format!("{}, one term with all its sources", view.term) } else { view.term };
-        EdgeView { says, term, ..view }
+        EdgeView { says, term: view.term + together, ..view }
     }
 
     fn coupling_view(&self, from: usize, to: usize, weight: f64) -> EdgeView {

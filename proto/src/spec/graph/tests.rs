@@ -495,6 +495,9 @@ fn what_says_nothing_or_says_it_twice_is_refused() {
             "there is one; leave it out",
         ),
         (RunSpec::parse(&generations).unwrap_err().to_string(), "no term looks back"),
+        (error("[method]\nname = \"self-kd\"\nalpha = 0\n"), "no term looks back"),
+        (error("[method]\nname = \"generations\"\nalpha = 0\n"), "no term looks back"),
+        (error("[method]\nname = \"tsd\"\nlambda = 1\n"), "no term looks back"),
         (
             error(&(String::from("[method]\nname = \"alone\"\n") + &edge("\"b\"", "\"a\"", "term = \"kd\""))),
             "kd is learned by a from b",
