@@ -38,13 +38,13 @@ pub(crate) fn fingerprint(world: &World, faults_left: u32) -> u64 {
 }
 
 /// What belongs to peers, as text, in their order.
-fn of_peers(World { now, hosts, streams, joins, watch, .. }: &World, faults_left: u32) -> String {
+fn of_peers(World { now, hosts, streams, joins, kept, watch, .. }: &World, faults_left: u32) -> String {
     let mut by_peer: Vec<(&StreamId, &Stream)> = streams.iter().collect();
     by_peer.sort_by_key(|(stream, open)| (open.peer, **stream));
     let mut asked: Vec<(Ticket, &Join)> =
         joins.iter().map(|(number, join)| (Ticket(*number), join)).collect();
     asked.sort_by_key(|(number, join)| (join.peer, *number));
-    format!("{faults_left} {now:?} {hosts:?} {by_peer:?} {asked:?} {:?}", watch.newest())
+    format!("{faults_left} {kept} {now:?} {hosts:?} {by_peer:?} {asked:?} {:?}", watch.newest())
 }
 
 /// The coordinator and its disk, as text.

@@ -48,7 +48,7 @@ impl Watch {
 
     /// What of this decides whether later events are right.
     pub(crate) fn newest(&self) -> impl std::fmt::Debug {
-        (&self.newest, &self.starts, &self.announced)
+        (&self.newest, &self.starts, &self.announced, self.retained)
     }
 
     /// A process of a peer begins, and has been told nothing.
