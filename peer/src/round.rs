@@ -163,8 +163,9 @@ impl Rounds {
     /// A view that begins no later than others takes their place, and what was said in them from there on is void.
     fn viewed(&mut self, view: View) {
         // All go back to before where this peer is, which will be told where to start.
-        let newer = self.views.last().is_some_and(|known| known.id < view.id);
-        self.has_started &= !newer || view.begins_at >= self.next;
+        if self.views.last().is_some_and(|known| known.id < view.id) && view.begins_at < self.next {
+            self.stand_down();
+        }
         let members = view.members.iter().map(|member| &member.name);
         for name in members.filter(|name| self.sources.contains(*name)) {
             self.inbox.entry(name.clone()).or_default();
@@ -225,9 +226,10 @@ impl Rounds {
         }
     }
 
-    /// What this peer did so far may be void: nothing is done before it is told where to start.
+    /// What this peer did so far may be void, and so may be where it was told to start: nothing is done before it is told
+    /// (anew).
     pub fn stand_down(&mut self) {
-        self.has_started = false;
+        (self.start, self.has_started) = (None, false);
     }
 
     /// The step that comes next.

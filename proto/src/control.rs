@@ -46,6 +46,8 @@ pub struct Standing {
     pub log_from: Step,
     /// The end of the lease that it holds.
     pub lease_until: Step,
+    /// The view in which it took its last step; if none since it was told where to start, the one that held there.
+    pub view: ViewId,
 }
 
 /// Checkpoints that a peer holds.

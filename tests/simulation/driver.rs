@@ -199,7 +199,7 @@ impl World {
         let Some(process) = self.process(peer) else { return };
         let view = process.views.at(start.step).map_or(ViewId(0), |view| view.id);
         let Some(place) = &mut process.place else { return };
-        let epoch = place.starts(start.step, view);
+        let epoch = place.starts(start, view);
         process.tasks.clear();
         process.sources.clear();
         (process.started, process.epoch) = (true, epoch);
@@ -228,6 +228,10 @@ impl World {
         let setting = self.setting.clone();
         if let Some(process) = self.process(peer) {
             process.gone.extend(peers.iter().map(|name| setting.index(name)));
+            if peers.contains(setting.name(peer)) {
+                process.place.iter_mut().for_each(Place::stands_down);
+                process.started = false;
+            }
         }
         self.tell(peer, Word::Flush { id, peers });
         self.follow(peer);
@@ -301,8 +305,10 @@ impl World {
         let Some(news) = process.news.pop_front() else { return };
         match news {
             News::Step(report) => {
-                let counts = process.place.as_mut().is_some_and(|place| place.completed(report.clone()));
-                for source in process.sources.values_mut().filter(|source| counts && !source.again) {
+                if !process.place.as_mut().is_some_and(|place| place.completed(report.clone())) {
+                    return;
+                }
+                for source in process.sources.values_mut().filter(|source| !source.again) {
                     source.reached = source.reached.max(Position::of(report.step + 1));
                 }
                 self.up(peer, FromPeer::Report(report));

@@ -151,7 +151,6 @@ impl Process {
             _ if from == 0 => (fresh(around.peer), Trail::new()),
             Some((state, trail)) => (state, trail.clone()),
             None if !self.trainer.held.contains(&from) => {
-                self.trainer.rounds.started();
                 self.trainer.rounds.stand_down();
                 let newest = self.trainer.held.last().copied().unwrap_or(0);
                 return self.tell_what_is_held(newest);

@@ -33,6 +33,9 @@ impl Cluster {
             out.push(Action::Close { stream: older, error });
         }
         note(out, false, format!("peer {name} attends"));
+        if self.is_starting_anew(index) && self.members.log_from(index).is_none() {
+            self.stand_down([index].into_iter(), out);
+        }
         self.say_views(&[stream], out);
         if self.readdress_members() {
             // Those who came before were told where it was earlier.
@@ -59,8 +62,8 @@ impl Cluster {
             FromPeer::Hello { .. } => self.fault(now, index, "said hello twice on one stream", out),
             FromPeer::Report(report) => self.report(now, index, report, out),
             FromPeer::CheckpointSaved { step, held } => self.saved(now, index, step, &held, out),
-            // It has yet to hear that all have fallen back: since then every log holds all that anybody asks for.
-            FromPeer::CannotFollow(_) if self.is_falling_back(index) => {}
+            // It has yet to hear where it starts anew: every log holds all that it will ask for from there on.
+            FromPeer::CannotFollow(_) if self.is_starting_anew(index) => {}
             FromPeer::CannotFollow(_) if !self.in_view().contains(&index) => {}
             FromPeer::CannotFollow(sentence) => {
                 let why = format!("peer {} cannot follow: {sentence}", self.members.name(index));
@@ -80,14 +83,21 @@ impl Cluster {
         let Some(training) = &mut self.training else {
             return self.fault(now, index, "reported a step before the run began", out);
         };
-        if outside || self.members.log_from(index).is_some_and(before) {
-            // The others have gone on without it, and it has still to hear of that, or of where it comes in again.
+        if outside || self.members.log_from(index).is_none_or(before) {
+            // What it remembers is void, and it has still to hear of that, or of where it starts.
             return;
         }
         let StepReport { step, view, own_digest, .. } = report;
         let holds = training.views.at(step).map_or(ViewId(0), |view| view.id);
         if view < holds {
             // It was under way when all fell back, and will be taken again.
+            if !training.starting_anew.contains(&index) {
+                self.starts_anew(
+                    index,
+                    "took a step that all others take again, and has not heard of that",
+                    out,
+                );
+            }
             return;
         }
         if view != holds {
@@ -106,7 +116,7 @@ impl Cluster {
             return self.fault(now, index, &what, out);
         }
         let said = Said { digest: own_digest, tensors: report.said.clone() };
-        training.falling_back.remove(&index);
+        training.starting_anew.remove(&index);
         let starts_here = training.views.iter().any(|other| other.id == view && other.begins_at == step);
         if starts_here && view > ViewId(1) && step < training.lease.next(index) {
             // It heard of the view first, and then that it is to start there: it takes its first step again.
@@ -133,9 +143,16 @@ impl Cluster {
         self.after_progress(now, out);
     }
 
-    /// Whether a member was told to fall back and has reported nothing since.
-    fn is_falling_back(&self, index: usize) -> bool {
-        self.training.as_ref().is_some_and(|training| training.falling_back.contains(&index))
+    /// Whether one is to start elsewhere than where it was, and has reported nothing since.
+    fn is_starting_anew(&self, index: usize) -> bool {
+        self.training.as_ref().is_some_and(|training| training.starting_anew.contains(&index))
+    }
+
+    /// A member that attends has to be told (again) where to start.
+    fn starts_anew(&mut self, index: usize, why: &str, out: &mut Vec<Action>) {
+        note(out, true, format!("peer {} {why}: it starts anew", self.members.name(index)));
+        self.void(index);
+        self.stand_down([index].into_iter(), out);
     }
 
     fn disagreement(&self, step: Step, difference: Disagreement) -> String {
@@ -185,7 +202,7 @@ impl Cluster {
             return self.fault(now, index, "saved a checkpoint before the run began", out);
         };
         let held = held.iter().copied().chain([step]).filter(|held| counts(&training.views, index, *held));
-        // What all were told to go back to may have been let go meanwhile.
+        // What it was told to start from may have been let go meanwhile.
         let start = training.lease.next(index);
         let held_it = training.lease.counts(index, start);
         let mut known = training.lease.checkpoints(index).cloned().unwrap_or_default();
@@ -197,13 +214,17 @@ impl Cluster {
             }
             Ok(grown) => {
                 let lets_go = held_it && !training.lease.counts(index, start);
-                training.unheard |= lets_go && training.falling_back.contains(&index);
                 // Whatever logs may be let go for is durable first: this one, and others that count since views have changed.
                 training.record_what_counts(index, &known, &self.members.peers()[index].name, out);
                 if let Some(step) = grown {
                     training.retain_from(step);
                     let message = ToPeer::RetainFrom(step);
                     out.push(Action::Send { streams: self.members.streams(), message });
+                }
+                if lets_go && self.members.log_from(index).is_some() {
+                    let why =
+                        format!("no longer has the checkpoint of {start} steps from which it was to start");
+                    self.starts_anew(index, &why, out);
                 }
                 self.after_progress(now, out);
             }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cohort_proto::id::{RunId, Step, ViewId};
+use cohort_proto::id::{RunId, Step};
 use cohort_proto::spec::FailurePolicy;
 use cohort_proto::view::{View, Views};
 
@@ -74,21 +74,13 @@ pub(super) fn recall(now: Tick, policy: FailurePolicy, history: &History) -> Opt
             agreement.remember(index, *step, said.clone());
         }
     }
-    // All of whom nothing is on record in the view that holds where they are may not know of it, unless it is the first.
-    let unheard = |index: &usize| {
-        let completed = lease.completed(*index);
-        let here = history.views.at(completed).filter(|view| view.id > ViewId(1));
-        here.is_some_and(|view| view.begins_at == completed)
-    };
-    let falling_back = (0..history.records.len()).filter(unheard).collect();
     let mut training = Training {
         views: history.views.clone(),
         lease,
         agreement,
         relayed_by: BTreeMap::new(),
         diverged: BTreeSet::new(),
-        falling_back,
-        unheard: false,
+        starting_anew: BTreeSet::new(),
     };
     training.retain_from(training.lease.retain_from());
     Some(training)

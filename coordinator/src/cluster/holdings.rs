@@ -1,8 +1,9 @@
-//! Which of a member's checkpoints count. One that was left behind may have saved steps that the others took without it: such
+//! Which of a member's checkpoints count, and whether its memory does. One that was left behind may have saved steps that the others took without it: such
 //! a checkpoint is as good as any to come in with, but nobody goes back to it.
 
 use std::collections::BTreeSet;
 
+use cohort_proto::control::Standing;
 use cohort_proto::id::{PeerName, Step};
 use cohort_proto::view::{View, Views};
 
@@ -34,6 +35,16 @@ impl Training {
         for &step in counting.filter(|step| !known.contains(step)) {
             out.push(Action::Record(Entry::Checkpoint { peer: name.clone(), step }));
         }
+    }
+
+    /// Whether a process may go on where it stands: the view in which it took its last step holds there, and it has been a
+    /// member since. A new view voids what was done from its first step on in those before it.
+    pub(super) fn remembers(&self, name: &PeerName, standing: &Standing) -> bool {
+        let Standing { steps_done, view, .. } = *standing;
+        let mut from_it_on = self.views.iter().skip_while(|known| known.id != view);
+        let holds = from_it_on.next().is_some();
+        let ends_at = from_it_on.next().map_or(Step::MAX, |next| next.begins_at);
+        holds && steps_done <= ends_at && self.views.since(name).is_some_and(|since| since <= steps_done)
     }
 
     /// After a change of views: what does not count any more is forgotten.

@@ -80,10 +80,8 @@ struct Training {
     relayed_by: BTreeMap<usize, usize>,
     /// Members whose replay has been found to differ, which is said once a replay.
     diverged: BTreeSet<usize>,
-    /// Members that have reported nothing since all were told to fall back.
-    falling_back: BTreeSet<usize>,
-    /// Whether one of these lost its connection, and may not have been told.
-    unheard: bool,
+    /// Those who are to start elsewhere than where they were, and have reported nothing since.
+    starting_anew: BTreeSet<usize>,
 }
 
 impl Training {
@@ -345,22 +343,20 @@ impl Cluster {
             let error = Some(format!("peer {} joined anew", request.name));
             out.push(Action::Close { stream, error });
         }
-        let member = self.in_view().contains(&index);
         if let Some(training) = &mut self.training {
             let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied());
             let known = training.lease.checkpoints(index).cloned().unwrap_or_default();
             training.holds(index, held);
             training.record_what_counts(index, &known, &request.name, out);
             match request.standing {
-                Some(standing) if member => {
-                    // Nobody knows whether it was told, so that what it says in this view cannot be understood.
-                    training.unheard |= training.falling_back.contains(&index);
+                Some(standing) if training.remembers(&request.name, &standing) => {
+                    training.starting_anew.remove(&index);
                     training.lease.resume(index, standing.steps_done);
                     accepted.reported = training.lease.next(index);
                 }
-                // The others have gone on without it, so what it remembers is void.
+                // The others have gone on without it, or have fallen back and it has not heard of that.
                 Some(_) => {
-                    self.members.forgets(index);
+                    self.void(index);
                     accepted.reported = Step::MAX;
                 }
                 None => {
@@ -443,8 +439,7 @@ impl Cluster {
             agreement: Agreement::default(),
             relayed_by: BTreeMap::new(),
             diverged: BTreeSet::new(),
-            falling_back: BTreeSet::new(),
-            unheard: false,
+            starting_anew: BTreeSet::new(),
         });
         self.stage = Stage::Running;
         self.start_waiting(now, out);

@@ -32,11 +32,8 @@ impl Cluster {
         let members = self.in_view();
         fresh.retain(|index| members.contains(index));
         let Some(training) = &self.training else { return };
-        if self.flush.is_some() || !self.all_here() || (fresh.is_empty() && !training.unheard) {
+        if self.flush.is_some() || !self.all_here() || fresh.is_empty() {
             return;
-        }
-        if training.unheard {
-            return self.fall_back(now, "one of them lost its connection when all fell back", out);
         }
         match start_of(training, &self.members, &fresh) {
             Some(step) => self.start(now, &fresh.iter().map(|index| (*index, step)).collect(), step, out),
@@ -76,6 +73,16 @@ impl Cluster {
         out.push(Action::Send { streams, message: ToPeer::Flush { id: 0, peers } });
     }
 
+    /// What one remembers is void, be it that all fell back and it did not hear of that, or that what it was to start from
+    /// is not there any more: it is told anew where to start.
+    pub(super) fn void(&mut self, index: usize) {
+        self.members.forgets(index);
+        if let Some(training) = &mut self.training {
+            training.lease.resume(index, Step::MAX);
+            training.starting_anew.insert(index);
+        }
+    }
+
     /// Everybody in the view falls back, if all are here.
     pub(super) fn fall_back(&mut self, now: Tick, why: &str, out: &mut Vec<Action>) {
         if matches!(self.stage, Stage::Running) && self.all_here() && self.flush.is_none() {
@@ -105,7 +112,7 @@ impl Cluster {
         let Some(training) = &mut self.training else { return };
         let from = members.iter().map(|index| (*index, training.lease.newest_until(*index, *step))).collect();
         training.lease.fall_back(now, members, *step);
-        (training.falling_back, training.unheard) = (members.clone(), false);
+        training.starting_anew.clone_from(members);
         note(out, true, format!("all fall back to step {step}: {why}"));
         self.begin_view(now, *step, members, data, out);
         let out_of_it = (0..self.members.peers().len()).filter(|index| !members.contains(index));

@@ -3,6 +3,7 @@
 mod going_on;
 mod finished;
 mod found;
+mod memory;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -501,7 +502,13 @@ fn a_peer_that_comes_back_in_time_is_told_everything() {
     world.steps("a", 0..2);
     world.hang_up("b");
     world.wait(4_000, &["a"]);
-    let standing = Standing { session: world.sessions["b"], steps_done: 3, log_from: 0, lease_until: 4 };
+    let standing = Standing {
+        session: world.sessions["b"],
+        steps_done: 3,
+        log_from: 0,
+        lease_until: 4,
+        view: ViewId(1),
+    };
     let again = JoinRequest { standing: Some(standing), ..world.request("b") };
     let accepted = world.present(again, "127.0.0.1").unwrap();
     assert_eq!(accepted.reported, 2, "of what it did meanwhile nothing is on record");
@@ -522,7 +529,8 @@ fn a_peer_that_comes_back_in_time_is_told_everything() {
 fn a_process_that_joins_anew_replaces_its_own_stream_and_no_other() {
     let mut world = World::running();
     let older = world.streams["b"];
-    let standing = |session| Some(Standing { session, steps_done: 0, log_from: 0, lease_until: 2 });
+    let standing =
+        |session| Some(Standing { session, steps_done: 0, log_from: 0, lease_until: 2, view: ViewId(1) });
     let stranger = JoinRequest { standing: standing(99), ..world.request("b") };
     assert_eq!(world.present(stranger, "127.0.0.1").unwrap_err().reason, RefusalReason::TakenName);
     let same = JoinRequest { standing: standing(world.sessions["b"]), ..world.request("b") };
@@ -690,7 +698,8 @@ fn a_coordinator_that_was_started_again_goes_on_with_those_who_stand() {
     let mut world = World::with(TOML, &of_a_run(25, &[10, 20]));
     assert_eq!((world.cluster.phase(), world.cluster.lease_until()), (Phase::Running, 30));
     let held = Some(Checkpoints { run: RunId(7), steps: vec![10, 20] });
-    let standing = Some(Standing { session: 4, steps_done: 27, log_from: 20, lease_until: 30 });
+    let standing =
+        Some(Standing { session: 4, steps_done: 27, log_from: 20, lease_until: 30, view: ViewId(1) });
     let request = JoinRequest { checkpoints: held, standing, ..world.request("a") };
     let accepted = world.present(request, "127.0.0.1").unwrap();
     assert_eq!(accepted.reported, 25);
@@ -714,7 +723,8 @@ fn a_coordinator_that_was_started_again_ends_after_those_on_their_way_are_told()
     let leaving = FromPeer::Leaving { steps_done: 25, finished: false, reason: "SIGTERM".into() };
     assert_eq!(exit(&world.say("a", leaving)), None);
     let held = Some(Checkpoints { run: RunId(7), steps: vec![10, 20] });
-    let standing = Some(Standing { session: 4, steps_done: 27, log_from: 20, lease_until: 30 });
+    let standing =
+        Some(Standing { session: 4, steps_done: 27, log_from: 20, lease_until: 30, view: ViewId(1) });
     let request = JoinRequest { checkpoints: held, standing, ..world.request("b") };
     check_stopped(&world.come_back("b", request), &["SIGTERM"]);
     let leaving = FromPeer::Leaving { steps_done: 27, finished: false, reason: "SIGTERM".into() };

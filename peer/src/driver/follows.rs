@@ -70,6 +70,11 @@ impl Follows {
         self.epoch = epoch;
     }
 
+    /// Nobody is followed before training was told where to start anew.
+    pub(super) fn stands_down(&mut self) {
+        self.started = false;
+    }
+
     /// A view was said, perhaps again; `next` is the first step that this peer may still have to take. With a newer view
     /// than it knew everything from there on is heard again, since what was heard may be void. An older one tells nothing
     /// new, even if it was let go meanwhile: those who are gone stay gone.

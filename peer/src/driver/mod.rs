@@ -194,8 +194,8 @@ impl Driver {
             News::Step(report) => {
                 if self.place.completed(report.clone()) {
                     self.follows.completed(report.step);
+                    self.up(FromPeer::Report(report));
                 }
-                self.up(FromPeer::Report(report));
             }
             News::Saved { step, held, epoch } => {
                 if self.place.holds(held.clone(), epoch) {
@@ -218,7 +218,7 @@ impl Driver {
                 return self.follow(trainer);
             }
             Ok(Some(ToPeer::Start(start))) => {
-                let epoch = self.place.starts(start.step, self.follows.view_at(start.step));
+                let epoch = self.place.starts(start, self.follows.view_at(start.step));
                 self.follows.restart(epoch);
                 // Before anything is heard in the new epoch.
                 tell(trainer, Word::Start { start, epoch }).await;
@@ -226,6 +226,10 @@ impl Driver {
             }
             Ok(Some(ToPeer::Flush { id, peers })) => {
                 self.follows.take_no_more(&peers).await;
+                if peers.contains(&self.me) {
+                    self.place.stands_down();
+                    self.follows.stands_down();
+                }
                 tell(trainer, Word::Flush { id, peers }).await;
                 return self.follow(trainer);
             }

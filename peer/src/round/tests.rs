@@ -200,7 +200,9 @@ fn one_who_does_not_listen_misses_nobody() {
 #[test]
 fn one_that_stands_down_does_not_begin_before_it_is_told_where() {
     let mut rounds = peer_b();
+    rounds.arrived(Arrival::Start(Start::at(2))).unwrap();
     rounds.stand_down();
+    assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::View), "it is told anew");
     assert!(rounds.restarts(ViewId(1)), "the step under way is given up");
     rounds.arrived(Arrival::View(View { id: ViewId(2), begins_at: 2, ..view() })).unwrap();
     assert_eq!(rounds.permission(), Permission::Wait(WaitsFor::View));

@@ -111,7 +111,6 @@ impl Seat {
 
     /// It cannot start where it was told to: it waits to be told anew.
     pub fn stand_down(&mut self) {
-        self.rounds.started();
         self.rounds.stand_down();
     }
 

@@ -74,15 +74,15 @@ impl From<JoinRequest> for wire::JoinRequest {
 
 impl From<wire::Standing> for Standing {
     fn from(wire: wire::Standing) -> Self {
-        let wire::Standing { session, steps_done, log_from, lease_until } = wire;
-        Self { session, steps_done, log_from, lease_until }
+        let wire::Standing { session, steps_done, log_from, lease_until, view } = wire;
+        Self { session, steps_done, log_from, lease_until, view: ViewId(view) }
     }
 }
 
 impl From<Standing> for wire::Standing {
     fn from(standing: Standing) -> Self {
-        let Standing { session, steps_done, log_from, lease_until } = standing;
-        Self { session, steps_done, log_from, lease_until }
+        let Standing { session, steps_done, log_from, lease_until, view: ViewId(view) } = standing;
+        Self { session, steps_done, log_from, lease_until, view }
     }
 }
 
@@ -385,7 +385,13 @@ mod tests {
             total_steps: 10,
             checkpoints: vec![0, 5],
             checkpoint_run: 3,
-            standing: Some(wire::Standing { session: 1, steps_done: 2, log_from: 3, lease_until: 4 }),
+            standing: Some(wire::Standing {
+                session: 1,
+                steps_done: 2,
+                log_from: 3,
+                lease_until: 4,
+                view: 5,
+            }),
         }
     }
 

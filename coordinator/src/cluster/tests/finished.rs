@@ -158,7 +158,7 @@ fn a_stranger_opens_nothing() {
 /// One that stands before the end, since the last steps were being taken again when the coordinator went.
 fn stands_at(world: &World, peer: &'static str, steps_done: Step, held: &[Step]) -> JoinRequest {
     let held = Some(Checkpoints { run: RunId(7), steps: held.to_vec() });
-    let standing = Some(Standing { session: 4, steps_done, log_from: 90, lease_until: 100 });
+    let standing = Some(Standing { session: 4, steps_done, log_from: 90, lease_until: 100, view: ViewId(1) });
     JoinRequest { checkpoints: held, standing, ..world.request(peer) }
 }
 

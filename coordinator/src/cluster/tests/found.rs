@@ -134,7 +134,8 @@ fn a_coordinator_that_was_started_again_lets_nobody_forget_what_a_replay_needs()
     let mut world = World::with(TOML, &history);
     let mut told = vec![];
     for (peer, steps_done, held) in [("b", 25, vec![10, 20]), ("a", 15, vec![10])] {
-        let standing = Some(Standing { session: 4, steps_done, log_from: 10, lease_until: 26 });
+        let standing =
+            Some(Standing { session: 4, steps_done, log_from: 10, lease_until: 26, view: ViewId(1) });
         let checkpoints = Some(Checkpoints { run: RunId(7), steps: held.clone() });
         let request = JoinRequest { standing, checkpoints, ..world.request(peer) };
         told.extend(told_to_retain(&world.come_back(peer, request)));
@@ -218,7 +219,8 @@ fn nobody_comes_in_while_others_replay_what_it_said() {
     assert_eq!(views(&world.say("c", received(1, &[("a", 12)]))), vec![(2, 12, 2)]);
     train(&mut world, 2, &["b", "c"], 12..15);
     let standing = |peer: &str, steps_done| {
-        Some(Standing { session: world.sessions[peer], steps_done, log_from: 10, lease_until: 16 })
+        let session = world.sessions[peer];
+        Some(Standing { session, steps_done, log_from: 10, lease_until: 16, view: ViewId(1) })
     };
     // It is back at the coordinator, from a replay of which that knew nothing.
     let request = JoinRequest { standing: standing("c", 11), ..world.request("c") };
@@ -248,7 +250,8 @@ fn one_that_did_not_hear_of_a_fall_back_before_another_view_is_told_again() {
     let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history);
     let mut told = vec![];
     for (peer, steps_done) in [("a", 3), ("b", 0), ("c", 5)] {
-        let standing = Some(Standing { session: 4, steps_done, log_from: 0, lease_until: 5 });
+        let standing =
+            Some(Standing { session: 4, steps_done, log_from: 0, lease_until: 5, view: ViewId(1) });
         let request = JoinRequest { standing, ..world.request(peer) };
         told = starts(&world.come_back(peer, request));
     }
@@ -270,7 +273,8 @@ fn found_again(recorded: Step, b: Step) -> (World, Vec<Action>) {
     let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history);
     let mut told = vec![];
     for (peer, steps_done) in [("a", recorded), ("b", b)] {
-        let standing = Some(Standing { session: 4, steps_done, log_from: 10, lease_until: 16 });
+        let view = ViewId(if steps_done > 12 { 2 } else { 1 });
+        let standing = Some(Standing { session: 4, steps_done, log_from: 10, lease_until: 16, view });
         let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![10] });
         let request = JoinRequest { standing, checkpoints, ..world.request(peer) };
         told = world.come_back(peer, request);
@@ -316,8 +320,8 @@ fn one_that_turns_out_to_be_ahead_of_the_others_is_put_out_too() {
     assert_eq!(flushes(&world.wait(5_000, &["a", "c"])), vec![(2, vec!["b"], 2)]);
     world.say("c", received(2, &[("b", until)]));
     world.hang_up("a");
-    let standing =
-        Some(Standing { session: world.sessions["a"], steps_done: 13, log_from: 10, lease_until: until });
+    let (session, view) = (world.sessions["a"], ViewId(2));
+    let standing = Some(Standing { session, steps_done: 13, log_from: 10, lease_until: until, view });
     let request = JoinRequest { standing, ..world.request("a") };
     world.come_back("a", request);
     let actions = world.say("a", received(2, &[("b", 13)]));
@@ -496,7 +500,8 @@ fn one_that_came_in_lately_costs_nobody_the_checkpoints_of_before() {
 
 /// One of three that has taken 55 steps and has all from 45 on.
 fn stands(world: &World, peer: &'static str) -> JoinRequest {
-    let standing = Some(Standing { session: 4, steps_done: 55, log_from: 45, lease_until: 60 });
+    let view = world.cluster.view().unwrap().id;
+    let standing = Some(Standing { session: 4, steps_done: 55, log_from: 45, lease_until: 60, view });
     let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![30, 45] });
     JoinRequest { standing, checkpoints, ..world.request(peer) }
 }

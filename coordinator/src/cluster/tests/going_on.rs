@@ -165,7 +165,8 @@ fn one_that_was_cut_off_comes_in_again_like_one_that_died() {
     world.wait(10_000, &["a", "b"]);
     world.say("a", received(1, &[("c", 12)]));
     assert_eq!(views(&world.say("b", received(1, &[("c", 12)]))), vec![(2, 12, 2)]);
-    let standing = Standing { session: world.sessions["c"], steps_done: 12, log_from: 0, lease_until: 14 };
+    let (session, view) = (world.sessions["c"], ViewId(1));
+    let standing = Standing { session, steps_done: 12, log_from: 0, lease_until: 14, view };
     let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![10] });
     let request = JoinRequest { standing: Some(standing), checkpoints, ..world.request("c") };
     let accepted = world.present(request, "127.0.0.1").unwrap();
@@ -260,7 +261,8 @@ fn a_coordinator_that_was_started_again_does_not_wait_for_ever() {
     };
     let mut world = World::with(&toml, &history);
     for peer in ["a", "b"] {
-        let standing = Some(Standing { session: 4, steps_done: 12, log_from: 10, lease_until: 14 });
+        let standing =
+            Some(Standing { session: 4, steps_done: 12, log_from: 10, lease_until: 14, view: ViewId(1) });
         let request = JoinRequest { standing, ..world.request(peer) };
         world.come_back(peer, request);
     }

@@ -1,0 +1,158 @@
+//! Whose memory counts: one that was away may go on where it stands, or starts anew, and the others need not go back for it.
+
+use super::going_on::{received, report_in, three, train, views};
+use super::*;
+
+/// One of three that has taken so many steps, the last of them in a view, and holds these checkpoints.
+fn stands(world: &World, peer: &str, steps_done: Step, view: u64, held: &[Step]) -> JoinRequest {
+    let session = world.cluster.members().peer(world.cluster.members().index(&name(peer)).unwrap());
+    let session = session.and_then(|peer| peer.joined.as_ref()).map_or(4, |joined| joined.session);
+    let view = ViewId(view);
+    let standing = Some(Standing { session, steps_done, log_from: 10, lease_until: steps_done + 5, view });
+    let checkpoints = Some(Checkpoints { run: RunId(7), steps: held.to_vec() });
+    JoinRequest { standing, checkpoints, ..world.request(peer) }
+}
+
+/// Who is made to stand down.
+fn stood_down(actions: &[Action]) -> Vec<&str> {
+    let named = |action| match action {
+        &Action::Send { message: ToPeer::Flush { id: 0, ref peers }, .. } => Some(peers),
+        _ => None,
+    };
+    actions.iter().filter_map(named).flatten().map(PeerName::as_str).collect()
+}
+
+fn recorded_views(actions: &[Action]) -> usize {
+    actions.iter().filter(|action| matches!(action, Action::Record(Entry::View { .. }))).count()
+}
+
+/// A coordinator of three that was started again, after a and b took the steps from 20 on without c, which came in at 30.
+/// Nothing that a and b took without it is on record.
+fn found_where_views_begin() -> World {
+    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 2\n");
+    let before = three();
+    let all = before.cluster.view().unwrap().members.clone();
+    let mut views: Views = before.cluster.view().unwrap().clone().into();
+    views.insert(View { id: ViewId(2), begins_at: 20, members: all[..2].to_vec() });
+    views.insert(View { id: ViewId(3), begins_at: 30, members: all });
+    let record = |completed, checkpoints: &[Step]| PeerRecord {
+        completed,
+        checkpoints: checkpoints.to_vec(),
+        said: vec![],
+    };
+    let records = vec![record(20, &[10, 15]), record(20, &[10]), record(20, &[10])];
+    let data = before.cluster.members().data();
+    let history = History { starts: 1, views, data, lease_until: 30, records, ..history() };
+    World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history)
+}
+
+/// No two of them hold the same checkpoint, so that all would begin with fresh weights if they went back together.
+#[test]
+fn those_who_stand_where_a_view_begins_go_on() {
+    let mut world = found_where_views_begin();
+    for (peer, steps_done, view, held) in [("a", 30, 2, 25), ("b", 20, 1, 15), ("c", 30, 3, 30)] {
+        let request = stands(&world, peer, steps_done, view, &[held]);
+        let actions = world.come_back(peer, request);
+        assert_eq!((starts(&actions), recorded_views(&actions)), (vec![], 0), "{peer}");
+        assert_eq!(stood_down(&actions), [""; 0], "{peer}");
+    }
+}
+
+/// The same three; c had been put out, and did not hear that it came in.
+#[test]
+fn one_that_has_not_heard_where_it_comes_in_stands_down() {
+    let mut world = found_where_views_begin();
+    let request = stands(&world, "c", 20, 1, &[10]);
+    assert_eq!(stood_down(&world.come_back("c", request)), ["c"]);
+    for (peer, steps_done) in [("a", 25), ("b", 25)] {
+        let request = stands(&world, peer, steps_done, 2, &[10]);
+        let actions = world.come_back(peer, request);
+        assert_eq!(starts(&actions), vec![], "{peer}");
+    }
+}
+
+/// Both were told to go back to step 10. a was away, and b has heard of it.
+fn one_misses_a_fall_back() -> World {
+    let mut world = trained(25);
+    world.hang_up("b");
+    assert_eq!(starts(&started_again(&mut world, "b", &[10])), vec![(10, 2)]);
+    world.hang_up("a");
+    world
+}
+
+#[test]
+fn one_that_missed_a_fall_back_starts_anew_alone() {
+    let mut world = one_misses_a_fall_back();
+    let request = stands(&world, "a", 25, 1, &[10, 20]);
+    let accepted = world.present(request, "127.0.0.1").unwrap();
+    assert_eq!(accepted.reported, Step::MAX, "nothing of what it remembers counts");
+    world.sessions.insert("a", accepted.session);
+    let actions = world.attend("a");
+    let first = actions.iter().find(|action| matches!(action, Action::Send { .. }));
+    let down = ToPeer::Flush { id: 0, peers: vec![name("a")] };
+    assert_eq!(first, Some(&Action::Send { streams: vec![world.streams["a"]], message: down }));
+    assert_eq!((starts(&actions), recorded_views(&actions)), (vec![(10, 1)], 0), "b is where it is to be");
+    // What was under way says nothing.
+    for message in [FromPeer::Report(report("a", 25)), FromPeer::CannotFollow("released".into())] {
+        assert_eq!(world.say("a", message), vec![]);
+    }
+    for peer in ["a", "b"] {
+        for step in 10..12 {
+            world.say(peer, FromPeer::Report(StepReport { view: ViewId(2), ..report(peer, step) }));
+        }
+    }
+    assert_eq!((world.cluster.steps_done(0), world.cluster.steps_done(1)), (12, 12));
+}
+
+#[test]
+fn one_that_heard_of_a_fall_back_goes_on_after_it_was_away() {
+    let mut world = one_misses_a_fall_back();
+    let request = stands(&world, "a", 10, 2, &[10]);
+    let actions = world.come_back("a", request);
+    assert_eq!((starts(&actions), stood_down(&actions)), (vec![], vec![]));
+    // It could not follow before.
+    assert_eq!(starts(&world.say("a", FromPeer::CannotFollow("released".into()))), vec![(10, 2)]);
+}
+
+/// It stood just where all fell back to, and took another step before it heard of that.
+#[test]
+fn one_whose_step_is_taken_again_by_the_others_starts_anew() {
+    let mut world = one_misses_a_fall_back();
+    let request = stands(&world, "a", 10, 1, &[10]);
+    assert_eq!(starts(&world.come_back("a", request)), vec![]);
+    let actions = world.say("a", FromPeer::Report(report("a", 10)));
+    assert_eq!((starts(&actions), stood_down(&actions)), (vec![(10, 1)], vec!["a"]));
+    assert_eq!(world.say("a", FromPeer::Report(report("a", 11))), vec![], "it is told once");
+}
+
+/// The coordinator that told it so is gone, and the next one knows nothing of that.
+#[test]
+fn one_that_lacks_what_it_was_to_start_from_is_told_anew() {
+    let mut world = World::with(TOML, &of_a_run(20, &[10, 20]));
+    for peer in ["a", "b"] {
+        let request = stands(&world, peer, 20, 1, &[10, 20]);
+        assert_eq!(starts(&world.come_back(peer, request)), vec![]);
+    }
+    let actions = world.say("a", FromPeer::CheckpointSaved { step: 10, held: vec![10] });
+    assert_eq!((stood_down(&actions), starts(&actions)), (vec!["a"], vec![(10, 1)]));
+}
+
+/// One that was put out, and had not heard of it, is not one that stands where the others are.
+#[test]
+fn one_that_was_put_out_does_not_stand_where_it_comes_in() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("c");
+    world.wait(5_000, &["a", "b"]);
+    world.say("a", received(1, &[("c", 12)]));
+    assert_eq!(views(&world.say("b", received(1, &[("c", 12)]))), vec![(2, 12, 2)]);
+    let until = world.cluster.lease_until();
+    let request = stands(&world, "c", 12, 1, &[10]);
+    assert_eq!(starts(&world.come_back("c", request)), vec![(until, 1)]);
+    // It is in the view now, and has lost its connection before it heard so.
+    world.hang_up("c");
+    let request = stands(&world, "c", 12, 1, &[10]);
+    let actions = world.come_back("c", request);
+    assert_eq!(stood_down(&actions), ["c"]);
+    assert_eq!(world.say("c", report_in(1, "c", 12, &["a", "b"])), vec![]);
+}
