@@ -337,7 +337,10 @@ impl Lease {
         if step > self.until {
             return Err(OutOfOrder::BeyondLease { got: step.saturating_sub(1), until: self.until });
         }
-        self.holds(member, held.iter().copied());
+        // One that was told to start before these has still to hear that, and they will not be there when it has.
+        let here = self.members.get(member).filter(|progress| progress.in_view);
+        let behind = here.map_or(Step::MAX, |progress| progress.next);
+        self.holds(member, held.iter().copied().filter(|step| *step <= behind));
         let grown = Some(self.common()).filter(|common| *common > self.retain_from);
         self.retain_from = grown.unwrap_or(self.retain_from);
         Ok(grown)
@@ -469,6 +472,23 @@ mod tests {
         assert_eq!(lease.saved(1, 10, &[10]), Ok(None));
         assert_eq!(lease.saved(1, 20, &[10, 20]), Ok(Some(20)));
         assert!(lease.saved(1, 1000, &[]).is_err());
+    }
+
+    /// It was told to start before them, and says of its disk what it has still to remove.
+    #[test]
+    fn checkpoints_of_steps_that_a_member_has_before_it_do_not_count() {
+        let mut lease = paced(0, 25, 1000);
+        lease.starts(1, 10);
+        let mut held = || {
+            lease.saved(1, 20, &[10, 20]).unwrap();
+            let held = lease.checkpoints(1).cloned();
+            (10..20).for_each(|step| _ = lease.report(Tick(0), 1, step));
+            held
+        };
+        assert_eq!(
+            [held(), held()],
+            [&[0, 10][..], &[0, 10, 20]].map(|held| Some(held.iter().copied().collect()))
+        );
     }
 
     #[test]

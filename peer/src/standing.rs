@@ -101,6 +101,8 @@ impl Place {
     /// What it says of itself when it joins again; `None` if it has no memory of the run that counts.
     pub fn standing(&self, log_from: Step) -> Option<Standing> {
         let Self { session, lease_until, .. } = *self;
+        // The log begins where it was told to start, be it that the training thread has still to hear so.
+        let log_from = if self.reports.is_empty() { self.start.step } else { log_from };
         let view = self.reports.back().map_or(self.since, |report| report.view);
         self.steps_done.map(|steps_done| Standing { session, steps_done, log_from, lease_until, view })
     }
@@ -182,6 +184,11 @@ mod tests {
     fn one_that_stands_down_stands_nowhere() {
         let mut place = Place::new(&accepted(1, 0), vec![4]);
         place.starts(Start::at(4), ViewId(2));
+        assert_eq!(
+            place.standing(0).map(|standing| standing.log_from),
+            Some(4),
+            "it is about to begin there"
+        );
         assert!(place.completed(StepReport { view: ViewId(3), ..report(4) }));
         assert_eq!(place.standing(4).map(|standing| standing.view), Some(ViewId(3)), "of its last step");
         place.stands_down();

@@ -56,6 +56,11 @@ impl World {
                 }
                 next.extend(self.act(action));
             }
+            if let Some(cluster) = &self.coordinator.cluster
+                && let Some(view) = cluster.view()
+            {
+                self.watch.settled(view, cluster.lease_until(), &self.setting);
+            }
         }
     }
 

@@ -251,7 +251,7 @@ fn check(size: Size, faults: u32, states: usize) {
 fn small_worlds_that_wait_are_searched_completely() {
     check(waiting(2, 3), 0, 226);
     check(waiting(3, 2), 0, 1424);
-    check(waiting(2, 2), 1, 13700);
+    check(waiting(2, 2), 1, 13904);
 }
 
 #[test]

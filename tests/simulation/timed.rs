@@ -19,6 +19,9 @@ const PATIENCE_MS: u64 = 600_000;
 /// For how long a cohort that gives up waits before it does.
 const GIVES_UP_MS: u64 = 8_000;
 
+/// For how long a view is news, in milliseconds.
+const TOLD_MS: u64 = 2_000;
+
 /// Events of a world; most have a few thousand.
 const EVENTS_MAX: u64 = 200_000;
 
@@ -57,6 +60,8 @@ struct Weather {
     damage: bool,
     /// Whether peers that are killed may stay away for long.
     absence: bool,
+    /// Whether connections to the coordinator, and the coordinator, break above all while a new view is being told.
+    spite: bool,
     latency_ms: u64,
     compute_ms: u64,
     /// Links are slow by a factor of up to this.
@@ -77,6 +82,8 @@ pub(crate) struct Timed {
     slow: Vec<u64>,
     faults_left: u64,
     last_fault: u64,
+    /// The number of the newest view, and when it began.
+    view: (u64, u64),
     events: u64,
 }
 
@@ -105,12 +112,14 @@ impl Timed {
             latency_ms: 1 << rng.below(if gives_up { 5 } else { 7 }),
             compute_ms: 1 << rng.below(6),
             slowness: 1 << rng.below(if gives_up { 3 } else { 6 }),
+            spite: rng.below(3) == 0,
         };
         let world = World::new(Arc::new(Setting::new(size)), planted, false);
         let slow = (0..=peers).map(|_| 1 + rng.below(weather.slowness)).collect();
         let (hangs, cuts) = (vec![0; peers + 1], vec![]);
         let (due, faults_left) = (BTreeMap::new(), weather.faults);
-        Self { world, rng, weather, due, hangs, cuts, slow, faults_left, last_fault: 0, events: 0 }
+        let (last_fault, view, events) = (0, (1, 0), 0);
+        Self { world, rng, weather, due, hangs, cuts, slow, faults_left, last_fault, view, events }
     }
 
     /// Lets the world run to its end.
@@ -236,7 +245,13 @@ impl Timed {
     }
 
     fn maybe_break(&mut self) {
-        if self.faults_left == 0 || self.rng.below(self.weather.rarity) > 0 {
+        let (now, view) = (self.world.now.0, self.world.coordinator.journal.view().0);
+        if view > self.view.0 {
+            self.view = (view, now);
+        }
+        let told = self.weather.spite && self.view.0 > 1 && now <= self.view.1 + TOLD_MS;
+        let rarity = if told { self.weather.rarity.min(8) } else { self.weather.rarity };
+        if self.faults_left == 0 || self.rng.below(rarity) > 0 {
             return;
         }
         self.faults_left -= 1;
@@ -247,7 +262,7 @@ impl Timed {
         let kept = self.rng.below(6) as usize;
         let for_ms = 1 << self.rng.below(14);
         self.world.kept = kept;
-        match self.rng.below(16) {
+        match if told { 7 + self.rng.below(4) } else { self.rng.below(16) } {
             0..=4 => self.kill(peer, kept),
             5 => (0..=peer).for_each(|peer| self.kill(peer, kept)),
             6 => {

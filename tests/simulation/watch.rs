@@ -87,13 +87,19 @@ impl Watch {
             let what = format!("view {} begins at {}, below {retain_from}", view.id, view.begins_at);
             self.fail(what);
         }
-        if setting.size.min_peers.is_some_and(|least| view.members.len() < least) {
-            self.fail(format!("view {} has too few members", view.id));
-        }
         let out = |peer: &usize| view.members.iter().all(|member| member.index != *peer);
         self.put_out.extend((0..setting.size.peers).filter(out));
         self.check_view(view);
         self.views.insert(view.clone());
+    }
+
+    /// The coordinator has done all that follows from an event: views that were decided on the way have passed. Where
+    /// nobody can come in any more (the lease reaches the end), fewer than are needed may be left.
+    pub(crate) fn settled(&mut self, view: &View, lease_until: Step, setting: &Setting) {
+        let too_few = setting.size.min_peers.is_some_and(|least| view.members.len() < least);
+        if too_few && lease_until < setting.size.steps {
+            self.fail(format!("view {} has too few members", view.id));
+        }
     }
 
     /// A peer says something. Said again in the same view, it must be the same.

@@ -429,7 +429,7 @@ impl Cluster {
         );
         out.push(Action::Record(Entry::View { view: view.clone(), data }));
         let progress = |peer: &crate::membership::Peer| {
-            let held = peer.joined.iter().flat_map(|joined| joined.checkpoints.iter().copied());
+            let held = peer.joined.iter().flat_map(|joined| joined.checkpoints.range(..=begins_at).copied());
             Progress::new(begins_at, held)
         };
         let progress = self.members.peers().iter().map(progress).collect();

@@ -48,7 +48,10 @@ impl Cluster {
         out.push(Action::Record(Entry::Phase(Phase::Running)));
         let Some(training) = &mut self.training else { return };
         for &index in fresh.keys() {
+            let known = training.lease.checkpoints(index).cloned().unwrap_or_default();
             training.lease.starts(index, step);
+            // Who removes later ones must not be taken for one that has them by a coordinator that is started again.
+            training.record_what_counts(index, &known, &self.members.peers()[index].name, out);
             training.diverged.remove(&index);
             self.members.starts(index, step);
         }
@@ -137,7 +140,8 @@ impl Cluster {
 
     /// Who of these members go back together, and where to: to what all of them hold, unless that is from before what all
     /// held once, since one who has come in since then may hold nothing of that. Then as many as hold one checkpoint go
-    /// back to it, and the others come in again: there and then, if they are needed.
+    /// back to it, and the others come in again: there and then, if they are needed; or where the lease ends, if they had
+    /// left before that and come in since, even if fewer than are needed are on their own up to there.
     fn way_back(&self, members: &BTreeSet<usize>) -> (BTreeSet<usize>, Step) {
         let Some(Training { lease, views, .. }) = &self.training else { return (members.clone(), 0) };
         let (common, retained) = (lease.common_of(members), lease.retain_from());
@@ -152,18 +156,27 @@ impl Cluster {
             |step| (members.iter().copied().filter(|index| goes(index, step)).collect::<BTreeSet<_>>(), step);
         let mut ways: Vec<(BTreeSet<usize>, Step)> = steps.into_iter().map(together).collect();
         ways.sort_by_key(|(those, step)| Reverse((those.len(), *step)));
-        for (those, step) in ways {
-            if those.len() >= policy.min_peers.max(1) {
-                return (those, step);
+        let needed = policy.min_peers.max(1);
+        for (those, step) in &ways {
+            if those.len() >= needed {
+                return (those.clone(), *step);
             }
             // Whoever took the step before it with them cannot come in after it.
             let was_there =
                 |index: &usize| views.at(step.saturating_sub(1)).is_none_or(|view| has(view, *index));
-            if step > 0 && !members.difference(&those).any(was_there) {
-                return (members.clone(), step);
+            if *step > 0 && !members.difference(those).any(was_there) {
+                return (members.clone(), *step);
             }
         }
-        (members.clone(), common)
+        let came_since = |index: &usize, step| {
+            let since = self.members.peer(*index).and_then(|peer| views.since(&peer.name));
+            since.is_some_and(|since| since > step)
+        };
+        let on_their_own = |(those, step): &(BTreeSet<usize>, Step)| {
+            !those.is_empty() && members.difference(those).all(|index| came_since(index, *step))
+        };
+        let way = ways.into_iter().find(|way| members.len() >= needed && on_their_own(way));
+        way.unwrap_or_else(|| (members.clone(), common))
     }
 }
 

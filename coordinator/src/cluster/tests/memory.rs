@@ -137,6 +137,53 @@ fn one_that_lacks_what_it_was_to_start_from_is_told_anew() {
     assert_eq!((stood_down(&actions), starts(&actions)), (vec!["a"], vec![(10, 1)]));
 }
 
+/// What is removed where one starts is not what a coordinator that is started again is to count on.
+#[test]
+fn one_that_starts_before_what_it_holds_is_not_on_record_with_it() {
+    let mut world = trained(19);
+    for peer in ["a", "b"] {
+        world.steps(peer, 19..20);
+    }
+    world.say("b", FromPeer::CheckpointSaved { step: 20, held: vec![10, 20] });
+    world.hang_up("a");
+    world.hang_up("b");
+    started_again(&mut world, "b", &[10, 20]);
+    let actions = started_again(&mut world, "a", &[10]);
+    assert_eq!(starts(&actions), vec![(10, 2)]);
+    let lost = |peer| Action::Record(Entry::Lost { peer: name(peer), after: 10 });
+    assert!(actions.contains(&lost("b")), "{actions:?}");
+    let told =
+        actions.iter().position(|action| matches!(action, Action::Send { message: ToPeer::Start(_), .. }));
+    assert!(actions.iter().position(|action| *action == lost("b")) < told);
+    // It says of its disk what it has still to hear of.
+    world.say("b", FromPeer::CheckpointSaved { step: 20, held: vec![10, 20] });
+    assert!(!world.cluster.training.as_ref().unwrap().lease.counts(1, 20));
+}
+
+/// a and b took the steps from 20 on without c, which came in at 30. All die before they hold a checkpoint in common, and a
+/// has none of what b has. Two are needed, and only b has what all of before had.
+#[test]
+fn one_goes_back_alone_rather_than_all_to_fresh_weights() {
+    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 2\n");
+    let before = three();
+    let all = before.cluster.view().unwrap().members.clone();
+    let mut views_then: Views = before.cluster.view().unwrap().clone().into();
+    views_then.insert(View { id: ViewId(2), begins_at: 20, members: all[1..].to_vec() });
+    views_then.insert(View { id: ViewId(3), begins_at: 30, members: all.clone() });
+    views_then.insert(View { id: ViewId(4), begins_at: 32, members: all[..2].to_vec() });
+    let record =
+        |checkpoints: &[Step]| PeerRecord { completed: 33, checkpoints: checkpoints.to_vec(), said: vec![] };
+    let records = vec![record(&[30]), record(&[10, 20]), record(&[10, 20])];
+    let data = before.cluster.members().data();
+    let history = History { starts: 1, views: views_then, data, lease_until: 40, records, ..history() };
+    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history);
+    started_again(&mut world, "a", &[30]);
+    let actions = started_again(&mut world, "b", &[10, 20]);
+    let said: Vec<_> = views(&actions).into_iter().filter(|(id, ..)| *id > 4).collect();
+    assert!(said.contains(&(5, 20, 1)) && said.contains(&(6, 40, 2)), "{said:?}");
+    assert_eq!(starts(&actions), vec![(20, 1), (40, 1)], "a comes in where the lease ends");
+}
+
 /// One that was put out, and had not heard of it, is not one that stands where the others are.
 #[test]
 fn one_that_was_put_out_does_not_stand_where_it_comes_in() {
