@@ -256,7 +256,7 @@ fn small_worlds_that_wait_are_searched_completely() {
 
 #[test]
 fn three_that_wait_are_searched_completely() {
-    check(waiting(3, 1), 1, 314_716);
+    check(waiting(3, 1), 1, 323_584);
 }
 
 #[test]
