@@ -284,6 +284,7 @@ impl World {
         let Some(process) = self.process(peer) else { return };
         process.ended_tasks -= 1;
         self.up(peer, FromPeer::CannotFollow("entries are no longer retained".into()));
+        self.follow(peer);
     }
 
     pub(crate) fn heartbeat(&mut self, peer: usize) {

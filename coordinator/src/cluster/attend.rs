@@ -62,7 +62,7 @@ impl Cluster {
             FromPeer::Hello { .. } => self.fault(now, index, "said hello twice on one stream", out),
             FromPeer::Report(report) => self.report(now, index, report, out),
             FromPeer::CheckpointSaved { step, held } => self.saved(now, index, step, &held, out),
-            // It has yet to hear where it starts anew: every log holds all that it will ask for from there on.
+            // Every log holds all that it will ask for from where it starts anew, or will when its owner has started too.
             FromPeer::CannotFollow(_) if self.is_starting_anew(index) => {}
             FromPeer::CannotFollow(_) if !self.in_view().contains(&index) => {}
             FromPeer::CannotFollow(sentence) => {

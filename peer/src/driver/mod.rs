@@ -156,6 +156,8 @@ impl Driver {
                 Event::FollowEnded(Err(PeerError::LogReleased(sentence))) => {
                     tracing::warn!("{sentence}");
                     self.up(FromPeer::CannotFollow(sentence));
+                    // If all have fallen back the source is in the middle of a step, or has still to hear of it.
+                    self.follow(&trainer);
                 }
                 Event::FollowEnded(Err(error)) => tell(&trainer, Word::Lost(error)).await,
                 Event::Signal => self.asked_to_stop(&trainer).await,
