@@ -1,5 +1,5 @@
-//! Which of a member's checkpoints count, and whether its memory does. One that was left behind may have saved steps that the others took without it: such
-//! a checkpoint is as good as any to come in with, but nobody goes back to it.
+//! Which of a member's checkpoints count, and whether its memory does. One that was left behind may have saved steps that
+//! the others took without it: such a checkpoint is as good as any to come in with, but nobody goes back to it.
 
 use std::collections::BTreeSet;
 
