@@ -30,8 +30,10 @@ pub struct Progress {
     pub completed: Step,
     /// The step that its next report is about: less than `completed` while it replays.
     pub next: Step,
-    /// Checkpoints on its disk, by completed steps; fresh weights (0) always.
+    /// Checkpoints that it may go back to, by completed steps; fresh weights (0) always.
     pub checkpoints: BTreeSet<Step>,
+    /// All that are on its disk: it comes in with the newest.
+    pub on_disk: BTreeSet<Step>,
     /// Whether it said itself where it is. The journal does not know of a replay under way, nor of what is on its disk no
     /// more.
     pub is_known: bool,
@@ -40,8 +42,9 @@ pub struct Progress {
 impl Progress {
     /// A member of which so many steps are on record, and these checkpoints.
     pub fn new(completed: Step, checkpoints: impl IntoIterator<Item = Step>) -> Self {
-        let checkpoints = checkpoints.into_iter().chain([0]).collect();
-        Self { in_view: true, completed, next: completed, checkpoints, is_known: true }
+        let checkpoints: BTreeSet<Step> = checkpoints.into_iter().chain([0]).collect();
+        let on_disk = checkpoints.clone();
+        Self { in_view: true, completed, next: completed, checkpoints, on_disk, is_known: true }
     }
 }
 
@@ -126,6 +129,7 @@ impl Lease {
             member.in_view = members.contains(&index);
             if enters {
                 (member.completed, member.next, member.is_known) = (begins_at, begins_at, true);
+                _ = member.on_disk.split_off(&(begins_at + 1));
             } else {
                 member.completed = member.completed.min(begins_at);
                 member.next = member.next.min(member.completed);
@@ -145,17 +149,23 @@ impl Lease {
         }
     }
 
-    /// What a member has on its disk; what it does not hold any more is not counted on, nor what is of steps that it has
-    /// not reported (again): in another view they come to other weights, which it saves then.
-    pub fn holds(&mut self, member: usize, checkpoints: impl IntoIterator<Item = Step>) {
+    /// What a member has on its disk, and what of that counts; what it does not hold any more is not counted on, nor what
+    /// is of steps that it has not reported (again): in another view they come to other weights, which it saves then.
+    pub fn holds(
+        &mut self,
+        member: usize,
+        on_disk: impl IntoIterator<Item = Step>,
+        counts: impl Fn(Step) -> bool,
+    ) {
         let total = self.total;
         if let Some(progress) = self.members.get_mut(member) {
             let most = if progress.in_view { progress.completed } else { total };
-            let counts = |step: &Step| *step <= most.min(total);
-            progress.checkpoints = checkpoints.into_iter().filter(counts).chain([0]).collect();
-            while progress.checkpoints.len() > CHECKPOINTS_MAX {
-                progress.checkpoints.pop_first();
+            progress.on_disk = on_disk.into_iter().filter(|step| *step <= total).chain([0]).collect();
+            while progress.on_disk.len() > CHECKPOINTS_MAX {
+                progress.on_disk.pop_first();
             }
+            let counting = progress.on_disk.iter().copied().filter(|step| *step <= most && counts(*step));
+            progress.checkpoints = counting.collect();
         }
     }
 
@@ -171,6 +181,7 @@ impl Lease {
         self.resume(member, step);
         if let Some(progress) = self.members.get_mut(member) {
             _ = progress.checkpoints.split_off(&(step + 1));
+            _ = progress.on_disk.split_off(&(step + 1));
         }
     }
 
@@ -190,9 +201,10 @@ impl Lease {
         self.members.get(member).map(|progress| &progress.checkpoints)
     }
 
-    /// The newest checkpoint of a member that is not of later steps; fresh weights if there is no other.
+    /// The newest checkpoint on a member's disk that is not of later steps; fresh weights if there is no other.
     pub fn newest_until(&self, member: usize, step: Step) -> Step {
-        self.checkpoints(member).and_then(|held| held.range(..=step).next_back()).copied().unwrap_or(0)
+        let on_disk = self.members.get(member).map(|progress| &progress.on_disk);
+        on_disk.and_then(|held| held.range(..=step).next_back()).copied().unwrap_or(0)
     }
 
     /// These go back to a step: what they did beyond it no longer counts. What was granted stays granted, since nobody who
@@ -333,14 +345,20 @@ impl Lease {
     ///
     /// # Errors
     /// A checkpoint of steps that nobody may have taken yet.
-    pub fn saved(&mut self, member: usize, step: Step, held: &[Step]) -> Result<Option<Step>, OutOfOrder> {
+    pub fn saved(
+        &mut self,
+        member: usize,
+        step: Step,
+        held: &[Step],
+        counts: impl Fn(Step) -> bool,
+    ) -> Result<Option<Step>, OutOfOrder> {
         if step > self.until {
             return Err(OutOfOrder::BeyondLease { got: step.saturating_sub(1), until: self.until });
         }
         // One that was told to start before these has still to hear that, and they will not be there when it has.
         let here = self.members.get(member).filter(|progress| progress.in_view);
         let behind = here.map_or(Step::MAX, |progress| progress.next);
-        self.holds(member, held.iter().copied().filter(|step| *step <= behind));
+        self.holds(member, held.iter().copied(), |step| step <= behind && counts(step));
         let grown = Some(self.common()).filter(|common| *common > self.retain_from);
         self.retain_from = grown.unwrap_or(self.retain_from);
         Ok(grown)
@@ -453,8 +471,8 @@ mod tests {
         let mut lease = paced(0, 9, 1000);
         lease.renew();
         let until = lease.until();
-        lease.holds(0, [4, 8]);
-        lease.holds(1, [4, 6]);
+        lease.holds(0, [4, 8], |_| true);
+        lease.holds(1, [4, 6], |_| true);
         let both = BTreeSet::from([0, 1]);
         assert_eq!((lease.common_of(&both), lease.newest_until(1, 5), lease.newest_until(0, 3)), (4, 4, 0));
         lease.fall_back(Tick(0), &both, 4);
@@ -466,12 +484,12 @@ mod tests {
     fn the_log_is_kept_back_to_the_newest_common_checkpoint() {
         let mut lease = paced(0, 25, 1000);
         lease.renew();
-        assert_eq!(lease.saved(0, 10, &[10]), Ok(None));
-        assert_eq!(lease.saved(0, 20, &[10, 20]), Ok(None));
-        assert_eq!(lease.saved(1, 10, &[10]), Ok(Some(10)));
-        assert_eq!(lease.saved(1, 10, &[10]), Ok(None));
-        assert_eq!(lease.saved(1, 20, &[10, 20]), Ok(Some(20)));
-        assert!(lease.saved(1, 1000, &[]).is_err());
+        assert_eq!(lease.saved(0, 10, &[10], |_| true), Ok(None));
+        assert_eq!(lease.saved(0, 20, &[10, 20], |_| true), Ok(None));
+        assert_eq!(lease.saved(1, 10, &[10], |_| true), Ok(Some(10)));
+        assert_eq!(lease.saved(1, 10, &[10], |_| true), Ok(None));
+        assert_eq!(lease.saved(1, 20, &[10, 20], |_| true), Ok(Some(20)));
+        assert!(lease.saved(1, 1000, &[], |_| true).is_err());
     }
 
     /// It was told to start before them, and says of its disk what it has still to remove.
@@ -480,7 +498,7 @@ mod tests {
         let mut lease = paced(0, 25, 1000);
         lease.starts(1, 10);
         let mut held = || {
-            lease.saved(1, 20, &[10, 20]).unwrap();
+            lease.saved(1, 20, &[10, 20], |_| true).unwrap();
             let held = lease.checkpoints(1).cloned();
             (10..20).for_each(|step| _ = lease.report(Tick(0), 1, step));
             held
@@ -497,7 +515,7 @@ mod tests {
         for step in 2..2 * CHECKPOINTS_MAX as u64 {
             lease.renew();
             let all: Vec<Step> = (0..step.min(lease.until())).collect();
-            lease.saved(0, step.min(lease.until()), &all).unwrap();
+            lease.saved(0, step.min(lease.until()), &all, |_| true).unwrap();
             lease.report(Tick(0), 0, step).unwrap();
             lease.report(Tick(0), 1, step).unwrap();
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Version of the wire protocol. A peer of another version is refused at join.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Peers in one run. The coordinator's work per step report is O(members); a cohort is usually 2 to 16.
 pub const PEERS_MAX: usize = 1024;

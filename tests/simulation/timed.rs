@@ -92,7 +92,7 @@ impl Timed {
         let Kind { goes_on, gives_up, planted, .. } = kind;
         let mut rng = SplitMix64::keyed(&[0x51, seed, u64::from(goes_on) + 2 * u64::from(gives_up)]);
         let peers = 2 + rng.below(3) as usize;
-        let min_peers = goes_on.then(|| 1 + rng.below(peers as u64 - 1) as usize);
+        let min_peers = goes_on.then(|| 1 + rng.below(peers as u64) as usize);
         let checkpoint_every = 2 + rng.below(6);
         let size = Size {
             peers,

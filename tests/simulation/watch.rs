@@ -33,6 +33,8 @@ pub(crate) struct Watch {
     pub(crate) put_out: BTreeSet<usize>,
     /// Everything that was ever said: by whom, in which view and round.
     said: BTreeMap<(usize, u64, Position), Digest>,
+    /// The view that has too few members, and up to where they may go.
+    too_few: Option<(u64, Step)>,
     /// How often the run was given up for the time being.
     pub(crate) stops: u64,
     /// Steps taken in this world, replays counted again.
@@ -93,13 +95,15 @@ impl Watch {
         self.views.insert(view.clone());
     }
 
-    /// The coordinator has done all that follows from an event: views that were decided on the way have passed. Where
-    /// nobody can come in any more (the lease reaches the end), fewer than are needed may be left.
+    /// The coordinator has done all that follows from an event: fewer than are needed go no further than they were granted
+    /// before, since others come in there.
     pub(crate) fn settled(&mut self, view: &View, lease_until: Step, setting: &Setting) {
         let too_few = setting.size.min_peers.is_some_and(|least| view.members.len() < least);
-        if too_few && lease_until < setting.size.steps {
+        let (alone, granted) = *self.too_few.get_or_insert((view.id.0, lease_until));
+        if too_few && ((alone == view.id.0 && granted < lease_until) || lease_until >= setting.size.steps) {
             self.fail(format!("view {} has too few members", view.id));
         }
+        self.too_few = too_few.then_some((view.id.0, if alone == view.id.0 { granted } else { lease_until }));
     }
 
     /// A peer says something. Said again in the same view, it must be the same.

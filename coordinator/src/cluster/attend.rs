@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use cohort_proto::control::{FromPeer, StepReport, Stop, StopKind, ToPeer};
+use cohort_proto::control::{FromPeer, Start, StepReport, Stop, StopKind, ToPeer};
 use cohort_proto::id::{Digest, PeerName, RunId, Step, ViewId};
 use cohort_proto::spec::DivergencePolicy;
 
 use super::holdings::counts;
-use super::{Cluster, Stage, note};
+use super::{Cluster, Stage, Training, note};
 use crate::agreement::{Disagreement, Divergence, Said};
 use crate::event::{Action, Entry, StreamId, Tick};
 use crate::lease::Told;
@@ -117,6 +117,7 @@ impl Cluster {
         }
         let said = Said { digest: own_digest, tensors: report.said.clone() };
         training.starting_anew.remove(&index);
+        training.told.remove(&index);
         let starts_here = training.views.iter().any(|other| other.id == view && other.begins_at == step);
         if starts_here && view > ViewId(1) && step < training.lease.next(index) {
             // It heard of the view first, and then that it is to start there: it takes its first step again.
@@ -201,19 +202,23 @@ impl Cluster {
         let Some(training) = &mut self.training else {
             return self.fault(now, index, "saved a checkpoint before the run began", out);
         };
-        let held = held.iter().copied().chain([step]).filter(|held| counts(&training.views, index, *held));
+        let held: Vec<Step> = held.iter().copied().chain([step]).collect();
         // What it was told to start from may have been let go meanwhile.
         let start = training.lease.next(index);
         let held_it = training.lease.counts(index, start);
+        let is_there = |step: Step| step == 0 || held.contains(&step);
+        let told = training.told.get(&index).copied();
+        let lacks = told.is_some_and(|told: Start| !is_there(told.checkpoint) && !is_there(told.step));
         let mut known = training.lease.checkpoints(index).cloned().unwrap_or_default();
         known.remove(&step);
-        match training.lease.saved(index, step, &held.collect::<Vec<_>>()) {
+        let Training { lease, views, .. } = &mut *training;
+        match lease.saved(index, step, &held, |step| counts(views, index, step)) {
             Err(error) => {
                 let what = format!("saved a checkpoint of {step} steps, but {error}");
                 self.fault(now, index, &what, out);
             }
             Ok(grown) => {
-                let lets_go = held_it && !training.lease.counts(index, start);
+                let lets_go = lacks || (held_it && !training.lease.counts(index, start));
                 // Whatever logs may be let go for is durable first: this one, and others that count since views have changed.
                 training.record_what_counts(index, &known, &self.members.peers()[index].name, out);
                 if let Some(step) = grown {
@@ -222,9 +227,7 @@ impl Cluster {
                     out.push(Action::Send { streams: self.members.streams(), message });
                 }
                 if lets_go && self.members.log_from(index).is_some() {
-                    let why =
-                        format!("no longer has the checkpoint of {start} steps from which it was to start");
-                    self.starts_anew(index, &why, out);
+                    self.starts_anew(index, "no longer has the checkpoint from which it was to start", out);
                 }
                 self.after_progress(now, out);
             }

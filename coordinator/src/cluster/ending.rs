@@ -178,8 +178,8 @@ impl Cluster {
         if let Some(index) = self.members.most_missed(&self.in_view()) {
             let name = self.members.name(index);
             note(out, true, format!("peer {name} lives, but what it says does not reach the others"));
-            self.moved(now);
             if self.lose(index, out) {
+                self.moved(now);
                 self.bar(now, index);
             }
         }

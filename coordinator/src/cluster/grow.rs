@@ -45,6 +45,7 @@ impl Cluster {
             training.relayed_by.remove(&index);
             training.diverged.remove(&index);
             let start = Start { step: begins_at, checkpoint };
+            training.told.insert(index, start);
             let streams = self.members.streams_of([index]);
             out.push(Action::Send { streams, message: ToPeer::Start(start) });
             let name = self.members.name(index);

@@ -81,6 +81,7 @@ pub(super) fn recall(now: Tick, policy: FailurePolicy, history: &History) -> Opt
         relayed_by: BTreeMap::new(),
         diverged: BTreeSet::new(),
         starting_anew: BTreeSet::new(),
+        told: BTreeMap::new(),
     };
     training.retain_from(training.lease.retain_from());
     Some(training)

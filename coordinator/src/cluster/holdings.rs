@@ -13,8 +13,8 @@ use crate::event::{Action, Entry};
 impl Training {
     /// What a member has on its disk.
     pub(super) fn holds(&mut self, index: usize, held: impl IntoIterator<Item = Step>) {
-        let counting: Vec<Step> = held.into_iter().filter(|step| counts(&self.views, index, *step)).collect();
-        self.lease.holds(index, counting);
+        let Self { lease, views, .. } = self;
+        lease.holds(index, held, |step| counts(views, index, step));
     }
 
     /// What a member holds that counts goes on record, but for what is known; and that it lost the newest, since a
@@ -37,14 +37,13 @@ impl Training {
         }
     }
 
-    /// Whether a process may go on where it stands: the view in which it took its last step holds there, and it has been a
-    /// member since. A new view voids what was done from its first step on in those before it.
+    /// Whether a process may go on where it stands: no view that came after the one in which it took its last step begins
+    /// before that place, and it has been a member since. A new view voids what was done from its first step on in those
+    /// before it, and nothing else.
     pub(super) fn remembers(&self, name: &PeerName, standing: &Standing) -> bool {
         let Standing { steps_done, view, .. } = *standing;
-        let mut from_it_on = self.views.iter().skip_while(|known| known.id != view);
-        let holds = from_it_on.next().is_some();
-        let ends_at = from_it_on.next().map_or(Step::MAX, |next| next.begins_at);
-        holds && steps_done <= ends_at && self.views.since(name).is_some_and(|since| since <= steps_done)
+        let holds = self.views.iter().all(|known| known.id <= view || known.begins_at >= steps_done);
+        holds && self.views.since(name).is_some_and(|since| since <= steps_done)
     }
 
     /// After a change of views: what does not count any more is forgotten.

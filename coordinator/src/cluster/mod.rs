@@ -19,9 +19,9 @@ mod grow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cohort_proto::control::{Accepted, JoinRequest, Refusal, RefusalReason, Stop, StopKind, ToPeer};
+use cohort_proto::control::{Accepted, JoinRequest, Refusal, RefusalReason, Start, Stop, StopKind, ToPeer};
 use cohort_proto::id::{RunId, Step, ViewId};
-use cohort_proto::spec::RunSpec;
+use cohort_proto::spec::{FailurePolicy, RunSpec};
 use cohort_proto::view::{View, Views};
 
 use crate::admission;
@@ -82,6 +82,8 @@ struct Training {
     diverged: BTreeSet<usize>,
     /// Those who are to start elsewhere than where they were, and have reported nothing since.
     starting_anew: BTreeSet<usize>,
+    /// Where those were told to start who have reported nothing since.
+    told: BTreeMap<usize, Start>,
 }
 
 impl Training {
@@ -344,6 +346,7 @@ impl Cluster {
             out.push(Action::Close { stream, error });
         }
         if let Some(training) = &mut self.training {
+            training.told.remove(&index);
             let held = request.checkpoints.iter().flat_map(|held| held.steps.iter().copied());
             let known = training.lease.checkpoints(index).cloned().unwrap_or_default();
             training.holds(index, held);
@@ -440,6 +443,7 @@ impl Cluster {
             relayed_by: BTreeMap::new(),
             diverged: BTreeSet::new(),
             starting_anew: BTreeSet::new(),
+            told: BTreeMap::new(),
         });
         self.stage = Stage::Running;
         self.start_waiting(now, out);
@@ -459,7 +463,12 @@ impl Cluster {
     /// Renews the lease while the run runs, and ends the run when its last step is complete.
     fn after_progress(&mut self, now: Tick, out: &mut Vec<Action>) {
         let Some(training) = &mut self.training else { return };
+        // Those who are on their own until others have come in go no further.
+        let policy = &self.spec.policy;
+        let members = training.views.last().map_or(0, |view| view.members.len());
+        let enough = policy.on_failure == FailurePolicy::Wait || members >= policy.min_peers;
         if matches!(self.stage, Stage::Running)
+            && enough
             && let Some(until) = training.lease.renew()
         {
             out.push(Action::Record(Entry::Lease { until }));

@@ -47,7 +47,8 @@ impl Cluster {
         // Whoever starts there keeps no entry from before: that all have come so far must not be forgotten.
         out.push(Action::Record(Entry::Phase(Phase::Running)));
         let Some(training) = &mut self.training else { return };
-        for &index in fresh.keys() {
+        for (&index, &checkpoint) in fresh {
+            training.told.insert(index, Start { step, checkpoint });
             let known = training.lease.checkpoints(index).cloned().unwrap_or_default();
             training.lease.starts(index, step);
             // Who removes later ones must not be taken for one that has them by a coordinator that is started again.
@@ -83,6 +84,7 @@ impl Cluster {
         if let Some(training) = &mut self.training {
             training.lease.resume(index, Step::MAX);
             training.starting_anew.insert(index);
+            training.told.remove(&index);
         }
     }
 
@@ -146,11 +148,11 @@ impl Cluster {
         let Some(Training { lease, views, .. }) = &self.training else { return (members.clone(), 0) };
         let (common, retained) = (lease.common_of(members), lease.retain_from());
         let policy = &self.spec.policy;
-        if common >= retained || policy.on_failure == FailurePolicy::Wait {
+        if (common >= retained && common > 0) || policy.on_failure == FailurePolicy::Wait {
             return (members.clone(), common);
         }
         let held = members.iter().filter_map(|index| lease.checkpoints(*index)).flatten().copied();
-        let steps: BTreeSet<Step> = held.filter(|step| *step >= retained).collect();
+        let steps: BTreeSet<Step> = held.filter(|step| *step >= retained.max(1)).collect();
         let goes = |index: &usize, step| lease.completed(*index) >= step && lease.counts(*index, step);
         let together =
             |step| (members.iter().copied().filter(|index| goes(index, step)).collect::<BTreeSet<_>>(), step);
@@ -158,7 +160,7 @@ impl Cluster {
         ways.sort_by_key(|(those, step)| Reverse((those.len(), *step)));
         let needed = policy.min_peers.max(1);
         for (those, step) in &ways {
-            if those.len() >= needed {
+            if those.len() >= needed && common < retained {
                 return (those.clone(), *step);
             }
             // Whoever took the step before it with them cannot come in after it.
@@ -175,7 +177,9 @@ impl Cluster {
         let on_their_own = |(those, step): &(BTreeSet<usize>, Step)| {
             !those.is_empty() && members.difference(those).all(|index| came_since(index, *step))
         };
-        let way = ways.into_iter().find(|way| members.len() >= needed && on_their_own(way));
+        let goes_on =
+            members.len() >= needed && lease.until() < self.members.data().map_or(0, |data| data.total_steps);
+        let way = ways.into_iter().find(|way| goes_on && on_their_own(way));
         way.unwrap_or_else(|| (members.clone(), common))
     }
 }

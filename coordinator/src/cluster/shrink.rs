@@ -83,8 +83,12 @@ impl Cluster {
         self.ask(self.members.streams_of(self.survivors()), out);
     }
 
-    /// A member that the others had to wait for may be one that they can go on without by now.
+    /// A member that the others had to wait for may be one that they can go on without by now; so may be those who were to
+    /// go on, if nobody is left who could answer.
     pub(super) fn lose_those_gone(&mut self, out: &mut Vec<Action>) {
+        if self.survivors().iter().all(|index| self.members.peer(*index).is_some_and(is_gone)) {
+            self.flush = None;
+        }
         let gone = |index: &usize| self.members.peer(*index).is_some_and(is_gone);
         if let Some(index) = self.in_view().into_iter().find(gone).filter(|_| self.flush.is_none()) {
             self.lose(index, out);
@@ -94,11 +98,16 @@ impl Cluster {
     /// Members who came back without a memory do not make those go back who are where the run is: they are put out, all or
     /// none, and come in again.
     pub(super) fn lose_those_without_memory(&mut self, out: &mut Vec<Action>) {
-        let joined = |index: &usize| self.members.peer(*index).is_some_and(|peer| peer.joined.is_some());
-        let members = self.in_view();
+        let came = |index: &usize| {
+            let presence = self.members.peer(*index).map(|peer| &peer.presence);
+            matches!(presence, Some(Presence::Accepted | Presence::Attending(_)))
+        };
+        let (came, mut lost): (BTreeSet<usize>, BTreeSet<usize>) = self.in_view().into_iter().partition(came);
+        lost.retain(|index| self.members.peer(*index).is_some_and(is_gone));
         let (there, fresh): (BTreeSet<usize>, BTreeSet<usize>) =
-            members.into_iter().filter(joined).partition(|index| self.members.log_from(*index).is_some());
-        if !there.is_empty() && self.may_lose(&fresh) {
+            came.into_iter().partition(|index| self.members.log_from(*index).is_some());
+        lost.extend(&fresh);
+        if !there.is_empty() && self.may_lose(&lost) {
             fresh.into_iter().for_each(|index| _ = self.lose(index, out));
         }
     }

@@ -260,7 +260,7 @@ fn a_run_of_generations_has_its_steps_in_each() {
 fn each_wrong_join_is_refused_with_its_reason() {
     type Case = (fn(&mut JoinRequest), RefusalReason, &'static [&'static str]);
     let cases: &[Case] = &[
-        (|j| j.protocol_version = 99, RefusalReason::ProtocolVersion, &["version 99", "version 2", "update"]),
+        (|j| j.protocol_version = 99, RefusalReason::ProtocolVersion, &["version 99", "version 3", "update"]),
         (|j| j.name = name("c"), RefusalReason::UnknownName, &["no peer c", "a, b"]),
         (|j| j.spec_hash = Digest::of("x"), RefusalReason::SpecHash, &["run spec"]),
         (|j| j.arch = "resnet20".into(), RefusalReason::Arch, &["resnet20", "wrn_16_1"]),

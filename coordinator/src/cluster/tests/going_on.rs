@@ -206,6 +206,59 @@ fn one_that_lives_and_is_not_heard_is_left_behind_for_a_while() {
     assert_eq!(views(&world.wait(2_000, &["a", "b", "c"])).len(), 1);
 }
 
+/// Two are all that must be left, so that nobody may be lost: the run ends when it has not moved for too long.
+#[test]
+fn one_that_lives_and_is_not_heard_does_not_keep_a_run_that_needs_it() {
+    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nwait_timeout_ms = 60000\n");
+    let mut world = World::with(&toml, &history());
+    for peer in ["a", "b"] {
+        world.join(peer).unwrap();
+        world.attend(peer);
+    }
+    let mut said = vec![];
+    for second in 1..=61 {
+        world.now = world.now.plus(1_000);
+        for (peer, other) in [("a", "b"), ("b", "a")] {
+            let waits = Waiting { sources: vec![name(other)], ms: 1_000 * second };
+            said.extend(world.say(peer, FromPeer::Heartbeat(waits)));
+        }
+        said.extend(world.event(Event::Timer));
+    }
+    assert!(!stops(&said).is_empty(), "it has not moved for a minute");
+}
+
+/// All die, and one of them for good: it is not where the run is, only since nobody has missed it yet.
+#[test]
+fn those_who_come_back_do_not_wait_for_one_that_died_with_them() {
+    for late in [false, true] {
+        let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 1\n");
+        let mut world =
+            World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history());
+        for peer in ["a", "b", "c"] {
+            world.join(peer).unwrap();
+            world.attend(peer);
+        }
+        train(&mut world, 1, &["a", "b", "c"], 0..12);
+        for peer in ["a", "b", "c"] {
+            if peer != "a" || !late {
+                world.hang_up(peer);
+            }
+        }
+        for peer in ["b", "c"] {
+            started_again(&mut world, peer, &[10]);
+        }
+        if late {
+            // It was there when the others came back, and dies before it has answered.
+            world.hang_up("a");
+        }
+        let actions = world.wait(6_000, &["b", "c"]);
+        assert!(
+            views(&actions).iter().any(|(id, _, members)| *id == 2 && *members == 2),
+            "{late} {actions:?}"
+        );
+    }
+}
+
 #[test]
 fn a_peer_that_is_wrong_or_gives_up_is_left_behind() {
     let mut world = three();

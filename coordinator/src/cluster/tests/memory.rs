@@ -1,6 +1,6 @@
 //! Whose memory counts: one that was away may go on where it stands, or starts anew, and the others need not go back for it.
 
-use super::going_on::{received, report_in, three, train, views};
+use super::going_on::{received, report_in, three, train, views, with_c_to_come_in};
 use super::*;
 
 /// One of three that has taken so many steps, the last of them in a view, and holds these checkpoints.
@@ -202,4 +202,64 @@ fn one_that_was_put_out_does_not_stand_where_it_comes_in() {
     let actions = world.come_back("c", request);
     assert_eq!(stood_down(&actions), ["c"]);
     assert_eq!(world.say("c", report_in(1, "c", 12, &["a", "b"])), vec![]);
+}
+
+/// It was told where to come in, and another left before anyone took that step: the view in which it started is none any
+/// more, and nothing that it did is void.
+#[test]
+fn one_that_stands_where_another_view_begins_goes_on() {
+    let mut world = three();
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    let before = world.cluster.training.clone();
+    world.hang_up("c");
+    world.wait(5_000, &["a", "b"]);
+    world.say("a", received(1, &[("c", 12)]));
+    assert_eq!(views(&world.say("b", received(1, &[("c", 12)]))), vec![(2, 12, 2)]);
+    let training = world.cluster.training.as_ref().unwrap();
+    let stands = |steps_done, view| Standing {
+        session: 4,
+        steps_done,
+        log_from: 12,
+        lease_until: 14,
+        view: ViewId(view),
+    };
+    assert!(training.remembers(&name("a"), &stands(12, 1)) && training.remembers(&name("a"), &stands(13, 2)));
+    assert!(!training.remembers(&name("a"), &stands(13, 1)), "it took step 12 with c");
+    assert!(!training.remembers(&name("c"), &stands(12, 1)));
+    assert!(before.unwrap().remembers(&name("c"), &stands(13, 1)));
+    // As if view 2 had taken the place of another that began there.
+    let mut training = world.cluster.training.clone().unwrap();
+    training.views.insert(View { id: ViewId(4), ..training.views.last().unwrap().clone() });
+    assert!(
+        training.remembers(&name("a"), &stands(12, 3)) && !training.remembers(&name("a"), &stands(13, 3))
+    );
+}
+
+/// It was killed while it came in, and its checkpoints are of before the views in which it is a member.
+#[test]
+fn one_that_is_lost_while_it_comes_in_comes_in_with_what_is_on_its_disk() {
+    let (mut world, until) = with_c_to_come_in(three());
+    for step in 12..until {
+        // Not so fast that the lease reaches the end.
+        world.now = world.now.plus(1_000);
+        train(&mut world, 2, &["a", "b"], step..step + 1);
+    }
+    world.hang_up("c");
+    started_again(&mut world, "c", &[10]);
+    let id = world.cluster.flushes;
+    world.say("a", received(id, &[("c", until)]));
+    let actions = world.say("b", received(id, &[("c", until)]));
+    let told = |action: &Action| match action {
+        Action::Send { message: ToPeer::Start(start), .. } => Some(start.checkpoint),
+        _ => None,
+    };
+    assert_eq!(actions.iter().find_map(told), Some(10), "{actions:?}");
+}
+
+/// It was told to come in with a checkpoint that it let go of meanwhile, when it saved that of where it came in before.
+#[test]
+fn one_that_lacks_what_it_was_to_come_in_with_is_told_anew() {
+    let (mut world, until) = with_c_to_come_in(three());
+    let saved = FromPeer::CheckpointSaved { step: until - 1, held: vec![until - 1] };
+    assert_eq!(stood_down(&world.say("c", saved)), ["c"]);
 }
