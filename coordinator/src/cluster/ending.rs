@@ -176,9 +176,10 @@ impl Cluster {
         }
         self.looked_at = now;
         if let Some(index) = self.members.most_missed(&self.in_view()) {
-            let name = self.members.name(index);
-            note(out, true, format!("peer {name} lives, but what it says does not reach the others"));
+            // Otherwise the reminder says who waits for whom, until the run has not moved for too long.
             if self.lose(index, out) {
+                let name = self.members.name(index);
+                note(out, true, format!("peer {name} lives, but what it says does not reach the others"));
                 self.moved(now);
                 self.bar(now, index);
             }

@@ -141,7 +141,7 @@ impl Cluster {
     }
 
     /// Who of these members go back together, and where to: to what all of them hold, unless that is from before what all
-    /// held once, since one who has come in since then may hold nothing of that. Then as many as hold one checkpoint go
+    /// held once, or fresh weights, since one who has come in since then may hold nothing else. Then as many as hold one checkpoint go
     /// back to it, and the others come in again: there and then, if they are needed; or where the lease ends, if they had
     /// left before that and come in since, even if fewer than are needed are on their own up to there.
     fn way_back(&self, members: &BTreeSet<usize>) -> (BTreeSet<usize>, Step) {
