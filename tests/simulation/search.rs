@@ -261,7 +261,7 @@ fn three_that_wait_are_searched_completely() {
 
 #[test]
 fn small_worlds_that_go_on_are_searched_completely() {
-    check(Size { min_peers: Some(1), ..waiting(2, 2) }, 1, 37919);
+    check(Size { min_peers: Some(1), ..waiting(2, 2) }, 1, 35105);
 }
 
 #[test]

@@ -83,12 +83,8 @@ impl Cluster {
         self.ask(self.members.streams_of(self.survivors()), out);
     }
 
-    /// A member that the others had to wait for may be one that they can go on without by now; so may be those who were to
-    /// go on, if nobody is left who could answer.
+    /// A member that the others had to wait for may be one that they can go on without by now.
     pub(super) fn lose_those_gone(&mut self, out: &mut Vec<Action>) {
-        if self.survivors().iter().all(|index| self.members.peer(*index).is_some_and(is_gone)) {
-            self.flush = None;
-        }
         let gone = |index: &usize| self.members.peer(*index).is_some_and(is_gone);
         if let Some(index) = self.in_view().into_iter().find(gone).filter(|_| self.flush.is_none()) {
             self.lose(index, out);
