@@ -84,9 +84,7 @@ impl Place {
             return false;
         }
         self.held = held;
-        let Start { step, checkpoint } = self.start;
-        let is_there = |step| step == 0 || self.held.contains(&step);
-        if self.reports.is_empty() && !is_there(checkpoint) && !is_there(step) {
+        if self.reports.is_empty() && !self.start.is_possible_with(&self.held) {
             // It was let go before it was told to start from it.
             self.stands_down();
         }

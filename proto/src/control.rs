@@ -300,6 +300,12 @@ impl Start {
     pub fn at(step: Step) -> Self {
         Self { step, checkpoint: step }
     }
+
+    /// Whether one with these checkpoints can do it, or has begun: when it comes in it saves that of its first step, and may
+    /// let go of the one with which it came.
+    pub fn is_possible_with(&self, held: &[Step]) -> bool {
+        [self.checkpoint, self.step].iter().any(|step| *step == 0 || held.contains(step))
+    }
 }
 
 /// A peer asks another for its contribution log.

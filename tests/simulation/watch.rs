@@ -99,11 +99,12 @@ impl Watch {
     /// before, since others come in there.
     pub(crate) fn settled(&mut self, view: &View, lease_until: Step, setting: &Setting) {
         let too_few = setting.size.min_peers.is_some_and(|least| view.members.len() < least);
-        let (alone, granted) = *self.too_few.get_or_insert((view.id.0, lease_until));
-        if too_few && ((alone == view.id.0 && granted < lease_until) || lease_until >= setting.size.steps) {
+        let known = self.too_few.filter(|(alone, _)| *alone == view.id.0);
+        let (alone, granted) = known.unwrap_or((view.id.0, lease_until));
+        self.too_few = too_few.then_some((alone, granted));
+        if too_few && (granted < lease_until || lease_until >= setting.size.steps) {
             self.fail(format!("view {} has too few members", view.id));
         }
-        self.too_few = too_few.then_some((view.id.0, if alone == view.id.0 { granted } else { lease_until }));
     }
 
     /// A peer says something. Said again in the same view, it must be the same.

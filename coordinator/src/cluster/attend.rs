@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cohort_proto::control::{FromPeer, Start, StepReport, Stop, StopKind, ToPeer};
+use cohort_proto::control::{FromPeer, StepReport, Stop, StopKind, ToPeer};
 use cohort_proto::id::{Digest, PeerName, RunId, Step, ViewId};
 use cohort_proto::spec::DivergencePolicy;
 
@@ -206,9 +206,7 @@ impl Cluster {
         // What it was told to start from may have been let go meanwhile.
         let start = training.lease.next(index);
         let held_it = training.lease.counts(index, start);
-        let is_there = |step: Step| step == 0 || held.contains(&step);
-        let told = training.told.get(&index).copied();
-        let lacks = told.is_some_and(|told: Start| !is_there(told.checkpoint) && !is_there(told.step));
+        let lacks = training.told.get(&index).is_some_and(|start| !start.is_possible_with(&held));
         let mut known = training.lease.checkpoints(index).cloned().unwrap_or_default();
         known.remove(&step);
         let Training { lease, views, .. } = &mut *training;

@@ -7,19 +7,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cohort_proto::control::{Start, ToPeer};
 
-use super::{Cluster, Stage, note};
+use super::{Cluster, Stage, Training, note};
 use crate::event::{Action, Tick};
 
 impl Cluster {
     /// Takes in all who attend and are in no view.
     pub(super) fn take_in_waiting(&mut self, now: Tick, out: &mut Vec<Action>) {
-        let Some(begins_at) = self.training.as_ref().map(|training| training.lease.until()) else { return };
-        let total = self.members.data().map_or(0, |data| data.total_steps);
+        let Some(Training { lease, .. }) = &self.training else { return };
+        let (begins_at, is_late) = (lease.until(), lease.reaches_the_end());
         let quiet = matches!(self.stage, Stage::Running) && self.flush.is_none() && self.all_here();
         // Whoever is behind, or replays, may still need what was relayed of the one that comes in.
         let slowest = self.reached_by_all_but(&BTreeSet::new());
         let settled = self.view().is_some_and(|view| slowest >= view.begins_at);
-        if !quiet || !settled || begins_at >= total || !self.all_started() {
+        if !quiet || !settled || is_late || !self.all_started() {
             return;
         }
         let mut members = self.in_view();

@@ -1,7 +1,5 @@
 //! A run that began under an earlier start of the coordinator: what the journal says of it, and how it goes on.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use cohort_proto::id::{RunId, Step};
 use cohort_proto::spec::FailurePolicy;
 use cohort_proto::view::{View, Views};
@@ -74,15 +72,7 @@ pub(super) fn recall(now: Tick, policy: FailurePolicy, history: &History) -> Opt
             agreement.remember(index, *step, said.clone());
         }
     }
-    let mut training = Training {
-        views: history.views.clone(),
-        lease,
-        agreement,
-        relayed_by: BTreeMap::new(),
-        diverged: BTreeSet::new(),
-        starting_anew: BTreeSet::new(),
-        told: BTreeMap::new(),
-    };
+    let mut training = Training::new(history.views.clone(), lease, agreement);
     training.retain_from(training.lease.retain_from());
     Some(training)
 }

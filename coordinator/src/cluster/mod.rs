@@ -87,6 +87,19 @@ struct Training {
 }
 
 impl Training {
+    /// Nobody is on the way to anywhere yet.
+    fn new(views: Views, lease: Lease, agreement: Agreement) -> Self {
+        Self {
+            views,
+            lease,
+            agreement,
+            relayed_by: BTreeMap::new(),
+            diverged: BTreeSet::new(),
+            starting_anew: BTreeSet::new(),
+            told: BTreeMap::new(),
+        }
+    }
+
     /// Logs reach back to a step, and nobody takes an earlier one again.
     fn retain_from(&mut self, step: Step) {
         self.agreement.forget_below(step);
@@ -436,15 +449,8 @@ impl Cluster {
             Progress::new(begins_at, held)
         };
         let progress = self.members.peers().iter().map(progress).collect();
-        self.training = Some(Training {
-            views: view.into(),
-            lease: Lease::new(now, data.total_steps, progress, 0),
-            agreement: Agreement::default(),
-            relayed_by: BTreeMap::new(),
-            diverged: BTreeSet::new(),
-            starting_anew: BTreeSet::new(),
-            told: BTreeMap::new(),
-        });
+        let lease = Lease::new(now, data.total_steps, progress, 0);
+        self.training = Some(Training::new(view.into(), lease, Agreement::default()));
         self.stage = Stage::Running;
         self.start_waiting(now, out);
         self.after_progress(now, out);
@@ -466,7 +472,7 @@ impl Cluster {
         // Those who are on their own until others have come in go no further.
         let policy = &self.spec.policy;
         let members = training.views.last().map_or(0, |view| view.members.len());
-        let enough = policy.on_failure == FailurePolicy::Wait || members >= policy.min_peers;
+        let enough = policy.on_failure == FailurePolicy::Wait || policy.is_enough(members);
         if matches!(self.stage, Stage::Running)
             && enough
             && let Some(until) = training.lease.renew()

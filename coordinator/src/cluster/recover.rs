@@ -141,9 +141,9 @@ impl Cluster {
     }
 
     /// Who of these members go back together, and where to: to what all of them hold, unless that is from before what all
-    /// held once, or fresh weights, since one who has come in since then may hold nothing else. Then as many as hold one checkpoint go
-    /// back to it, and the others come in again: there and then, if they are needed; or where the lease ends, if they had
-    /// left before that and come in since, even if fewer than are needed are on their own up to there.
+    /// held once, or fresh weights, since one who has come in since then may hold nothing else. Then as many as hold one
+    /// checkpoint go back to it, and the others come in again: there and then, if they are needed; or where the lease ends,
+    /// if they had left before that and come in since, even if fewer than are needed are on their own up to there.
     fn way_back(&self, members: &BTreeSet<usize>) -> (BTreeSet<usize>, Step) {
         let Some(Training { lease, views, .. }) = &self.training else { return (members.clone(), 0) };
         let (common, retained) = (lease.common_of(members), lease.retain_from());
@@ -158,15 +158,13 @@ impl Cluster {
             |step| (members.iter().copied().filter(|index| goes(index, step)).collect::<BTreeSet<_>>(), step);
         let mut ways: Vec<(BTreeSet<usize>, Step)> = steps.into_iter().map(together).collect();
         ways.sort_by_key(|(those, step)| Reverse((those.len(), *step)));
-        let needed = policy.min_peers.max(1);
         for (those, step) in &ways {
-            if those.len() >= needed && common < retained {
+            if common < retained && policy.is_enough(those.len()) {
                 return (those.clone(), *step);
             }
             // Whoever took the step before it with them cannot come in after it.
-            let was_there =
-                |index: &usize| views.at(step.saturating_sub(1)).is_none_or(|view| has(view, *index));
-            if *step > 0 && !members.difference(those).any(was_there) {
+            let was_there = |index: &usize| views.at(step - 1).is_none_or(|view| has(view, *index));
+            if !members.difference(those).any(was_there) {
                 return (members.clone(), *step);
             }
         }
@@ -177,9 +175,8 @@ impl Cluster {
         let on_their_own = |(those, step): &(BTreeSet<usize>, Step)| {
             !those.is_empty() && members.difference(those).all(|index| came_since(index, *step))
         };
-        let goes_on =
-            members.len() >= needed && lease.until() < self.members.data().map_or(0, |data| data.total_steps);
-        let way = ways.into_iter().find(|way| goes_on && on_their_own(way));
+        let may_come_in = policy.is_enough(members.len()) && !lease.reaches_the_end();
+        let way = ways.into_iter().find(|way| may_come_in && on_their_own(way));
         way.unwrap_or_else(|| (members.clone(), common))
     }
 }

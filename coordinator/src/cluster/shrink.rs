@@ -45,7 +45,7 @@ impl Cluster {
     fn may_lose(&self, lost: &BTreeSet<usize>) -> bool {
         let policy = &self.spec.policy;
         let left = self.in_view().difference(lost).count();
-        policy.on_failure == FailurePolicy::Continue && left >= policy.min_peers.max(1)
+        policy.on_failure == FailurePolicy::Continue && policy.is_enough(left)
     }
 
     /// A member of the view is lost to it. Returns whether the others go on without it, rather than wait.

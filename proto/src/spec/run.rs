@@ -95,6 +95,13 @@ pub struct PolicySpec {
     pub min_peers: usize,
 }
 
+impl PolicySpec {
+    /// Whether so many peers are enough to train without the others.
+    pub fn is_enough(&self, peers: usize) -> bool {
+        peers >= self.min_peers.max(1)
+    }
+}
+
 /// What happens when a peer that replays recomputes something else than before (another CPU type, a changed binary).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

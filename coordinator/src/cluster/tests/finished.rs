@@ -1,6 +1,6 @@
 //! A coordinator that is started again and finds its run finished.
 
-use super::going_on::three;
+use super::going_on::found_of_three;
 use super::*;
 use crate::cluster::finished::returning_ms;
 
@@ -205,16 +205,8 @@ fn who_is_not_taken_in_opens_nothing() {
 /// c took the last step, and nobody heard it: a and b took it without c.
 #[test]
 fn one_whose_last_step_does_not_count_is_left_behind() {
-    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 1\n");
-    let before = three();
-    let mut views: Views = before.cluster.view().unwrap().clone().into();
-    let members = views[0].members[..2].to_vec();
-    views.insert(View { id: ViewId(2), begins_at: 99, members });
-    let record = |completed| PeerRecord { completed, checkpoints: vec![90, completed], said: vec![] };
-    let records = vec![record(100), record(100), record(99)];
-    let data = before.cluster.members().data();
-    let history = History { starts: 1, views, data, lease_until: 100, records, ..history() };
-    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history);
+    let on_record: [(Step, &[Step]); 3] = [(100, &[90, 100]), (100, &[90, 100]), (99, &[90, 99])];
+    let mut world = found_of_three(1, &[(99, &[0, 1])], on_record, 100);
     let request = world.request("c");
     let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![90, 100] });
     let refusal = world.present(JoinRequest { checkpoints, ..request }, "127.0.0.1").unwrap_err();

@@ -1,19 +1,9 @@
 //! What the simulation has found: orders of events in which a cohort that goes on came to a halt, or apart.
 
-use super::going_on::{flushes, received, report_in, three, train, views, with_c_to_come_in};
+use super::going_on::{
+    flushes, found_of_three, received, report_in, three, three_that_need, train, views, with_c_to_come_in,
+};
 use super::*;
-
-/// Three peers that go on as long as one is left.
-fn three_that_need_nobody() -> World {
-    let policy = "[policy]\non_failure = \"continue\"\nmin_peers = 1\n";
-    let toml = TOML.replace("[policy]\n", policy);
-    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history());
-    for peer in ["a", "b", "c"] {
-        world.join(peer).unwrap();
-        world.attend(peer);
-    }
-    world
-}
 
 fn told_to_retain(actions: &[Action]) -> Vec<Step> {
     let retain = |action: &Action| match action {
@@ -26,7 +16,7 @@ fn told_to_retain(actions: &[Action]) -> Vec<Step> {
 /// What c would have to say of b begins where c comes in, and a lacks what b said before.
 #[test]
 fn one_that_has_still_to_come_in_is_put_out_with_another_that_is_lost() {
-    let mut world = three_that_need_nobody();
+    let mut world = three_that_need(1);
     train(&mut world, 1, &["a", "b", "c"], 0..12);
     world.hang_up("c");
     started_again(&mut world, "c", &[10]);
@@ -73,7 +63,7 @@ fn one_that_was_waited_for_is_given_up_when_the_others_are_enough() {
 /// b has what a lacks of c, and dies with it.
 #[test]
 fn what_was_to_be_relayed_by_one_that_is_lost_is_asked_for_again() {
-    let mut world = three_that_need_nobody();
+    let mut world = three_that_need(1);
     train(&mut world, 1, &["a", "b", "c"], 0..12);
     world.hang_up("c");
     world.wait(5_000, &["a", "b"]);
@@ -88,7 +78,7 @@ fn what_was_to_be_relayed_by_one_that_is_lost_is_asked_for_again() {
 /// A step that all have behind them needs nothing of those who were lost before it.
 #[test]
 fn those_who_were_lost_long_ago_are_not_asked_for() {
-    let mut world = three_that_need_nobody();
+    let mut world = three_that_need(1);
     train(&mut world, 1, &["a", "b", "c"], 0..12);
     world.hang_up("c");
     world.wait(5_000, &["a", "b"]);
@@ -171,7 +161,7 @@ fn one_that_came_in_lately_does_not_cost_the_others_what_they_saved() {
 /// Both began anew before they had saved anything. One dies in the replay: more is on record than the other has.
 #[test]
 fn one_may_be_lost_while_all_replay() {
-    let mut world = three_that_need_nobody();
+    let mut world = three_that_need(1);
     train(&mut world, 1, &["a", "b", "c"], 0..3);
     for peer in ["a", "b", "c"] {
         world.hang_up(peer);
@@ -233,21 +223,7 @@ fn nobody_comes_in_while_others_replay_what_it_said() {
 /// All fell back to step 0 and c was to come in at step 5, when the coordinator died. What it says now, a has not heard.
 #[test]
 fn one_that_did_not_hear_of_a_fall_back_before_another_view_is_told_again() {
-    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\n");
-    let before = three();
-    let all = before.cluster.view().unwrap().members.clone();
-    let without = View { id: ViewId(2), begins_at: 0, members: all[..2].to_vec() };
-    let mut views = Views::from(without);
-    views.insert(View { id: ViewId(3), begins_at: 5, members: all });
-    let history = History {
-        starts: 1,
-        views,
-        data: before.cluster.members().data(),
-        lease_until: 5,
-        records: vec![PeerRecord::default(); 3],
-        ..history()
-    };
-    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history);
+    let mut world = found_of_three(2, &[(0, &[0, 1]), (5, &[0, 1, 2])], [(0, &[]); 3], 5);
     let mut told = vec![];
     for (peer, steps_done) in [("a", 3), ("b", 0), ("c", 5)] {
         let standing =
@@ -261,16 +237,8 @@ fn one_that_did_not_hear_of_a_fall_back_before_another_view_is_told_again() {
 /// A coordinator of three that was started again, after c had left them at step 12. So many steps of a and b are on record,
 /// and b has taken so many.
 fn found_again(recorded: Step, b: Step) -> (World, Vec<Action>) {
-    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 1\n");
-    let before = three();
-    let mut views: Views = before.cluster.view().unwrap().clone().into();
-    let members = views[0].members[..2].to_vec();
-    views.insert(View { id: ViewId(2), begins_at: 12, members });
-    let record = |completed| PeerRecord { completed, checkpoints: vec![10], said: vec![] };
-    let records = vec![record(recorded), record(recorded), record(12)];
-    let data = before.cluster.members().data();
-    let history = History { starts: 1, views, data, lease_until: 16, records, ..history() };
-    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history);
+    let on_record = [(recorded, &[10][..]), (recorded, &[10]), (12, &[10])];
+    let mut world = found_of_three(1, &[(12, &[0, 1])], on_record, 16);
     let mut told = vec![];
     for (peer, steps_done) in [("a", recorded), ("b", b)] {
         let view = ViewId(if steps_done > 12 { 2 } else { 1 });
@@ -314,7 +282,7 @@ fn an_answer_about_one_who_left_long_ago_stops_nobody() {
 /// c was where a is when b was lost. Then a comes back from a replay of which the coordinator knew nothing.
 #[test]
 fn one_that_turns_out_to_be_ahead_of_the_others_is_put_out_too() {
-    let (mut world, until) = with_c_to_come_in(three_that_need_nobody());
+    let (mut world, until) = with_c_to_come_in(three_that_need(1));
     train(&mut world, 2, &["a", "b"], 12..until);
     world.hang_up("b");
     assert_eq!(flushes(&world.wait(5_000, &["a", "c"])), vec![(2, vec!["b"], 2)]);
@@ -476,18 +444,8 @@ fn one_that_no_longer_holds_what_all_go_back_to_is_told_anew() {
 
 /// A coordinator of three that was started again: a and b took the steps from 20 to 50 without c, which came in there.
 fn found_after_one_came_in() -> World {
-    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 2\n");
-    let before = three();
-    let all = before.cluster.view().unwrap().members.clone();
-    let mut views: Views = before.cluster.view().unwrap().clone().into();
-    views.insert(View { id: ViewId(2), begins_at: 20, members: all[..2].to_vec() });
-    views.insert(View { id: ViewId(3), begins_at: 50, members: all });
-    let record =
-        |checkpoints: &[Step]| PeerRecord { completed: 55, checkpoints: checkpoints.to_vec(), said: vec![] };
-    let records = vec![record(&[15, 30, 45]), record(&[15, 30, 45]), record(&[15, 50])];
-    let data = before.cluster.members().data();
-    let history = History { starts: 1, views, data, lease_until: 60, records, ..history() };
-    World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history)
+    let on_record: [(Step, &[Step]); 3] = [(55, &[15, 30, 45]), (55, &[15, 30, 45]), (55, &[15, 50])];
+    found_of_three(2, &[(20, &[0, 1]), (50, &[0, 1, 2])], on_record, 60)
 }
 
 #[test]
@@ -540,13 +498,7 @@ fn those_who_stand_are_not_rolled_back_for_one_that_came_in_lately() {
 /// Two of three lost their memory, and two must be left: they replay what c has said.
 #[test]
 fn one_who_stands_is_not_rolled_back_for_as_many_as_are_needed() {
-    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 2\n");
-    let before = three();
-    let record = PeerRecord { completed: 55, checkpoints: vec![30, 45], said: vec![] };
-    let (views_then, data) = (before.cluster.view().unwrap().clone().into(), before.cluster.members().data());
-    let records = vec![record; 3];
-    let history = History { starts: 1, views: views_then, data, lease_until: 60, records, ..history() };
-    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history);
+    let mut world = found_of_three(2, &[], [(55, &[30, 45]); 3], 60);
     started_again(&mut world, "a", &[30, 45]);
     started_again(&mut world, "b", &[30, 45]);
     let told = world.come_back("c", stands(&world, "c"));

@@ -2,16 +2,51 @@
 
 use super::*;
 
+/// The coordinator of three peers that go on as long as so many are left.
+fn of_three(least: usize, history: &History) -> World {
+    let toml =
+        TOML.replace("[policy]\n", &format!("[policy]\non_failure = \"continue\"\nmin_peers = {least}\n"));
+    World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), history)
+}
+
 /// Three peers that go on as long as two are left.
 pub(super) fn three() -> World {
-    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\n");
-    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history());
+    three_that_need(2)
+}
+
+/// Three peers that go on as long as so many are left.
+pub(super) fn three_that_need(least: usize) -> World {
+    let mut world = of_three(least, &history());
     for peer in ["a", "b", "c"] {
         world.join(peer).unwrap();
         world.attend(peer);
     }
     assert_eq!(world.cluster.phase(), Phase::Running);
     world
+}
+
+/// Their coordinator was started again: views of these members began at these steps after the first one, and so many steps
+/// and these checkpoints of each are on record.
+pub(super) fn found_of_three(
+    least: usize,
+    later_views: &[(Step, &[usize])],
+    on_record: [(Step, &[Step]); 3],
+    lease_until: Step,
+) -> World {
+    let before = three();
+    let first = before.cluster.view().unwrap();
+    let mut views = Views::from(first.clone());
+    for (number, (begins_at, members)) in (2..).zip(later_views) {
+        let members = members.iter().map(|index| first.members[*index].clone()).collect();
+        views.insert(View { id: ViewId(number), begins_at: *begins_at, members });
+    }
+    let record = |(completed, held): (Step, &[Step])| PeerRecord {
+        completed,
+        checkpoints: held.to_vec(),
+        said: vec![],
+    };
+    let (records, data) = (on_record.map(record).to_vec(), before.cluster.members().data());
+    of_three(least, &History { starts: 1, views, data, lease_until, records, ..history() })
 }
 
 pub(super) fn report_in(view: u64, peer: &str, step: Step, others: &[&str]) -> FromPeer {
@@ -230,12 +265,7 @@ fn one_that_lives_and_is_not_heard_does_not_keep_a_run_that_needs_it() {
 /// All die, and one of them for good: it is not where the run is, only since nobody has missed it yet.
 #[test]
 fn those_who_come_back_do_not_wait_for_one_that_died_with_them() {
-    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 1\n");
-    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history());
-    for peer in ["a", "b", "c"] {
-        world.join(peer).unwrap();
-        world.attend(peer);
-    }
+    let mut world = three_that_need(1);
     train(&mut world, 1, &["a", "b", "c"], 0..12);
     for peer in ["a", "b", "c"] {
         world.hang_up(peer);
@@ -288,19 +318,7 @@ fn the_run_finishes_without_one_that_never_came_back() {
 
 #[test]
 fn a_coordinator_that_was_started_again_does_not_wait_for_ever() {
-    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\n");
-    let toml = format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n");
-    let before = three();
-    let record = PeerRecord { completed: 12, checkpoints: vec![10], said: vec![] };
-    let history = History {
-        starts: 1,
-        views: before.cluster.view().unwrap().clone().into(),
-        data: before.cluster.members().data(),
-        lease_until: 14,
-        records: vec![record; 3],
-        ..history()
-    };
-    let mut world = World::with(&toml, &history);
+    let mut world = found_of_three(2, &[], [(12, &[10]); 3], 14);
     for peer in ["a", "b"] {
         let standing =
             Some(Standing { session: 4, steps_done: 12, log_from: 10, lease_until: 14, view: ViewId(1) });

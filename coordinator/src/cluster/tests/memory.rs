@@ -1,6 +1,6 @@
 //! Whose memory counts: one that was away may go on where it stands, or starts anew, and the others need not go back for it.
 
-use super::going_on::{received, report_in, three, train, views, with_c_to_come_in};
+use super::going_on::{found_of_three, received, report_in, three, train, views, with_c_to_come_in};
 use super::*;
 
 /// One of three that has taken so many steps, the last of them in a view, and holds these checkpoints.
@@ -29,21 +29,7 @@ fn recorded_views(actions: &[Action]) -> usize {
 /// A coordinator of three that was started again, after a and b took the steps from 20 on without c, which came in at 30.
 /// Nothing that a and b took without it is on record.
 fn found_where_views_begin() -> World {
-    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 2\n");
-    let before = three();
-    let all = before.cluster.view().unwrap().members.clone();
-    let mut views: Views = before.cluster.view().unwrap().clone().into();
-    views.insert(View { id: ViewId(2), begins_at: 20, members: all[..2].to_vec() });
-    views.insert(View { id: ViewId(3), begins_at: 30, members: all });
-    let record = |completed, checkpoints: &[Step]| PeerRecord {
-        completed,
-        checkpoints: checkpoints.to_vec(),
-        said: vec![],
-    };
-    let records = vec![record(20, &[10, 15]), record(20, &[10]), record(20, &[10])];
-    let data = before.cluster.members().data();
-    let history = History { starts: 1, views, data, lease_until: 30, records, ..history() };
-    World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history)
+    found_of_three(2, &[(20, &[0, 1]), (30, &[0, 1, 2])], [(20, &[10, 15]), (20, &[10]), (20, &[10])], 30)
 }
 
 /// No two of them hold the same checkpoint, so that all would begin with fresh weights if they went back together.
@@ -164,19 +150,8 @@ fn one_that_starts_before_what_it_holds_is_not_on_record_with_it() {
 /// has none of what b has. Two are needed, and only b has what all of before had.
 #[test]
 fn one_goes_back_alone_rather_than_all_to_fresh_weights() {
-    let toml = TOML.replace("[policy]\n", "[policy]\non_failure = \"continue\"\nmin_peers = 2\n");
-    let before = three();
-    let all = before.cluster.view().unwrap().members.clone();
-    let mut views_then: Views = before.cluster.view().unwrap().clone().into();
-    views_then.insert(View { id: ViewId(2), begins_at: 20, members: all[1..].to_vec() });
-    views_then.insert(View { id: ViewId(3), begins_at: 30, members: all.clone() });
-    views_then.insert(View { id: ViewId(4), begins_at: 32, members: all[..2].to_vec() });
-    let record =
-        |checkpoints: &[Step]| PeerRecord { completed: 33, checkpoints: checkpoints.to_vec(), said: vec![] };
-    let records = vec![record(&[30]), record(&[10, 20]), record(&[10, 20])];
-    let data = before.cluster.members().data();
-    let history = History { starts: 1, views: views_then, data, lease_until: 40, records, ..history() };
-    let mut world = World::with(&format!("{toml}[[peer]]\nname = \"c\"\narch = \"resnet8\"\n"), &history);
+    let later_views: [(Step, &[usize]); 3] = [(20, &[1, 2]), (30, &[0, 1, 2]), (32, &[0, 1])];
+    let mut world = found_of_three(2, &later_views, [(33, &[30]), (33, &[10, 20]), (33, &[10, 20])], 40);
     started_again(&mut world, "a", &[30]);
     let actions = started_again(&mut world, "b", &[10, 20]);
     let said: Vec<_> = views(&actions).into_iter().filter(|(id, ..)| *id > 4).collect();
