@@ -19,6 +19,12 @@ const PATIENCE_MS: u64 = 600_000;
 /// For how long a cohort that gives up waits before it does.
 const GIVES_UP_MS: u64 = 8_000;
 
+/// In a world that is quick a message arrives within so many milliseconds.
+const QUICK_MS: u64 = 64;
+
+/// How long it takes whoever can reach the coordinator to come back to it, and to hear of the end.
+const COMING_BACK_MS: u64 = 2_000;
+
 /// For how long a view is news, in milliseconds.
 const TOLD_MS: u64 = 2_000;
 
@@ -85,6 +91,8 @@ pub(crate) struct Timed {
     /// The number of the newest view, and when it began.
     view: (u64, u64),
     events: u64,
+    /// Whether the coordinator has ended.
+    ended: bool,
 }
 
 impl Timed {
@@ -119,7 +127,20 @@ impl Timed {
         let (hangs, cuts) = (vec![0; peers + 1], vec![]);
         let (due, faults_left) = (BTreeMap::new(), weather.faults);
         let (last_fault, view, events) = (0, (1, 0), 0);
-        Self { world, rng, weather, due, hangs, cuts, slow, faults_left, last_fault, view, events }
+        Self {
+            world,
+            rng,
+            weather,
+            due,
+            hangs,
+            cuts,
+            slow,
+            faults_left,
+            last_fault,
+            view,
+            events,
+            ended: false,
+        }
     }
 
     /// Lets the world run to its end.
@@ -140,6 +161,7 @@ impl Timed {
             if let Some(wrong) = &self.world.watch.wrong {
                 return Err(wrong.clone());
             }
+            self.nobody_is_left_alone()?;
             if self.events > EVENTS_MAX {
                 return Err(format!("more than {EVENTS_MAX} events: something goes round"));
             }
@@ -156,6 +178,26 @@ impl Timed {
             views: self.world.coordinator.journal.view().0 - 1,
             stops: self.world.watch.stops,
         })
+    }
+
+    /// Whoever lives when the coordinator ends has heard how the run ends, unless its world is too slow for that, or it could not
+    /// reach the coordinator in these last moments.
+    fn nobody_is_left_alone(&mut self) -> Result<(), String> {
+        let quick = self.weather.latency_ms * self.slow.iter().max().unwrap_or(&1) <= QUICK_MS;
+        let ended = self.world.coordinator.ended.is_some();
+        if !ended || std::mem::replace(&mut self.ended, true) || !quick {
+            return Ok(());
+        }
+        for (peer, host) in self.world.hosts.iter().enumerate() {
+            let alone = host
+                .process
+                .as_ref()
+                .is_some_and(|process| process.place.is_some() && !matches!(process.link, Link::Done));
+            if alone && self.free_at(Event::Attempt(peer)) + COMING_BACK_MS <= self.world.now.0 {
+                return Err(format!("peer {peer} lives, and has not heard that the run is finished"));
+            }
+        }
+        Ok(())
     }
 
     /// The event that is due first.
@@ -290,9 +332,12 @@ impl Timed {
                 self.last_fault += for_ms;
             }
             _ => {
-                self.say(format!("nothing passes between {peer} and {other} for {for_ms} ms"));
+                // The coordinator's own cable, or the way between two.
+                let all = other == peers && self.rng.below(2) == 0;
+                let those = if all { 0..peers } else { peer..peer + 1 };
+                self.say(format!("nothing passes between {those:?} and {other} for {for_ms} ms"));
                 self.cuts.retain(|(_, until)| *until > self.world.now.0);
-                self.cuts.push(((peer, other), self.world.now.0 + for_ms));
+                self.cuts.extend(those.map(|peer| ((peer, other), self.world.now.0 + for_ms)));
                 self.last_fault += for_ms;
             }
         }

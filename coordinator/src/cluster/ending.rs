@@ -42,15 +42,9 @@ impl Cluster {
         let patience = patience_ms(&self.spec) + lease_ms.saturating_mul(2);
         let stop = Stop { kind, sentence: sentence.clone() };
         note(out, true, format!("stopping ({kind}): {sentence}"));
-        let deadline = now.plus(patience).max(self.returning_until);
+        let deadline = self.returning_until.unwrap_or(now).max(now).plus(patience);
         self.stage = Stage::Stopping { stop: stop.clone(), deadline };
-        if !self.members.any_present() && self.some_return() && now < self.returning_until {
-            let seconds = seconds_until(now, self.returning_until);
-            let sentence = format!(
-                "waiting {seconds} s for peers that may be on their way back; ask again to end at once"
-            );
-            note(out, true, sentence);
-        }
+        self.say_who_may_return(now, out);
         out.push(Action::Record(Entry::Phase(Phase::Stopping)));
         self.tell_all(ToPeer::Stop(stop), out);
     }
@@ -63,7 +57,7 @@ impl Cluster {
             Stage::Stopping { stop, .. } if stop.kind == StopKind::Graceful => {
                 self.stop(now, StopKind::AtOnce, format!("{sentence} at once"), out);
             }
-            Stage::Stopping { .. } | Stage::Finished { .. } => self.over(out),
+            Stage::Stopping { .. } | Stage::Finished { .. } => self.over(now, out),
             Stage::Over { .. } => {}
         }
     }
@@ -102,7 +96,9 @@ impl Cluster {
     pub(super) fn finish(&mut self, now: Tick, out: &mut Vec<Action>) {
         let stop = self.finished_stop();
         note(out, false, stop.sentence.clone());
-        self.stage = Stage::Finished { deadline: now.plus(patience_ms(&self.spec)), asks: false };
+        let deadline = self.returning_until.unwrap_or(now).max(now).plus(patience_ms(&self.spec));
+        self.stage = Stage::Finished { deadline, asks: false };
+        self.say_who_may_return(now, out);
         out.push(Action::Record(Entry::Phase(Phase::Finished)));
         self.tell_all(ToPeer::Stop(stop), out);
     }
@@ -123,6 +119,7 @@ impl Cluster {
         if let Some(stream) = self.members.gone(index, presence) {
             out.push(Action::Close { stream, error: Some(format!("given up: {cause}")) });
         }
+        self.some_may_return(now);
         if matches!(self.stage, Stage::Running) {
             if self.lose(index, out) || !self.in_view().contains(&index) {
                 let name = self.members.name(index);
@@ -215,6 +212,10 @@ impl Cluster {
         if matches!(self.stage, Stage::Running) {
             self.lose_by_time(now, out);
         }
+        if !self.is_early(now) {
+            self.returning_until = None;
+        }
+        self.unbar(now);
         match &self.stage {
             Stage::Gathering if now >= self.remind_at => {
                 self.remind_at = now.plus(REMINDER_MS);
@@ -236,16 +237,16 @@ impl Cluster {
                         format!("{}; it took too long to reach the end of the lease", stop.sentence);
                     self.stop(now, StopKind::AtOnce, sentence, out);
                 }
-                StopKind::AtOnce | StopKind::Finished => self.over(out),
+                StopKind::AtOnce | StopKind::Finished => self.over(now, out),
             },
-            Stage::Finished { deadline, .. } if now >= *deadline => self.over(out),
+            Stage::Finished { deadline, .. } if now >= *deadline => self.over(now, out),
             _ => {}
         }
     }
 
     /// Nothing more will happen: streams that are left are closed, and the process may end.
-    pub(super) fn over(&mut self, out: &mut Vec<Action>) {
-        self.tell_finished(out);
+    pub(super) fn over(&mut self, now: Tick, out: &mut Vec<Action>) {
+        self.tell_finished(now, out);
         let unsaved = self.unsaved();
         let (ended, sentence) = match &self.stage {
             _ if self.journal_failed => (Ended::JournalFailed, self.ending_message()),
@@ -289,6 +290,6 @@ impl Cluster {
 }
 
 /// Whole seconds from one moment to a later one.
-fn seconds_until(now: Tick, later: Tick) -> u64 {
+pub(super) fn seconds_until(now: Tick, later: Tick) -> u64 {
     later.since(now).div_ceil(1000)
 }

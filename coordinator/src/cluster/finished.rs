@@ -1,20 +1,20 @@
-//! The first moments of a coordinator that was started again, if the run has ended or is to end. Peers that live may be on
-//! their way back to it, and nobody else would tell them. And whoever comes with its last checkpoint to a run that was found
+//! Whom a run that has ended, or is to end, still waits for. Peers that live may be on their way back to a coordinator that was
+//! started again, or that gave them up while its own cable was cut, and nobody else would tell them. And whoever comes with its last checkpoint to a run that was found
 //! finished has nothing to do, but hears so only when all have come, or could have: one that lost its last checkpoint needs
 //! the others to take the last steps with it once more.
 
 use std::net::IpAddr;
 
-use cohort_proto::control::{JoinRequest, Refusal, ToPeer};
+use cohort_proto::control::{JoinRequest, Refusal, RefusalReason, ToPeer};
 use cohort_proto::limits::{CONNECT_TIMEOUT, RETRY_PAUSE_MAX};
 use cohort_proto::spec::RunSpec;
 
-use super::ending::absence_ms;
+use super::ending::{absence_ms, patience_ms, seconds_until};
 use super::holdings::has;
 use super::{Cluster, Stage, note};
 use crate::admission;
-use crate::event::{Action, Tick, Ticket};
-use crate::membership::Presence;
+use crate::event::{Action, Ended, Tick, Ticket};
+use crate::membership::{Peer, Presence};
 
 /// What a peer asked, and by which ticket it is answered.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,7 +24,7 @@ pub(super) struct JoinAsked {
     pub(super) request: Box<JoinRequest>,
 }
 
-/// How long it takes those who live to come back to a coordinator that was started again: until their next attempt, and
+/// How long it takes those who live to come back to a coordinator that can be reached again: until their next attempt, and
 /// never less than it takes to notice a death.
 pub(super) fn returning_ms(spec: &RunSpec) -> u64 {
     let attempt = RETRY_PAUSE_MAX + CONNECT_TIMEOUT;
@@ -38,12 +38,31 @@ pub(super) fn absent_ms(spec: &RunSpec) -> u64 {
 }
 
 impl Cluster {
-    /// Whether some who took part under an earlier start have not been seen by this one.
-    pub(super) fn some_return(&self) -> bool {
-        let unseen = |index| self.members.peer(index).is_some_and(|peer| peer.presence == Presence::Expected);
-        match self.training {
-            Some(_) => self.in_view().into_iter().any(unseen),
-            None => (0..self.members.peers().len()).any(unseen),
+    /// Whether some may be on their way back: who have not been seen by this start of the coordinator, or were
+    /// given up and may live.
+    pub(super) fn some_return(&self, now: Tick) -> bool {
+        let returns = |peer: &Peer| matches!(peer.presence, Presence::Expected | Presence::Dead { .. });
+        self.is_early(now) && self.members.peers().iter().any(returns)
+    }
+
+    /// From now on those who were given up and live have so long to come back.
+    pub(super) fn some_may_return(&mut self, now: Tick) {
+        self.returning_until = self.returning_until.max(Some(now.plus(returning_ms(&self.spec))));
+    }
+
+    /// Whether those who live may still be on their way back.
+    pub(super) fn is_early(&self, now: Tick) -> bool {
+        self.returning_until.is_some_and(|until| now < until)
+    }
+
+    /// Says it, if the end waits for some who may return.
+    pub(super) fn say_who_may_return(&self, now: Tick, out: &mut Vec<Action>) {
+        if let Some(until) = self.returning_until.filter(|_| self.some_return(now)) {
+            let seconds = seconds_until(now, until);
+            let sentence = format!(
+                "waiting up to {seconds} s for peers that may be on their way back; ask again to end at once"
+            );
+            note(out, true, sentence);
         }
     }
 
@@ -84,7 +103,7 @@ impl Cluster {
 
     /// The member that comes complete to a run that was found finished, while others may still come.
     pub(super) fn came_complete(&self, now: Tick, request: &JoinRequest) -> Option<usize> {
-        let early = self.asks() && now < self.returning_until;
+        let early = self.asks() && self.is_early(now);
         let index = self.known(request).ok().filter(|_| early && request.standing.is_none())?;
         (self.is_complete(index, request) && self.in_view().contains(&index)).then_some(index)
     }
@@ -109,25 +128,53 @@ impl Cluster {
     pub(super) fn answer_complete(&mut self, now: Tick, out: &mut Vec<Action>) {
         let here = |index: &usize| self.complete.contains_key(index) || self.members.attends(*index);
         let all = self.in_view().iter().all(here);
-        if self.asks() && !all && now < self.returning_until {
+        let may_wait = matches!(self.stage, Stage::Finished { deadline, .. } if now < deadline);
+        if self.asks() && !all && may_wait && self.is_early(now) {
             return;
         }
         if self.somebody_asks() {
-            self.tell_finished(out);
+            self.tell_finished(now, out);
         }
         for asked in std::mem::take(&mut self.complete).into_values() {
             self.answer_join(now, asked, out);
         }
     }
 
-    /// Those who stand at the end hear that it is one.
-    pub(super) fn tell_finished(&mut self, out: &mut Vec<Action>) {
-        let told = self.finished_stop();
-        if let Stage::Finished { asks, .. } = &mut self.stage
+    /// Those who stand at the end hear that it is one, and have the time to go.
+    pub(super) fn tell_finished(&mut self, now: Tick, out: &mut Vec<Action>) {
+        let (told, patience) = (self.finished_stop(), patience_ms(&self.spec));
+        if let Stage::Finished { asks, deadline } = &mut self.stage
             && std::mem::take(asks)
         {
+            *deadline = now.plus(patience).max(*deadline);
             self.tell_all(ToPeer::Stop(told), out);
         }
+    }
+
+    /// A run that ends takes nobody in.
+    pub(super) fn refuse_late(&mut self, request: &JoinRequest) -> Refusal {
+        let index = match self.known(request) {
+            Ok(index) => index,
+            Err(refusal) => return refusal,
+        };
+        let finished =
+            matches!(self.stage, Stage::Finished { .. } | Stage::Over { ended: Ended::Finished, .. });
+        if finished && self.is_complete(index, request) {
+            let sentence = "the run is finished, and so is this peer".to_owned();
+            return admission::refusal(RefusalReason::Finished, sentence);
+        }
+        if finished && !self.in_view().contains(&index) {
+            let sentence = "the run is finished; the others went on without this peer".to_owned();
+            return admission::refusal(RefusalReason::LeftBehind, sentence);
+        }
+        let sentence = match finished {
+            true => "the run is finished, but not all that this peer had: start everything again".to_owned(),
+            false => format!(
+                "the run takes no peer in now ({}); start it again when it has stopped",
+                self.ending_message()
+            ),
+        };
+        admission::refusal(RefusalReason::Closed, sentence)
     }
 
     /// A run that was found finished is not, if a member comes without its last checkpoint, or stands before the end: the

@@ -10,6 +10,15 @@ use cohort_proto::control::{Start, ToPeer};
 use super::{Cluster, Stage, Training, note};
 use crate::event::{Action, Tick};
 
+/// One that lives and was lost to the others.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Bar {
+    /// Until then it may not come in again.
+    until: Option<Tick>,
+    /// How often it was lost.
+    times: u32,
+}
+
 impl Cluster {
     /// Takes in all who attend and are in no view.
     pub(super) fn take_in_waiting(&mut self, now: Tick, out: &mut Vec<Action>) {
@@ -24,9 +33,7 @@ impl Cluster {
         }
         let mut members = self.in_view();
         let waits = |index: &usize| {
-            !members.contains(index)
-                && self.members.attends(*index)
-                && self.barred.get(index).is_none_or(|(until, _)| *until <= now)
+            !members.contains(index) && self.members.attends(*index) && !self.is_barred(*index)
         };
         let waiting: BTreeSet<usize> = (0..self.members.peers().len()).filter(waits).collect();
         let Some(data) = self.members.data().filter(|_| !waiting.is_empty()) else { return };
@@ -68,17 +75,25 @@ impl Cluster {
 
     /// One that lives and was not heard by the others may come in again only after a while, which doubles each time.
     pub(super) fn bar(&mut self, now: Tick, index: usize) {
-        let times = self.barred.get(&index).map_or(0, |(_, times)| *times) + 1;
+        let times = self.barred.get(&index).map_or(0, |bar| bar.times) + 1;
         let ms = self.spec.policy.failure_timeout_ms.saturating_mul(1 << times.min(10));
-        self.barred.insert(index, (now.plus(ms), times));
+        self.barred.insert(index, Bar { until: Some(now.plus(ms)), times });
+    }
+
+    /// Whether one may not come in.
+    pub(super) fn is_barred(&self, index: usize) -> bool {
+        self.barred.get(&index).is_some_and(|bar| bar.until.is_some())
     }
 
     /// When the next peer may come in again.
     pub(super) fn next_unbarred(&self) -> Option<Tick> {
-        let members = self.in_view();
-        let outside = self.barred.iter().filter(|(index, (until, _))| {
-            !members.contains(index) && self.promised.is_none_or(|woken| *until > woken)
-        });
-        outside.map(|(_, (until, _))| *until).min()
+        self.barred.values().filter_map(|bar| bar.until).min()
+    }
+
+    /// Those whose time is over may come in again.
+    pub(super) fn unbar(&mut self, now: Tick) {
+        for bar in self.barred.values_mut() {
+            bar.until = bar.until.filter(|until| now < *until);
+        }
     }
 }

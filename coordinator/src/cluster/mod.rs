@@ -19,12 +19,11 @@ mod grow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cohort_proto::control::{Accepted, JoinRequest, Refusal, RefusalReason, Start, Stop, StopKind, ToPeer};
+use cohort_proto::control::{Accepted, JoinRequest, Refusal, Start, Stop, StopKind, ToPeer};
 use cohort_proto::id::{RunId, Step, ViewId};
 use cohort_proto::spec::{FailurePolicy, RunSpec};
 use cohort_proto::view::{View, Views};
 
-use crate::admission;
 use crate::agreement::Agreement;
 use crate::event::{Action, Ended, Entry, Event, Phase, Tick};
 use crate::lease::{Lease, Progress};
@@ -59,12 +58,12 @@ pub struct Cluster {
     flushes: u64,
     /// Until when the members of a run that began under an earlier start may stay away.
     absent_until: Option<Tick>,
-    /// Until then those who live have come back to a coordinator that was started again.
-    returning_until: Tick,
+    /// Until then those who live have come back to a coordinator that was started again, or that has given them up.
+    returning_until: Option<Tick>,
     /// Peers that came complete to a run that was found finished, and wait to hear whether all are.
     complete: BTreeMap<usize, JoinAsked>,
-    /// Peers that live and were lost to the others: until when they may not come in again, and how often that was.
-    barred: BTreeMap<usize, (Tick, u32)>,
+    /// Peers that live and were lost to the others.
+    barred: BTreeMap<usize, grow::Bar>,
     /// What [`Cluster::poll_timeout`] said after the last event, to notice being woken late.
     promised: Option<Tick>,
 }
@@ -141,7 +140,7 @@ impl Cluster {
             None => Stage::Gathering,
         };
         let absent_until = (stage == Stage::Running).then(|| now.plus(finished::absent_ms(&spec)));
-        let returning_until = if history.starts > 0 { now.plus(finished::returning_ms(&spec)) } else { now };
+        let returning_until = (history.starts > 0).then(|| now.plus(finished::returning_ms(&spec)));
         Self {
             run: history.run,
             last_view: history.views.last().map_or(ViewId(0), |view| view.id),
@@ -194,6 +193,7 @@ impl Cluster {
             Event::JournalFailed { cause } => self.journal_failed(now, &cause, out),
             Event::Timer => {}
         }
+        self.answer_complete(now, out);
         self.expire(now, out);
         self.settle(now, out);
         self.promised = self.poll_timeout();
@@ -207,12 +207,10 @@ impl Cluster {
             Stage::Running => {
                 let give_up = self.members.any_attends().then(|| self.gives_up_at());
                 let moments = [give_up, members, self.absent_until, self.stalls_at(), self.next_unbarred()];
-                moments.into_iter().flatten().chain([self.remind_at]).min()
+                moments.into_iter().chain([self.returning_until, Some(self.remind_at)]).flatten().min()
             }
             Stage::Stopping { deadline, .. } | Stage::Finished { deadline, .. } => {
-                let ends = !self.members.any_present() && self.may_be_over() && self.some_return();
-                let returning = Some(self.returning_until).filter(|_| ends || self.somebody_asks());
-                [members, returning].into_iter().flatten().chain([*deadline]).min()
+                [members, self.returning_until, Some(*deadline)].into_iter().flatten().min()
             }
             Stage::Over { .. } => None,
         }
@@ -292,7 +290,7 @@ impl Cluster {
         if late_ms > self.members.heartbeat_ms() {
             self.members.forgive(now, late_ms);
             self.moved_at = self.moved_at.plus(late_ms);
-            self.returning_until = self.returning_until.plus(late_ms);
+            self.returning_until = self.returning_until.map(|until| until.plus(late_ms));
             self.absent_until = self.absent_until.map(|until| until.plus(late_ms));
             if let Stage::Stopping { deadline, .. } | Stage::Finished { deadline, .. } = &mut self.stage {
                 *deadline = deadline.plus(late_ms);
@@ -353,7 +351,12 @@ impl Cluster {
         request: &JoinRequest,
         out: &mut Vec<Action>,
     ) -> Result<Accepted, Refusal> {
+        let given_up = self.known(request).is_ok_and(|index| self.members.is_given_up(index));
         let (index, mut accepted) = self.members.join(now, &self.spec, remote, request)?;
+        if given_up && request.standing.is_some() {
+            // It lives, so that others may who were given up with it.
+            self.some_may_return(now);
+        }
         if let Some(stream) = self.members.detach(index) {
             let error = Some(format!("peer {} joined anew", request.name));
             out.push(Action::Close { stream, error });
@@ -384,36 +387,9 @@ impl Cluster {
         Ok(accepted)
     }
 
-    /// A run that ends takes nobody in.
-    fn refuse_late(&mut self, request: &JoinRequest) -> Refusal {
-        let index = match self.known(request) {
-            Ok(index) => index,
-            Err(refusal) => return refusal,
-        };
-        let finished =
-            matches!(self.stage, Stage::Finished { .. } | Stage::Over { ended: Ended::Finished, .. });
-        if finished && self.is_complete(index, request) {
-            let sentence = "the run is finished, and so is this peer".to_owned();
-            return admission::refusal(RefusalReason::Finished, sentence);
-        }
-        if finished && !self.in_view().contains(&index) {
-            let sentence = "the run is finished; the others went on without this peer".to_owned();
-            return admission::refusal(RefusalReason::LeftBehind, sentence);
-        }
-        let sentence = match finished {
-            true => "the run is finished, but not all that this peer had: start everything again".to_owned(),
-            false => format!(
-                "the run takes no peer in now ({}); start it again when it has stopped",
-                self.ending_message()
-            ),
-        };
-        admission::refusal(RefusalReason::Closed, sentence)
-    }
-
     /// What follows from everything so far: the run begins when all attend, goes on when all are back, and is over when
     /// all have gone.
     fn settle(&mut self, now: Tick, out: &mut Vec<Action>) {
-        self.answer_complete(now, out);
         match self.stage {
             Stage::Gathering if self.members.all_attend() => self.begin(now, out),
             Stage::Running => {
@@ -426,8 +402,8 @@ impl Cluster {
             }
             _ if self.members.any_present() || !self.may_be_over() => {}
             // Whoever comes back only now is told how the run ends; nobody else would tell it.
-            _ if now < self.returning_until && self.some_return() => {}
-            _ => self.over(out),
+            _ if self.some_return(now) => {}
+            _ => self.over(now, out),
         }
     }
 

@@ -130,9 +130,8 @@ impl Cluster {
     /// Those of the view who are here fall back, whoever was given up. If they do not hold what all held, they wait for those
     /// who do.
     pub(super) fn begin_anew(&mut self, now: Tick, out: &mut Vec<Action>) {
-        let barred = |index: &usize| self.barred.get(index).is_some_and(|(until, _)| *until > now);
         let mut here = self.in_view();
-        here.retain(|index| self.members.attends(*index) && !barred(index));
+        here.retain(|index| self.members.attends(*index) && !self.is_barred(*index));
         let Some(training) = &self.training else { return };
         if self.all_here() || self.way_back(&here).1 >= training.lease.retain_from() {
             self.flush = None;

@@ -187,7 +187,7 @@ impl Cluster {
         let survivors = self.survivors();
         let Some(flush) = &self.flush else { return };
         if !survivors.iter().all(|index| self.members.attends(*index)) {
-            return;
+            return self.stop_waiting_for_answers(now, &survivors, out);
         }
         if survivors.iter().any(|index| self.members.log_from(*index).is_none()) {
             // Somebody has no memory of what the lost said: those who are here begin anew.
@@ -223,6 +223,17 @@ impl Cluster {
         self.after_progress(now, out);
         // What they remember is void; they may come in again.
         lost.into_iter().for_each(|index| self.members.forgets(index));
+    }
+
+    /// Survivors who were given up, and have had the time to come back, will not answer. If enough are here, be it that they
+    /// were lost to those before, these begin anew.
+    fn stop_waiting_for_answers(&mut self, now: Tick, survivors: &BTreeSet<usize>, out: &mut Vec<Action>) {
+        let mut away = survivors.iter().filter(|index| !self.members.attends(**index));
+        let gone = away.all(|index| self.members.peer(*index).is_some_and(is_gone));
+        let here = self.in_view().into_iter().filter(|index| self.members.attends(*index)).count();
+        if gone && !self.is_early(now) && self.spec.policy.is_enough(here) {
+            self.begin_anew(now, out);
+        }
     }
 
     /// The step below which a survivor has everything that one who is gone said; [`Step::MAX`] if that is all it will need.

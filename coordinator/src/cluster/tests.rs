@@ -8,7 +8,9 @@ mod memory;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cohort_proto::control::{Checkpoints, FromPeer, Standing, Start, StepReport, TensorDigest, Waiting};
+use cohort_proto::control::{
+    Checkpoints, FromPeer, RefusalReason, Standing, Start, StepReport, TensorDigest, Waiting,
+};
 use cohort_proto::id::{Digest, PeerName};
 use cohort_proto::limits::{LEASE_STEPS_MIN, PROTOCOL_VERSION};
 use proptest::prelude::*;
@@ -893,11 +895,12 @@ fn a_run_is_not_finished_before_its_last_checkpoints_are() {
 }
 
 #[test]
-fn a_peer_that_dies_after_the_end_matters_no_more() {
+fn a_peer_that_dies_after_the_end_is_waited_for_in_case_it_lives() {
     let mut world = finished();
     world.say("a", FromPeer::Leaving { steps_done: 100, finished: true, reason: String::new() });
     world.hang_up("b");
-    assert_eq!(exit(&world.wait(5_000, &[])), Some(Ended::Finished));
+    assert_eq!(exit(&world.wait(14_999, &[])), None);
+    assert_eq!(exit(&world.wait(1, &[])), Some(Ended::Finished));
 }
 
 #[test]

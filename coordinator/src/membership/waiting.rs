@@ -77,6 +77,11 @@ impl Membership {
         }
     }
 
+    /// Whether a peer was given up; it may live.
+    pub fn is_given_up(&self, index: usize) -> bool {
+        self.peers.get(index).is_some_and(|peer| matches!(peer.presence, Presence::Dead { .. }))
+    }
+
     /// Whether somebody said goodbye.
     pub fn any_left(&self) -> bool {
         self.peers.iter().any(|peer| matches!(peer.presence, Presence::Left { .. }))

@@ -316,6 +316,69 @@ fn the_run_finishes_without_one_that_never_came_back() {
     assert_eq!(world.cluster.phase(), Phase::Finished);
 }
 
+/// One with twelve steps that was given up, and lives.
+fn back(world: &mut World, peer: &'static str) -> Vec<Action> {
+    let (session, view) = (world.sessions[peer], ViewId(1));
+    let standing = Some(Standing { session, steps_done: 12, log_from: 0, lease_until: 14, view });
+    let checkpoints = Some(Checkpoints { run: RunId(7), steps: vec![10] });
+    let request = JoinRequest { standing, checkpoints, ..world.request(peer) };
+    world.come_back(peer, request)
+}
+
+/// A coordinator whose own cable was cut cannot tell those who live from those who died: whoever was given up shortly before
+/// the end has the time to come back to hear it.
+#[test]
+fn one_that_was_given_up_hears_the_end() {
+    let ended = |waited: u64| {
+        let mut world = three();
+        train(&mut world, 1, &["a", "b", "c"], 0..12);
+        world.hang_up("c");
+        world.wait(5_000 + waited, &["a", "b"]);
+        world.say("a", received(1, &[("c", 12)]));
+        world.say("b", received(1, &[("c", 12)]));
+        train(&mut world, 2, &["a", "b"], 12..100);
+        let leaving = || FromPeer::Leaving { steps_done: 100, finished: true, reason: String::new() };
+        world.say("a", leaving());
+        let last = exit(&world.say("b", leaving()));
+        (world, last)
+    };
+    let (mut world, last) = ended(0);
+    assert_eq!(last, None);
+    assert_eq!(stops(&back(&mut world, "c")).len(), 1);
+    let leaving = FromPeer::Leaving { steps_done: 12, finished: false, reason: "left behind".into() };
+    assert_eq!(exit(&world.say("c", leaving)), Some(Ended::Finished));
+    // If it died it is not waited for longer than until its next attempt, nor if that is over already.
+    let (mut world, _) = ended(0);
+    assert_eq!(exit(&world.wait(9_999, &[])), None);
+    assert_eq!(exit(&world.wait(1, &[])), Some(Ended::Finished));
+    assert_eq!(ended(10_000).1, Some(Ended::Finished));
+    // Nor by who asks again to end.
+    let (mut world, _) = ended(0);
+    assert_eq!(exit(&world.event(Event::StopAsked { by: "SIGTERM".into() })), Some(Ended::Finished));
+}
+
+/// The only one who was to answer dies with its answer; those who were given up live.
+#[test]
+fn nobody_waits_for_ever_for_an_answer() {
+    let mut world = three_that_need(1);
+    train(&mut world, 1, &["a", "b", "c"], 0..12);
+    world.hang_up("a");
+    world.hang_up("b");
+    assert_eq!(flushes(&world.wait(5_000, &["c"])).last(), Some(&(2, vec!["a", "b"], 1)));
+    world.hang_up("c");
+    world.wait(5_000, &[]);
+    back(&mut world, "a");
+    assert_eq!(views(&world.wait(1_000, &["a"])), vec![]);
+    back(&mut world, "b");
+    assert_eq!(views(&world.wait(9_999, &["a", "b"])), vec![], "c may be on its way back");
+    let actions = world.wait(1, &["a", "b"]);
+    assert_eq!((views(&actions), starts(&actions)), (vec![(2, 10, 2)], vec![(10, 2)]));
+    train(&mut world, 2, &["a", "b"], 10..12);
+    // It did not die: what it did since the others were given up does not count.
+    let actions = back(&mut world, "c");
+    assert_eq!(views(&actions), vec![(3, world.cluster.lease_until(), 3)]);
+}
+
 #[test]
 fn a_coordinator_that_was_started_again_does_not_wait_for_ever() {
     let mut world = found_of_three(2, &[], [(12, &[10]); 3], 14);
