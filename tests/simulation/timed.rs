@@ -189,10 +189,12 @@ impl Timed {
             return Ok(());
         }
         for (peer, host) in self.world.hosts.iter().enumerate() {
-            let alone = host
-                .process
-                .as_ref()
-                .is_some_and(|process| process.place.is_some() && !matches!(process.link, Link::Done));
+            let heard = |link: &Link| match link {
+                Link::Answered(outcome) => outcome.is_err(),
+                link => matches!(link, Link::Done),
+            };
+            let process = host.process.as_ref().filter(|process| process.place.is_some());
+            let alone = process.is_some_and(|process| !heard(&process.link));
             if alone && self.free_at(Event::Attempt(peer)) + COMING_BACK_MS <= self.world.now.0 {
                 return Err(format!("peer {peer} lives, and has not heard that the run is finished"));
             }

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use cohort_proto::control::{JoinRequest, Refusal, RefusalReason, ToPeer};
+use cohort_proto::control::{Accepted, JoinRequest, Refusal, RefusalReason, ToPeer};
 use cohort_proto::limits::{CONNECT_TIMEOUT, RETRY_PAUSE_MAX};
 use cohort_proto::spec::RunSpec;
 
@@ -41,8 +41,9 @@ impl Cluster {
     /// Whether some may be on their way back: who have not been seen by this start of the coordinator, or were
     /// given up and may live.
     pub(super) fn some_return(&self, now: Tick) -> bool {
-        let returns = |peer: &Peer| matches!(peer.presence, Presence::Expected | Presence::Dead { .. });
-        self.is_early(now) && self.members.peers().iter().any(returns)
+        let away = |peer: &Peer| matches!(peer.presence, Presence::Expected | Presence::Dead { .. });
+        let mut peers = self.members.peers().iter().enumerate();
+        self.is_early(now) && peers.any(|(index, peer)| away(peer) && !self.refused.contains(&index))
     }
 
     /// From now on those who were given up and live have so long to come back.
@@ -119,7 +120,7 @@ impl Cluster {
     pub(super) fn take_the_place_of_older(&mut self, request: &JoinRequest, out: &mut Vec<Action>) {
         let older = self.known(request).ok().and_then(|index| self.complete.remove(&index));
         if let Some(JoinAsked { ticket, request, .. }) = older {
-            out.push(Action::Answer { ticket, outcome: Err(self.refuse_late(&request)) });
+            out.push(Action::Answer { ticket, outcome: self.refuse_late(&request) });
         }
     }
 
@@ -151,21 +152,22 @@ impl Cluster {
         }
     }
 
-    /// A run that ends takes nobody in.
-    pub(super) fn refuse_late(&mut self, request: &JoinRequest) -> Refusal {
-        let index = match self.known(request) {
-            Ok(index) => index,
-            Err(refusal) => return refusal,
-        };
+    /// A run that ends takes nobody in; whoever asks hears so, and is not on its way back any more.
+    ///
+    /// # Errors
+    /// That it ends, always.
+    pub(super) fn refuse_late(&mut self, request: &JoinRequest) -> Result<Accepted, Refusal> {
+        let index = self.known(request)?;
+        self.refused.insert(index);
         let finished =
             matches!(self.stage, Stage::Finished { .. } | Stage::Over { ended: Ended::Finished, .. });
         if finished && self.is_complete(index, request) {
             let sentence = "the run is finished, and so is this peer".to_owned();
-            return admission::refusal(RefusalReason::Finished, sentence);
+            return Err(admission::refusal(RefusalReason::Finished, sentence));
         }
         if finished && !self.in_view().contains(&index) {
             let sentence = "the run is finished; the others went on without this peer".to_owned();
-            return admission::refusal(RefusalReason::LeftBehind, sentence);
+            return Err(admission::refusal(RefusalReason::LeftBehind, sentence));
         }
         let sentence = match finished {
             true => "the run is finished, but not all that this peer had: start everything again".to_owned(),
@@ -174,7 +176,7 @@ impl Cluster {
                 self.ending_message()
             ),
         };
-        admission::refusal(RefusalReason::Closed, sentence)
+        Err(admission::refusal(RefusalReason::Closed, sentence))
     }
 
     /// A run that was found finished is not, if a member comes without its last checkpoint, or stands before the end: the

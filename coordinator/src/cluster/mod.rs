@@ -60,6 +60,8 @@ pub struct Cluster {
     absent_until: Option<Tick>,
     /// Until then those who live have come back to a coordinator that was started again, or that has given them up.
     returning_until: Option<Tick>,
+    /// Who was started again while the run ended, and was told so.
+    refused: BTreeSet<usize>,
     /// Peers that came complete to a run that was found finished, and wait to hear whether all are.
     complete: BTreeMap<usize, JoinAsked>,
     /// Peers that live and were lost to the others.
@@ -157,6 +159,7 @@ impl Cluster {
             flushes: 0,
             absent_until,
             returning_until,
+            refused: BTreeSet::new(),
             complete: BTreeMap::new(),
             barred: BTreeMap::new(),
             promised: None,
@@ -324,8 +327,7 @@ impl Cluster {
             Stage::Stopping { .. } | Stage::Finished { .. } => request.standing.is_some(),
             Stage::Over { .. } => false,
         };
-        let outcome =
-            if open { self.take_in(now, remote, request, out) } else { Err(self.refuse_late(request)) };
+        let outcome = if open { self.take_in(now, remote, request, out) } else { self.refuse_late(request) };
         let name = &request.name;
         match &outcome {
             Ok(accepted) => {
@@ -353,6 +355,7 @@ impl Cluster {
     ) -> Result<Accepted, Refusal> {
         let given_up = self.known(request).is_ok_and(|index| self.members.is_given_up(index));
         let (index, mut accepted) = self.members.join(now, &self.spec, remote, request)?;
+        self.refused.remove(&index);
         if given_up && request.standing.is_some() {
             // It lives, so that others may who were given up with it.
             self.some_may_return(now);

@@ -125,15 +125,24 @@ impl World {
     }
 
     fn present(&mut self, request: JoinRequest, remote: &str) -> Result<Accepted, Refusal> {
+        self.present_and_look(request, remote).0
+    }
+
+    /// The answer, and all that is done.
+    fn present_and_look(
+        &mut self,
+        request: JoinRequest,
+        remote: &str,
+    ) -> (Result<Accepted, Refusal>, Vec<Action>) {
         self.numbers += 1;
         let remote: Option<IpAddr> = Some(remote.parse().unwrap());
         let ticket = Ticket(self.numbers);
         let actions = self.event(Event::Join { ticket, remote, request: Box::new(request) });
-        let answer = actions.into_iter().find_map(|action| match action {
-            Action::Answer { ticket: answered, outcome } if answered == ticket => Some(outcome),
+        let answer = actions.iter().find_map(|action| match action {
+            Action::Answer { ticket: answered, outcome } if *answered == ticket => Some(outcome.clone()),
             _ => None,
         });
-        answer.unwrap()
+        (answer.unwrap(), actions)
     }
 
     fn join(&mut self, peer: &'static str) -> Result<Accepted, Refusal> {
@@ -997,10 +1006,11 @@ impl World {
                 if !right {
                     request.dataset_fingerprint = Digest::of("wrong");
                 }
-                if let Ok(accepted) = self.present(request, "127.0.0.1") {
+                let (answer, actions) = self.present_and_look(request, "127.0.0.1");
+                if let Ok(accepted) = answer {
                     self.sessions.insert(peer, accepted.session);
                 }
-                vec![]
+                actions
             }
             Deed::Attend if self.sessions.contains_key(peer) => self.attend(peer),
             Deed::Wrong(session) => self.event(Event::Hello {

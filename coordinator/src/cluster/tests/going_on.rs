@@ -352,6 +352,11 @@ fn one_that_was_given_up_hears_the_end() {
     assert_eq!(exit(&world.wait(9_999, &[])), None);
     assert_eq!(exit(&world.wait(1, &[])), Some(Ended::Finished));
     assert_eq!(ended(10_000).1, Some(Ended::Finished));
+    // Nor if its next process shows that it died.
+    let (mut world, _) = ended(0);
+    let (refused, actions) = world.present_and_look(world.request("c"), "127.0.0.1");
+    assert_eq!(refused.unwrap_err().reason, RefusalReason::LeftBehind);
+    assert_eq!(exit(&actions), Some(Ended::Finished));
     // Nor by who asks again to end.
     let (mut world, _) = ended(0);
     assert_eq!(exit(&world.event(Event::StopAsked { by: "SIGTERM".into() })), Some(Ended::Finished));
