@@ -87,6 +87,8 @@ pub enum Presence {
         since: Tick,
         /// Why.
         cause: String,
+        /// Whether it fell silent: the connection of a process that dies breaks, that of one whose cable is cut does not.
+        silent: bool,
     },
     /// It said goodbye.
     Left {
@@ -100,8 +102,8 @@ pub enum Presence {
 pub struct Lost {
     /// The peer.
     pub index: usize,
-    /// Its stream, if it still has one.
-    pub stream: Option<StreamId>,
+    /// Whether it fell silent, rather than that its connection broke.
+    pub silent: bool,
     /// Why, for people: the end of a sentence that begins with its name.
     pub cause: String,
 }
@@ -459,8 +461,8 @@ impl Membership {
     pub fn lost(&self, now: Tick) -> Vec<Lost> {
         let over = |peer: &Peer| self.deadline(peer).is_some_and(|deadline| deadline <= now);
         let lost = self.peers.iter().enumerate().filter(|(_, peer)| over(peer));
-        lost.map(|(index, peer)| Lost { index, stream: peer.stream(), cause: self.cause(now, peer) })
-            .collect()
+        let silent = |peer: &Peer| !matches!(peer.presence, Presence::Suspected { .. });
+        lost.map(|(index, peer)| Lost { index, silent: silent(peer), cause: self.cause(now, peer) }).collect()
     }
 
     fn cause(&self, now: Tick, peer: &Peer) -> String {

@@ -310,7 +310,7 @@ impl Cluster {
         }
         let outside = matches!(self.stage, Stage::Running) && !self.in_view().contains(&index);
         if outside || self.lose(index, out) {
-            let presence = Presence::Dead { since: now, cause: what.to_owned() };
+            let presence = Presence::Dead { since: now, cause: what.to_owned(), silent: false };
             if let Some(stream) = self.members.gone(index, presence) {
                 out.push(Action::Close { stream, error: Some(sentence.clone()) });
             }

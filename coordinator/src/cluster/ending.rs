@@ -6,7 +6,7 @@ use cohort_proto::spec::{FailurePolicy, RunSpec};
 
 use super::{Cluster, REMINDER_MS, Stage, note};
 use crate::event::{Action, Ended, Entry, Phase, Tick};
-use crate::membership::Presence;
+use crate::membership::{Lost, Presence};
 
 /// Beyond the failure timeout: how long peers may take to save their state.
 const SAVING_MS: u64 = 5_000;
@@ -113,9 +113,10 @@ impl Cluster {
     }
 
     /// A peer is gone while the run needs it. A run that runs waits for it.
-    pub(super) fn died(&mut self, now: Tick, index: usize, cause: &str, out: &mut Vec<Action>) {
+    pub(super) fn died(&mut self, now: Tick, lost: &Lost, out: &mut Vec<Action>) {
+        let &Lost { index, silent, ref cause } = lost;
         let at = self.steps_done(index);
-        let presence = Presence::Dead { since: now, cause: cause.to_owned() };
+        let presence = Presence::Dead { since: now, cause: cause.clone(), silent };
         if let Some(stream) = self.members.gone(index, presence) {
             out.push(Action::Close { stream, error: Some(format!("given up: {cause}")) });
         }
@@ -164,7 +165,8 @@ impl Cluster {
             self.absent_until = None;
             for index in self.in_view() {
                 if self.members.peer(index).is_some_and(|peer| peer.presence == Presence::Expected) {
-                    self.died(now, index, "it did not come back to this coordinator", out);
+                    let cause = "it did not come back to this coordinator".to_owned();
+                    self.died(now, &Lost { index, silent: true, cause }, out);
                 }
             }
         }
@@ -205,7 +207,7 @@ impl Cluster {
                     note(out, true, format!("peer {name} is expected again: {}", lost.cause));
                 }
                 Stage::Running | Stage::Stopping { .. } | Stage::Finished { .. } => {
-                    self.died(now, lost.index, &lost.cause, out);
+                    self.died(now, &lost, out);
                 }
             }
         }

@@ -38,10 +38,16 @@ pub(super) fn absent_ms(spec: &RunSpec) -> u64 {
 }
 
 impl Cluster {
-    /// Whether some may be on their way back: who have not been seen by this start of the coordinator, or were
-    /// given up and may live.
+    /// Whether some may be on their way back: who have not been seen by this start of the coordinator, or were given up and may
+    /// live. A run that only stops does not wait for those whose connections broke: they have most likely died, and one that
+    /// lives comes back to the coordinator that is started again. After a run that is finished there will be none.
     pub(super) fn some_return(&self, now: Tick) -> bool {
-        let away = |peer: &Peer| matches!(peer.presence, Presence::Expected | Presence::Dead { .. });
+        let finished = matches!(self.stage, Stage::Finished { .. });
+        let away = |peer: &Peer| match peer.presence {
+            Presence::Expected => true,
+            Presence::Dead { silent, .. } => silent || finished,
+            _ => false,
+        };
         let mut peers = self.members.peers().iter().enumerate();
         self.is_early(now) && peers.any(|(index, peer)| away(peer) && !self.refused.contains(&index))
     }

@@ -23,7 +23,7 @@ impl Membership {
                 Presence::Suspected { broke_at, cause } => {
                     waits.push(format!("{name} ({:.1} s; its connection {cause})", seconds(*broke_at)));
                 }
-                Presence::Dead { since, cause } => {
+                Presence::Dead { since, cause, .. } => {
                     waits.push(format!("{name} (given up {:.1} s ago: {cause})", seconds(*since)));
                 }
                 Presence::Attending(_) if waiting.ms > self.failure_timeout_ms => {

@@ -362,6 +362,30 @@ fn one_that_was_given_up_hears_the_end() {
     assert_eq!(exit(&world.event(Event::StopAsked { by: "SIGTERM".into() })), Some(Ended::Finished));
 }
 
+/// Of a run that stops all is started again, so that it waits only for those of whom nothing was heard.
+#[test]
+fn a_run_that_stops_waits_for_those_who_fell_silent() {
+    for silent in [false, true] {
+        let mut world = three();
+        train(&mut world, 1, &["a", "b", "c"], 0..12);
+        if !silent {
+            world.hang_up("c");
+        }
+        world.wait(10_000, &["a", "b"]);
+        world.say("a", received(1, &[("c", 12)]));
+        world.say("b", received(1, &[("c", 12)]));
+        world.event(Event::StopAsked { by: "SIGTERM".into() });
+        let leaving = || FromPeer::Leaving { steps_done: 12, finished: false, reason: String::new() };
+        world.say("a", leaving());
+        let last = exit(&world.say("b", leaving()));
+        assert_eq!(last, (!silent).then_some(Ended::Stopped));
+        if silent {
+            assert_eq!(exit(&world.wait(9_999, &[])), None);
+            assert_eq!(exit(&world.wait(1, &[])), Some(Ended::Stopped));
+        }
+    }
+}
+
 /// The only one who was to answer dies with its answer; those who were given up live.
 #[test]
 fn nobody_waits_for_ever_for_an_answer() {
