@@ -127,11 +127,17 @@ impl Cluster {
         self.after_progress(now, out);
     }
 
+    /// Those of the view who are here and are heard by the others.
+    pub(super) fn able_to_begin(&self) -> BTreeSet<usize> {
+        let mut here = self.in_view();
+        here.retain(|index| self.members.attends(*index) && !self.is_barred(*index));
+        here
+    }
+
     /// Those of the view who are here fall back, whoever was given up. If they do not hold what all held, they wait for those
     /// who do.
     pub(super) fn begin_anew(&mut self, now: Tick, out: &mut Vec<Action>) {
-        let mut here = self.in_view();
-        here.retain(|index| self.members.attends(*index) && !self.is_barred(*index));
+        let here = self.able_to_begin();
         let Some(training) = &self.training else { return };
         if self.all_here() || self.way_back(&here).1 >= training.lease.retain_from() {
             self.flush = None;

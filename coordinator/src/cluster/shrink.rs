@@ -230,8 +230,7 @@ impl Cluster {
     fn stop_waiting_for_answers(&mut self, now: Tick, survivors: &BTreeSet<usize>, out: &mut Vec<Action>) {
         let mut away = survivors.iter().filter(|index| !self.members.attends(**index));
         let gone = away.all(|index| self.members.peer(*index).is_some_and(is_gone));
-        let here = self.in_view().into_iter().filter(|index| self.members.attends(*index)).count();
-        if gone && !self.is_early(now) && self.spec.policy.is_enough(here) {
+        if gone && !self.is_early(now) && self.spec.policy.is_enough(self.able_to_begin().len()) {
             self.begin_anew(now, out);
         }
     }
