@@ -54,7 +54,7 @@ impl Cluster {
         match &self.stage {
             Stage::Gathering => self.stop(now, StopKind::AtOnce, sentence, out),
             Stage::Running => self.stop(now, StopKind::Graceful, sentence, out),
-            Stage::Stopping { stop, .. } if stop.kind == StopKind::Graceful => {
+            Stage::Stopping { stop, .. } if stop.kind == StopKind::Graceful && self.members.any_present() => {
                 self.stop(now, StopKind::AtOnce, format!("{sentence} at once"), out);
             }
             Stage::Stopping { .. } | Stage::Finished { .. } => self.over(now, out),

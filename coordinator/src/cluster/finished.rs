@@ -1,7 +1,7 @@
 //! Whom a run that has ended, or is to end, still waits for. Peers that live may be on their way back to a coordinator that was
-//! started again, or that gave them up while its own cable was cut, and nobody else would tell them. And whoever comes with its last checkpoint to a run that was found
-//! finished has nothing to do, but hears so only when all have come, or could have: one that lost its last checkpoint needs
-//! the others to take the last steps with it once more.
+//! started again, or that gave them up while its own cable was cut, and nobody else would tell them. And whoever comes with
+//! its last checkpoint to a run that was found finished has nothing to do, but hears so only when all have come, or could
+//! have: one that lost its last checkpoint needs the others to take the last steps with it once more.
 
 use std::net::IpAddr;
 

@@ -380,6 +380,10 @@ fn a_run_that_stops_waits_for_those_who_fell_silent() {
         let last = exit(&world.say("b", leaving()));
         assert_eq!(last, (!silent).then_some(Ended::Stopped));
         if silent {
+            let mut asked_again = World { cluster: world.cluster.clone(), ..World::new() };
+            asked_again.now = world.now;
+            let actions = asked_again.event(Event::StopAsked { by: "SIGTERM".into() });
+            assert_eq!(exit(&actions), Some(Ended::Stopped));
             assert_eq!(exit(&world.wait(9_999, &[])), None);
             assert_eq!(exit(&world.wait(1, &[])), Some(Ended::Stopped));
         }
